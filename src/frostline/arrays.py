@@ -1,0 +1,123 @@
+"""Arrays and records on disk: whole or absent, never half."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+COMPLETE = "complete.json"
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """One split of the prepared pictures.
+
+    images: uint8 (num_images, size, size, 3), memory-mapped; labels: int32 (num_images,);
+    ids: the pictures' paths below `data/raw`, in the same order.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    ids: tuple[str, ...]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path: Path, record: Any) -> None:
+    """Writes `record` as readable JSON, whole or not at all; NaN and infinity are refused."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> Any:
+    """The record in `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_array(path: Path, chunks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Writes chunks, one after the other along the first axis, as one `.npy` of `shape`.
+
+    Memory stays at one chunk. ValueError if the chunks do not fill `shape` exactly.
+    """
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            rows = 0
+            for chunk in chunks:
+                if chunk.shape[1:] != shape[1:]:
+                    raise ValueError(f"A chunk of {path.name} has shape {chunk.shape}, expected rows of {shape[1:]}.")
+                file.write(np.ascontiguousarray(chunk, dtype=dtype).data)
+                rows += len(chunk)
+            if rows != shape[0]:
+                raise ValueError(f"{path.name} got {rows} rows, expected {shape[0]}.")
+            file.flush()
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """The array in `path`, memory-mapped and read-only."""
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mark_complete(folder: Path, **facts: Any) -> None:
+    """Writes the marker that readers of `folder` ask for; the last thing a writer does."""
+    save_json(folder / COMPLETE, facts)
+
+
+def require_complete(folder: Path) -> Mapping[str, Any]:
+    """The facts of a complete folder.
+
+    Raises FileNotFoundError where the marker is absent: the stage that writes the folder did not finish.
+    """
+    marker = folder / COMPLETE
+    if not marker.is_file():
+        raise FileNotFoundError(f"{folder} is incomplete: it has no {COMPLETE}. Run `dvc repro` to make it again.")
+    facts: Mapping[str, Any] = load_json(marker)
+    return facts
+
+
+def publish(work: Path, folder: Path) -> None:
+    """Puts the finished folder `work` in the place of `folder`."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work.replace(folder)
+
+
+def save_split(folder: Path, images: Iterable[NDArray[np.uint8]], size: int, labels: NDArray[np.int32], ids: list[str]) -> None:
+    """Writes one split: `images.npy`, `labels.npy`, `ids.json`; `images` yields (k, size, size, 3) chunks."""
+    save_array(folder / "images.npy", images, (len(ids), size, size, 3), np.uint8)
+    save_array(folder / "labels.npy", [labels], labels.shape, np.int32)
+    save_json(folder / "ids.json", ids)
+
+
+def load_split(folder: Path) -> ImageSplit:
+    """One split, its pictures memory-mapped."""
+    return ImageSplit(load_array(folder / "images.npy"), load_array(folder / "labels.npy"), tuple(load_json(folder / "ids.json")))

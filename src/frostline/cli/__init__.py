@@ -1,0 +1,44 @@
+"""The command `frostline`: one module per command, imported only when it is called."""
+
+import importlib
+import sys
+
+import click
+
+from frostline.process import Refused
+
+# Command -> one line for --help. The command stands in `frostline.cli.<name>` as `command`.
+COMMANDS: dict[str, str] = {
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' one-line help and imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"frostline.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup)
+@click.version_option(package_name="frostline")
+def group() -> None:
+    """Fine-tune a pre-trained image network on your own pictures, and promote the best on evidence."""
+
+
+def main() -> None:
+    """Runs the command; a refusal is one line on stderr and exit code 2."""
+    try:
+        group()
+    except Refused as refusal:
+        click.echo(f"frostline: {refusal}", err=True)
+        sys.exit(2)

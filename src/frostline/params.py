@@ -1,0 +1,310 @@
+"""`params.yaml` read and checked once, into frozen sections that refuse what they do not know."""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from frostline.process import Refused
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`: frozen, strict about types, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Paths(Section):
+    """Where each stage writes; relative to the workspace."""
+
+    raw: str
+    base: str
+    prepared: str
+    views: str
+    features: str
+    study: str
+    refit: str
+    evaluation: str
+    registration: str
+
+
+class Fetch(Section):
+    """Where the pictures come from."""
+
+    # A folder, an archive (path or https URL), `tfds:<name>`, a named source, or `generated`.
+    source: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    # Images per class of `generated`.
+    images_per_class: Positive = 120
+    max_extract_gb: Annotated[float, Field(gt=0)] = 50.0
+    allow_private: bool = False
+
+
+class Base(Section):
+    """The pre-trained network and where its weights come from."""
+
+    # A family of keras.applications, or `custom` for a `.keras` model of one's own.
+    name: str
+    # `bundled`, `imagenet`, `random`, or the path of a `.weights.h5`, a legacy `.h5` or a `.keras` file.
+    weights: str
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    # The layer whose output the head sits on; null means the base's own last layer.
+    output_layer: str | None = None
+    # Constructor options of the family, for instance {alpha: 0.35}.
+    options: dict[str, Any] = {}
+
+
+class Prepare(Section):
+    """How pictures are decoded, checked, de-duplicated and split."""
+
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    val_share: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
+    test_share: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
+    min_side: Positive = 16
+    max_megapixels: Annotated[float, Field(gt=0)] = 50.0
+    min_per_class: Annotated[int, Field(ge=3)] = 5
+    max_rejected_share: Share = 0.05
+    # Hamming distance of 64-bit dHashes up to which two pictures count as the same; null switches the check off.
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] | None = 4
+    allow_leak: bool = False
+
+
+class Augment(Section):
+    """The views: view 0 is the plain picture, the others go through the transforms."""
+
+    views: Positive
+    # Albumentations transforms in order, each `{Name: {argument: value}}`.
+    transforms: list[dict[str, dict[str, Any]]]
+
+
+class Extract(Section):
+    """The pass through the frozen prefix."""
+
+    batch_size: Positive = 64
+    # Bytes that views and features may take on disk, in GB (1e9).
+    budget_gb: Annotated[float, Field(gt=0)] = 20.0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class Range(Section):
+    """A closed interval that the search draws from; `log` draws its logarithm evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_short_forms(cls, given: Any) -> Any:
+        if isinstance(given, (int, float)) and not isinstance(given, bool):
+            return {"low": float(given), "high": float(given)}
+        if isinstance(given, list) and len(given) == 2:
+            given = {"low": given[0], "high": given[1]}
+        if isinstance(given, dict):
+            return {key: float(value) if isinstance(value, int) and key != "log" else value for key, value in given.items()}
+        return given
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low > self.high:
+            raise ValueError(f"low must not be above high, and both finite: [{self.low}, {self.high}]")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must be above 0: [{self.low}, {self.high}]")
+        return self
+
+
+class Space(Section):
+    """What a trial tries. A single number fixes a value; a list of two or {low, high, log} is searched."""
+
+    dropout: Range
+    # Depth in blocks, 0 = head only; both ends belong to the search.
+    unfrozen_blocks: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+    head_learning_rate: Range
+    # Drawn only where unfrozen_blocks > 0.
+    suffix_learning_rate: Range
+    weight_decay: Range
+    label_smoothing: Range
+    optimizer: Annotated[list[Literal["adam", "sgd", "rmsprop"]], Field(min_length=1)]
+    # Units of the hidden layer of the head; 0 = none.
+    head_units: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_one_depth(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            given = dict(given)
+            depth = given.get("unfrozen_blocks")
+            if isinstance(depth, int) and not isinstance(depth, bool):
+                given["unfrozen_blocks"] = (depth, depth)
+            elif isinstance(depth, list):
+                given["unfrozen_blocks"] = tuple(depth)
+            for name in ("optimizer", "head_units"):
+                if name in given and not isinstance(given[name], list):
+                    given[name] = [given[name]]
+        return given
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        problems = []
+        if self.unfrozen_blocks[0] > self.unfrozen_blocks[1]:
+            problems.append(f"unfrozen_blocks: the first depth is above the second: {list(self.unfrozen_blocks)}")
+        for name, low, high in (
+            ("dropout", 0.0, 0.95),
+            ("head_learning_rate", 1e-8, 10.0),
+            ("suffix_learning_rate", 1e-8, 10.0),
+            ("weight_decay", 0.0, 1.0),
+            ("label_smoothing", 0.0, 0.5),
+        ):
+            drawn: Range = getattr(self, name)
+            if drawn.low < low or drawn.high > high:
+                problems.append(f"{name}: allowed is {low:g} to {high:g}, given was [{drawn.low:g}, {drawn.high:g}]")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Tune(Section):
+    """The search."""
+
+    num_trials: Positive
+    epochs: Positive
+    batch_size: Positive = 32
+    pooling: Literal["avg", "max", "flatten"] = "avg"
+    schedule: Literal["constant", "cosine"] = "cosine"
+    class_weights: Literal["none", "balanced"] = "none"
+    pruning: Literal["none", "median", "halving"] = "median"
+    # Stop a trial after so many epochs without a better validation score; null = never.
+    patience: Positive | None = None
+    # Start each head from one shared linear probe on the features (LP-FT).
+    probe: bool = True
+    workers: Positive = 1
+    # What to do with a study whose training code has changed since: ask, keep or restart.
+    when_code_changed: Literal["ask", "keep", "restart"] = "ask"
+    space: Space
+
+
+class Refit(Section):
+    """The final training."""
+
+    seeds: Positive = 3
+    keep: Literal["median", "best"] = "median"
+
+
+class Evaluate(Section):
+    """The report on the test split."""
+
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    worst_mistakes: Positive = 24
+    explained: Positive = 12
+
+
+class Register(Section):
+    """The registry's name for the model."""
+
+    name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+
+
+class Promote(Section):
+    """The gate's rules; see docs/promotion.md."""
+
+    policy: Literal["better", "not_worse"] = "not_worse"
+    margin: Share = 0.01
+    significance: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    min_test_images: Positive = 100
+    # The first champion's lower confidence bound must be above this and above the majority class's share.
+    accuracy_floor: Share = 0.0
+    max_class_drop: Share = 0.1
+    min_class_images: Positive = 30
+    max_ece: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    max_latency_ms: Annotated[float, Field(gt=0)] = 1000.0
+    max_model_mb: Annotated[float, Field(gt=0)] = 500.0
+
+
+class Tracking(Section):
+    """Where MLflow writes; null means `mlflow.db` and `mlruns/` at the root."""
+
+    uri: str | None = None
+    experiment: str = "frostline"
+
+
+class Params(Section):
+    """All of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0)]
+    paths: Paths
+    fetch: Fetch
+    base: Base
+    prepare: Prepare
+    augment: Augment
+    extract: Extract
+    tune: Tune
+    refit: Refit
+    evaluate: Evaluate
+    register_: Annotated[Register, Field(alias="register")]
+    promote: Promote
+    tracking: Tracking
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """The checked params.
+
+    Raises Refused with every problem at once: what was given, what is allowed, the nearest right word.
+    """
+    try:
+        # The same parser and YAML version as DVC's: 1e-4 is a number, `no` a word, a key twice an error.
+        document = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise Refused(f"{path} is missing. Run this at the root of a Frostline project.") from None
+    except MarkedYAMLError as error:
+        raise Refused(f"{path} is not YAML: {error}") from None
+    return parse_params(document, str(path))
+
+
+def parse_params(document: Any, name: str = "params.yaml") -> Params:
+    """The checked params of a parsed document; raises as `load_params`."""
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise Refused(f"{name} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems)) from None
+
+
+def _describe(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"] if part not in ("tuple",))
+    given = problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            allowed = _keys_at(problem["loc"][:-1])
+            return f"{place}: unknown key{_nearest(str(problem['loc'][-1]), allowed)}"
+        case "missing":
+            return f"{place}: missing"
+        case "literal_error":
+            allowed = [word.strip().strip("'") for word in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            return f"{place}: given was {given!r}{_nearest(str(given), allowed)}"
+        case _:
+            return f"{place}: {problem['msg'].removeprefix('Value error, ')}; given was {given!r}"
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in location:
+        for key, field in model.model_fields.items():
+            kind = field.annotation
+            if part in (key, field.alias) and isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+    return [field.alias or key for key, field in model.model_fields.items()]
+
+
+def _nearest(word: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"{hint}; allowed: {', '.join(allowed)}"

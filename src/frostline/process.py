@@ -1,0 +1,61 @@
+"""How a stage's process lives and ends: one at a time, with its parent, and with a clear last word."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Refused(ValueError):
+    """What was asked for cannot work; the message says what was given, what is allowed, what to do."""
+
+
+def project_root() -> Path:
+    """The repository's root: `$DVC_ROOT` where DVC runs us (also from its temporary folders), else the folder with `dvc.yaml`."""
+    if "DVC_ROOT" in os.environ:
+        return Path(os.environ["DVC_ROOT"])
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise Refused(f"No dvc.yaml in {here} or above it. Run this inside a Frostline project.")
+
+
+def run_stage(name: str, main: Callable[[], None]) -> None:
+    """Runs a stage: alone (a lock per stage and folder), ended with its parent, refusals without a traceback.
+
+    Exits with 2 where input was refused and with 143 on SIGTERM.
+    """
+    if sys.platform == "linux":
+        # `dvc` may be killed alone; without this its stage would run on beside the next one.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _terminate)
+    lock = Path(".frostline") / f"{name}.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            sys.exit(f"frostline: stage {name} is already running here, as process {file.read().strip() or '?'}.")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        started = time.monotonic()
+        try:
+            main()
+        except Refused as refusal:
+            print(f"frostline: {refusal}", file=sys.stderr)
+            sys.exit(2)
+        print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    sys.exit(128 + signum)
