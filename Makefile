@@ -1,0 +1,67 @@
+# Two commands: `make run` (environment, then the whole line, then a short table) and `make test`.
+#   PYTHON=python3.12  the interpreter to build the environment from (3.11 to 3.13)
+#   GPU=1              TensorFlow with CUDA (Linux);  EXTRA=jax|tfds|ray  one of the other locked extras
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run env test lint format lock ui
+
+EXTRA ?= $(if $(GPU),gpu,dev)
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := locks/$(EXTRA).txt
+READY := $(VENV)/ready-$(EXTRA)
+
+# DVC starts its stages with `python`: ours has to be the first on the path.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export DVC_NO_ANALYTICS := 1
+unexport PYTHONPATH PYTHONHOME
+
+help:
+	@echo "make run     environment, all stages, and a short table of what came out (GPU=1 for TensorFlow with CUDA)"
+	@echo "make test    environment, ruff, mypy, all tests"
+	@echo "make ui      MLflow's pages on this project's runs, at 127.0.0.1"
+	@echo "make env     the environment alone, in $(VENV); 'source $(BIN)/activate' enters it"
+	@echo "make lint    ruff and mypy;   make format   ruff's formatter"
+	@echo "make lock    the locks anew from pyproject.toml"
+
+run: env
+	@frostline check
+	@dvc repro
+	@frostline summary
+
+test: env lint
+	@python -m pytest
+
+lint: env
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+format: env
+	@ruff check --fix .
+	@ruff format .
+
+ui: env
+	@frostline ui
+
+env: $(READY)
+
+# The environment is made once per lock; it is changed, not made anew, when the lock changes.
+$(READY): $(LOCK) locks/uv.txt pyproject.toml
+	@PYTHON="$(PYTHON)" bash locks/make-environment.sh $(VENV) $(LOCK)
+	@rm -f $(VENV)/ready-* && touch $@
+
+# Resolved for Python 3.11 to 3.13 on Linux and macOS. The extras take the versions of dev, so that results are the same.
+COMPILE = uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-header --no-annotate
+# The libraries whose version changes results: DVC's stages depend on this list.
+RESULTS = albumentations|keras|numpy|opencv-python-headless|optuna|scikit-learn|tensorflow
+
+lock: env
+	@$(COMPILE) $(UPGRADE) locks/uv.in -o locks/uv.txt
+	@$(COMPILE) $(UPGRADE) pyproject.toml --extra dev -o locks/dev.txt
+	@for extra in gpu jax tfds ray; do \
+	    $(COMPILE) $(UPGRADE) pyproject.toml --extra dev --extra $$extra -c locks/dev.txt -o locks/$$extra.txt || exit 1; \
+	done
+	@grep -oE '^($(RESULTS))==[^ ]+' locks/dev.txt > locks/results.txt
