@@ -1,0 +1,35 @@
+"""Pictures drawn from formulas and seeds: a small target set to transfer to, a large source family to pre-train on."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from frostline.generated.target import THINGS, draw_thing
+from frostline.seeding import derive_seed
+
+# The base that comes with the package: `weights.h5` and `card.json`.
+BUNDLED_BASE = Path(__file__).parents[1] / "bundled"
+
+TARGET_CLASSES: tuple[str, ...] = tuple(THINGS)
+
+
+def draw_target(label: int, seed: int, size: int) -> NDArray[np.uint8]:
+    """The picture of `TARGET_CLASSES[label]` that belongs to `seed`: uint8 (size, size, 3), RGB."""
+    name = TARGET_CLASSES[label]
+    return draw_thing(name, np.random.default_rng(derive_seed(seed, "target", name)), size)
+
+
+def write_target(folder: Path, images_per_class: int, size: int, seed: int) -> None:
+    """Writes `folder/<class>/<number>.png`, `images_per_class` pictures of each of `TARGET_CLASSES`.
+
+    A picture depends on (seed, class, number, size) alone: a longer set begins with the shorter one.
+    """
+    for label, name in enumerate(TARGET_CLASSES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(images_per_class):
+            image = draw_target(label, derive_seed(seed, number), size)
+            path = folder / name / f"{number:05d}.png"
+            if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+                raise OSError(f"{path} could not be written.")
