@@ -5,10 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -54,24 +55,46 @@ def load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+class ArrayWriter:
+    """A `.npy` file filled row by row, in the memory of one chunk; it appears under its name when it is full.
+
+    A context manager; ValueError on leaving it when the rows do not fill `shape`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self.rows = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._file = self._stack.enter_context(self._stack.enter_context(replacing(self.path)).open("wb"))
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self
+
+    def append(self, chunk: NDArray[Any]) -> None:
+        """Adds rows (num_rows, *shape[1:])."""
+        if chunk.shape[1:] != self.shape[1:]:
+            raise ValueError(f"A chunk of {self.path.name} has shape {chunk.shape}, expected rows of {self.shape[1:]}.")
+        self._file.write(np.ascontiguousarray(chunk, dtype=self.dtype).data)
+        self.rows += len(chunk)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None and self.rows != self.shape[0]:
+            error = ValueError(f"{self.path.name} got {self.rows} rows, expected {self.shape[0]}.")
+            self._stack.__exit__(type(error), error, None)
+            raise error
+        self._stack.__exit__(kind, error, trace)
+
+
 def save_array(path: Path, chunks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> None:
     """Writes chunks, one after the other along the first axis, as one `.npy` of `shape`.
 
     Memory stays at one chunk. ValueError if the chunks do not fill `shape` exactly.
     """
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            rows = 0
-            for chunk in chunks:
-                if chunk.shape[1:] != shape[1:]:
-                    raise ValueError(f"A chunk of {path.name} has shape {chunk.shape}, expected rows of {shape[1:]}.")
-                file.write(np.ascontiguousarray(chunk, dtype=dtype).data)
-                rows += len(chunk)
-            if rows != shape[0]:
-                raise ValueError(f"{path.name} got {rows} rows, expected {shape[0]}.")
-            file.flush()
+    with ArrayWriter(path, shape, dtype) as writer:
+        for chunk in chunks:
+            writer.append(chunk)
 
 
 def load_array(path: Path) -> NDArray[Any]:
@@ -84,6 +107,11 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_facts(facts: Mapping[str, Any]) -> str:
+    """A short name for a set of facts: 16 hex digits of the sha256 of their JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def mark_complete(folder: Path, **facts: Any) -> None:

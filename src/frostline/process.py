@@ -33,9 +33,7 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
 
     Exits with 2 where input was refused and with 143 on SIGTERM.
     """
-    if sys.platform == "linux":
-        # `dvc` may be killed alone; without this its stage would run on beside the next one.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent()
     signal.signal(signal.SIGTERM, _terminate)
     lock = Path(".frostline") / f"{name}.lock"
     lock.parent.mkdir(exist_ok=True)
@@ -55,6 +53,12 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
             print(f"frostline: {refusal}", file=sys.stderr)
             sys.exit(2)
         print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def die_with_parent() -> None:
+    """Ends this process when its parent dies: `dvc` may be killed alone, and its stage would run on beside the next one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

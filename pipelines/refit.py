@@ -1,0 +1,48 @@
+"""Stage `refit`: best hparams -> one whole model that takes raw pictures, and the head-only baseline beside it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from frostline import tracking
+from frostline.arrays import load_json, load_split, save_json
+from frostline.hparams import Hparams
+from frostline.params import load_params
+from frostline.process import project_root, run_stage
+from frostline.trials import Bench, fit_shared_probe, refit
+
+
+def main() -> None:
+    params = load_params()
+    paths, root, out = params.paths, project_root(), Path(params.paths.refit)
+    study = load_json(Path(paths.study) / "trials.json")
+    best = load_json(Path(paths.study) / "best.json")
+    class_names = load_json(Path(paths.prepared) / "classes.json")
+    bench = Bench(params, len(class_names), fit_shared_probe(params))
+    val = load_split(Path(paths.prepared) / "val")
+    probe_images = np.asarray(val.images[:64])
+
+    final = refit(bench, Hparams.from_record(best["hparams"]), params.refit, out / "final.keras", probe_images)
+    first = study["trials"][study["baseline"]]
+    baseline = refit(bench, Hparams.from_record(first["hparams"]), params.refit, out / "baseline.keras", probe_images)
+
+    store = tracking.open_store(params.tracking, root)
+    run_id = tracking.open_final_run(
+        store,
+        name=f"final · trial {best['number']:02d} · depth {best['hparams']['unfrozen_blocks']}",
+        params=best["hparams"],
+        tags={
+            **tracking.lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root),
+            "frostline.study": study["study"],
+            "frostline.trial": str(best["number"]),
+            "frostline.trial_run": best["run_id"],
+        },
+    )
+    record = {"run_id": run_id, "study": study["study"], "trial": best["number"], **final.to_record(), "baseline": baseline.to_record()}
+    save_json(out / "refit.json", record)
+    metrics = {"best_val_accuracy": final.val_accuracy, "best_val_loss": final.val_loss, "temperature": final.temperature}
+    tracking.log_to_run(store, run_id, metrics=metrics, curves=final.curves, artifacts=[out / "refit.json"])
+
+
+if __name__ == "__main__":
+    run_stage("refit", main)

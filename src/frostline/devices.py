@@ -1,0 +1,86 @@
+"""The backend and its devices: gradients and compiled functions for TensorFlow and JAX. The one home of both."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+Tensor = Any  # a tensor of the active backend
+
+BACKEND: str = keras.backend.backend()
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+else:
+    raise ImportError(f"KERAS_BACKEND is {BACKEND!r}; Frostline runs on tensorflow (the default) and on jax.")
+
+
+def value_and_grad(function: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[tuple[Tensor, Any], list[Tensor]]]:
+    """`function(params, *args) -> (loss, aux)` turned into `(params, *args) -> ((loss, aux), gradients)`.
+
+    `params` is a list of tensors; the gradients come in the same order and shapes, zeros where the loss does not
+    depend on a parameter.
+    """
+    if BACKEND == "jax":
+        return jax.value_and_grad(function, has_aux=True)  # type: ignore[no-any-return]
+
+    def differentiated(params: Sequence[Tensor], *args: Any) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(params)
+            loss, aux = function(params, *args)
+        gradients = tape.gradient(loss, params, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return (loss, aux), gradients
+
+    return differentiated
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` traced once per combination of argument shapes and dtypes."""
+    if BACKEND == "jax":
+        return jax.jit(function)  # type: ignore[no-any-return]
+    return tf.function(function, autograph=False)  # type: ignore[no-any-return]
+
+
+def compile_frozen(model: keras.Model) -> Callable[[Any], list[Tensor]]:
+    """The model's forward pass in inference mode with its weights as constants: uint8 or float batch -> list of outputs.
+
+    Constants let the compiler fold each BatchNormalization into the convolution before it.
+    """
+
+    def forward(batch: Tensor) -> list[Tensor]:
+        outputs = model(batch, training=False)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    if BACKEND == "jax":
+        return jax.jit(forward)  # type: ignore[no-any-return]
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    tensor = model.inputs[0]
+    traced = tf.function(forward, autograph=False).get_concrete_function(tf.TensorSpec(tensor.shape, tensor.dtype))
+    return convert_variables_to_constants_v2(traced, lower_control_flow=False)  # type: ignore[no-any-return]
+
+
+def describe_device() -> str:
+    """The device that the backend computes on, for people: "GPU NVIDIA H200" or "CPU, 2 cores"."""
+    import os
+
+    if BACKEND == "jax":
+        device = jax.devices()[0]
+        if device.platform != "cpu":
+            return f"{device.platform.upper()} {device.device_kind}"
+    else:
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            return f"GPU {tf.config.experimental.get_device_details(gpus[0]).get('device_name', gpus[0].name)}"
+    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def share_memory() -> None:
+    """Lets several workers share a GPU: memory is taken as it is needed. Call before the first computation.
+
+    JAX reads XLA_PYTHON_CLIENT_PREALLOCATE at its own start; `trials` sets it for the workers.
+    """
+    if BACKEND == "tensorflow":
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)

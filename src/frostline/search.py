@@ -1,0 +1,189 @@
+"""The study: what trials draw, when they are pruned, how a killed search goes on. The home of Optuna."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from frostline.hparams import Hparams
+from frostline.params import Range, Space, Tune
+from frostline.process import Refused
+from frostline.seeding import derive_seed
+
+RECORD = "record"  # what trials.json says of a finished trial
+KILLED = "killed"  # set on a trial whose process died; it is drawn again and not counted
+CODE = "code"
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study on disk: one SQLite database, with a lock file beside it."""
+
+    path: Path
+    digest: str
+    timeout_s: float = 60.0
+
+    def load(self) -> optuna.Study:
+        """The study; several processes may hold it at once."""
+        return optuna.load_study(study_name=self.digest, storage=_storage(self.path, self.timeout_s))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A short exclusive hold among the study's processes: drawing a trial depends on how many there are."""
+        with self.path.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def open_study(folder: Path, digest: str, code: str, when_code_changed: str, space: Space) -> StudyFile:
+    """The study with this digest, made whole in one step where it is new, ready to go on where it is not.
+
+    Trials that a dead process left behind are closed and drawn again. Refused where the training code has changed
+    since the study began and `when_code_changed` is "ask". Only one process may call this at a time.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = StudyFile(folder / f"{digest}.db", digest)
+    with file.locked():
+        if file.path.exists() and file.load().user_attrs.get(CODE) != code:
+            if when_code_changed == "ask":
+                raise Refused(
+                    f"The training code has changed since study {digest} began, so its trials and new ones may not compare. "
+                    "Set tune.when_code_changed to keep (go on with the old trials) or restart (put the old study aside)."
+                )
+            if when_code_changed == "restart":
+                file.path.rename(file.path.with_name(f"{digest}.until-{int(file.path.stat().st_mtime)}.db"))
+        if not file.path.exists():
+            _create(file, code, space)
+        study = file.load()
+        study.set_user_attr(CODE, code)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if RECORD in trial.user_attrs:  # it had finished; only the last word is missing
+                tell(study, trial.number, json.loads(trial.user_attrs[RECORD]))
+            else:
+                _close_killed(study, trial)
+    return file
+
+
+def _create(file: StudyFile, code: str, space: Space) -> None:
+    # Two processes that create the tables at once kill each other, and a kill in between leaves half a schema.
+    temporary = file.path.with_name(f".{file.path.name}.{os.getpid()}.tmp")
+    storage = _storage(temporary, file.timeout_s)
+    study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
+    study.set_user_attr(CODE, code)
+    study.enqueue_trial(baseline(space))
+    storage.engine.dispose()
+    temporary.replace(file.path)
+
+
+def _storage(path: Path, timeout_s: float) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": timeout_s}})
+
+
+def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
+    study.tell(trial.number, state=TrialState.FAIL)
+    if trial.params:
+        study.enqueue_trial(trial.params)
+
+
+def baseline(space: Space) -> dict[str, Any]:
+    """The first trial of every study: head only, the middle of each range, the first of each list."""
+    drawn = {"unfrozen_blocks": 0, "optimizer": space.optimizer[0], "head_units": space.head_units[0]}
+    for name in ("dropout", "head_learning_rate", "weight_decay", "label_smoothing"):
+        drawn[name] = _middle(getattr(space, name))
+    drawn["label_smoothing"] = space.label_smoothing.low
+    return drawn
+
+
+def _middle(drawn: Range) -> float:
+    return math.sqrt(drawn.low * drawn.high) if drawn.log else (drawn.low + drawn.high) / 2
+
+
+def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
+    """The next trial and its number among those that count, or None when there are `num_trials`. Call it locked.
+
+    The sampler's seed is derived from the number of trials that count, so a resumed study does not repeat itself, and
+    with one worker gives what an uninterrupted one gives.
+    """
+    trials = study.get_trials(deepcopy=False)
+    counted = [trial for trial in trials if KILLED not in trial.user_attrs and trial.state != TrialState.WAITING]
+    if len(counted) >= tune.num_trials:
+        return None
+    study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", len(counted)), n_startup_trials=8)
+    study.pruner = make_pruner(tune)
+    return study.ask(), len(counted)
+
+
+def make_pruner(tune: Tune) -> optuna.pruners.BasePruner:
+    """Optuna's pruner for `tune.pruning`; it judges the scores reported at the rungs."""
+    if tune.pruning == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
+    if tune.pruning == "halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    return optuna.pruners.NopPruner()
+
+
+def is_rung(epoch: int) -> bool:
+    """Whether a trial is judged after this epoch: 1, 2, 4, 8 ... (one commit to the study each)."""
+    return epoch & (epoch - 1) == 0
+
+
+def suggest(trial: Trial, number: int, space: Space) -> Hparams:
+    """What trial `number` tries. Values with nothing to choose are not drawn; trial 0 may always be head only."""
+    depth = (0 if number == 0 else space.unfrozen_blocks[0], space.unfrozen_blocks[1])
+    unfrozen = depth[0] if depth[0] == depth[1] else trial.suggest_int("unfrozen_blocks", *depth)
+    return Hparams(
+        dropout=_draw(trial, "dropout", space.dropout),
+        unfrozen_blocks=unfrozen,
+        head_learning_rate=_draw(trial, "head_learning_rate", space.head_learning_rate),
+        suffix_learning_rate=_draw(trial, "suffix_learning_rate", space.suffix_learning_rate) if unfrozen else None,
+        weight_decay=_draw(trial, "weight_decay", space.weight_decay),
+        label_smoothing=_draw(trial, "label_smoothing", space.label_smoothing),
+        optimizer=_choose(trial, "optimizer", space.optimizer),
+        head_units=_choose(trial, "head_units", space.head_units),
+    )
+
+
+def _draw(trial: Trial, name: str, drawn: Range) -> float:
+    if drawn.low == drawn.high:
+        return drawn.low
+    return trial.suggest_float(name, drawn.low, drawn.high, log=drawn.log)
+
+
+def _choose(trial: Trial, name: str, choices: list[Any]) -> Any:
+    return choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
+
+
+def tell(study: optuna.Study, number: int, record: Mapping[str, Any]) -> None:
+    """Ends a trial as its record says."""
+    state = TrialState[record["state"]]
+    study.tell(number, record["score"] if state == TrialState.COMPLETE else None, state=state)
+
+
+def keep_record(trial: Trial, record: Mapping[str, Any]) -> None:
+    """Stores what trials.json will say; from here on the trial survives a kill."""
+    trial.set_user_attr(RECORD, json.dumps(record))
+
+
+def list_records(study: optuna.Study, num_trials: int) -> list[dict[str, Any]]:
+    """The records of the trials 0 to `num_trials` - 1: going from 24 trials back to 12 gives what 12 gave."""
+    records = [json.loads(trial.user_attrs[RECORD]) for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs]
+    return sorted((record for record in records if record["number"] < num_trials), key=lambda record: record["number"])
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """The share of the score's variance that each hparam explains (fANOVA), empty with too few different trials."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return {name: float(share) for name, share in optuna.importance.get_param_importances(study, evaluator=evaluator).items()}
