@@ -1,0 +1,62 @@
+"""What all tests share: switched-off callers, few threads, and a clean process."""
+
+import os
+from pathlib import Path
+
+# The machine is shared and the arrays are tiny: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# A store of the user's own must never receive a test's runs.
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "DVC_ROOT"):
+    os.environ.pop(_name, None)
+
+import pytest
+
+import frostline  # noqa: F401  (switches telemetry off before any library is imported)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real pictures and weights beside the repository; the test is skipped where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the real pictures of {folder}, which are not part of the repository")
+    return folder
+
+
+@pytest.fixture
+def params_document(root: Path):
+    """A fresh copy of what `params.yaml` says, to change at will."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(root / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and nothing in them: made once, because that takes seconds."""
+    from frostline.tracking import create_database
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    create_database(path, path.parent)
+    return path
+
+
+@pytest.fixture
+def mlflow_root(mlflow_tables: Path, tmp_path: Path) -> Path:
+    """A project root of its own with an empty MLflow database."""
+    import shutil
+
+    folder = tmp_path / "root"
+    folder.mkdir()
+    shutil.copy(mlflow_tables, folder / "mlflow.db")
+    return folder

@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pytest
+
+from frostline.arrays import (
+    ArrayWriter,
+    load_array,
+    load_json,
+    load_split,
+    mark_complete,
+    publish,
+    replacing,
+    require_complete,
+    save_array,
+    save_json,
+    save_split,
+    sha256_of,
+)
+
+
+def test_an_array_saved_in_chunks_is_a_plain_npy_file(tmp_path):
+    whole = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
+    save_array(tmp_path / "a.npy", (whole[i : i + 4] for i in (0, 4, 8)), (10, 2, 3), np.float32)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), whole)
+
+
+def test_a_chunk_is_converted_to_the_files_type(tmp_path):
+    save_array(tmp_path / "a.npy", [np.full((2, 3), 0.5)], (2, 3), np.float16)
+    assert np.load(tmp_path / "a.npy").dtype == np.float16
+
+
+@pytest.mark.parametrize("chunks", [[np.zeros((9, 2))], [np.zeros((11, 2))], [np.zeros((10, 3))], []])
+def test_an_array_that_is_not_filled_exactly_never_appears(tmp_path, chunks):
+    with pytest.raises(ValueError, match=r"a\.npy"):
+        save_array(tmp_path / "a.npy", chunks, (10, 2), np.uint8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_fails_leaves_the_old_array(tmp_path):
+    save_array(tmp_path / "a.npy", [np.ones(3)], (3,), np.uint8)
+    with pytest.raises(RuntimeError), ArrayWriter(tmp_path / "a.npy", (2, 2), np.uint8) as writer:
+        writer.append(np.zeros((1, 2), np.uint8))
+        raise RuntimeError
+    assert load_array(tmp_path / "a.npy").tolist() == [1, 1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_loaded_array_is_mapped_and_cannot_be_changed(tmp_path):
+    save_array(tmp_path / "a.npy", [np.ones(3)], (3,), np.uint8)
+    array = load_array(tmp_path / "a.npy")
+    assert isinstance(array, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 2
+
+
+def test_an_array_of_objects_is_refused(tmp_path):
+    np.save(tmp_path / "evil.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="object"):
+        load_array(tmp_path / "evil.npy")
+
+
+def test_a_failed_replacement_keeps_the_old_file_and_leaves_no_temporary(tmp_path):
+    save_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert load_json(tmp_path / "a.json") == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_record_with_nan_or_infinity_is_refused_and_nothing_is_written(tmp_path, value):
+    with pytest.raises(ValueError, match="JSON"):
+        save_json(tmp_path / "a.json", {"score": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_its_marker_is_refused_with_advice(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dvc repro"):
+        require_complete(tmp_path)
+    mark_complete(tmp_path, num_images=3)
+    assert require_complete(tmp_path)["num_images"] == 3
+
+
+def test_publishing_replaces_the_old_folder_as_a_whole(tmp_path):
+    old, work = tmp_path / "data" / "views", tmp_path / "work"
+    for folder, name in ((old, "old.npy"), (work, "new.npy")):
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(b"x")
+    publish(work, old)
+    assert [path.name for path in old.iterdir()] == ["new.npy"]
+    assert not work.exists()
+
+
+def test_a_split_comes_back_as_it_was_saved(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    labels, ids = np.array([0, 1, 0, 1, 2], np.int32), ["a/1.jpg", "b/2.jpg", "a/ü 3.jpg", "b/4.jpg", "c/5.jpg"]
+    save_split(tmp_path / "train", [images[:3], images[3:]], 4, labels, ids)
+    split = load_split(tmp_path / "train")
+    np.testing.assert_array_equal(split.images, images)
+    np.testing.assert_array_equal(split.labels, labels)
+    assert split.labels.dtype == np.int32
+    assert split.ids == tuple(ids)
+
+
+def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"frost")
+    # printf frost | sha256sum
+    assert sha256_of(tmp_path / "a") == "d7bf0c9ea6ea590ff1a44ef444aa38d0db5491e29fab83efbbbe882ac9314e84"
+
+
+def test_json_is_readable_by_a_person(tmp_path):
+    save_json(tmp_path / "a.json", {"b": 1, "a": [1, 2]})
+    text = (tmp_path / "a.json").read_text()
+    assert text.endswith("}\n") and text.count("\n") > 4
+    assert json.loads(text) == {"b": 1, "a": [1, 2]}

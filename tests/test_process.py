@@ -1,0 +1,147 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frostline.process import Refused, project_root
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from frostline.process import Refused, run_stage
+
+def main():
+    what = sys.argv[1]
+    if what == "refuse":
+        raise Refused("source: 'nowhere' is not a folder. Give one.")
+    if what == "crash":
+        raise RuntimeError("a mistake of ours")
+    Path("started").write_text("yes")
+    if what == "sleep":
+        time.sleep(60)
+
+if __name__ == "__main__":
+    run_stage("fetch", main)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "stage.py").write_text(STAGE)
+    return tmp_path
+
+
+def start(folder: Path, what: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "stage.py", what], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(condition, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_stage_says_its_name_and_time(folder):
+    process = start(folder, "work")
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert out.startswith("fetch: done in ")
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(folder):
+    process = start(folder, "refuse")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert err == "frostline: source: 'nowhere' is not a folder. Give one.\n"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(folder):
+    process = start(folder, "crash")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Traceback" in err and "a mistake of ours" in err
+
+
+def test_a_stage_that_runs_already_is_named_with_its_process(folder):
+    first = start(folder, "sleep")
+    try:
+        assert wait_for((folder / "started").exists)
+        second = start(folder, "work")
+        _, err = second.communicate(timeout=30)
+        assert second.returncode != 0
+        assert "already running" in err and str(first.pid) in err
+    finally:
+        first.terminate()
+        first.communicate(timeout=10)
+    # The lock dies with its holder: nothing stale stands in the way.
+    third = start(folder, "work")
+    third.communicate(timeout=30)
+    assert third.returncode == 0
+
+
+def test_sigterm_ends_a_stage_with_143(folder):
+    process = start(folder, "sleep")
+    assert wait_for((folder / "started").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl's PR_SET_PDEATHSIG, which only Linux has")
+def test_a_stage_dies_with_the_process_that_started_it(folder):
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys, time; p = subprocess.Popen([sys.executable, 'stage.py', 'sleep']); "
+            "open('pid.tmp', 'w').write(str(p.pid)); import os; os.rename('pid.tmp', 'pid'); time.sleep(60)",
+        ],
+        cwd=folder,
+    )
+    try:
+        assert wait_for((folder / "started").exists)
+        assert wait_for((folder / "pid").exists)
+        child = int((folder / "pid").read_text())
+        assert is_alive(child)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert wait_for(lambda: not is_alive(child), 10)
+
+
+def test_the_root_is_found_from_below_and_from_dvcs_temporary_folders(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(below)
+    assert project_root() == tmp_path
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "elsewhere"))
+    assert project_root() == tmp_path / "elsewhere"
+
+
+def test_outside_a_project_the_root_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert not any((folder / "dvc.yaml").exists() for folder in tmp_path.parents), (
+        "the test's own folder is in a project"
+    )
+    with pytest.raises(Refused, match=r"No dvc\.yaml"):
+        project_root()
+    assert issubclass(Refused, ValueError) and os.environ.get("DVC_ROOT") is None
