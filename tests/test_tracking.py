@@ -1,0 +1,174 @@
+"""Runs in MLflow, on a database made once for the session."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frostline import tracking
+from frostline.params import Tracking
+from frostline.process import Refused
+
+
+@pytest.fixture
+def store(mlflow_root: Path) -> tracking.Store:
+    return tracking.open_store(Tracking(), mlflow_root)
+
+
+def log_one(store: tracking.Store, parent: str, number: int = 0, **changes: object) -> str:
+    values = {
+        "name": f"trial {number:02}",
+        "params": {"dropout": 0.3, "unfrozen_blocks": 2},
+        "metrics": {"score": 0.9, "val_loss": float("inf")},
+        "curves": {"loss": [0.7, 0.5], "val_accuracy": [0.8, 0.9]},
+        "tags": {"frostline.trial": str(number)},
+        "status": "FINISHED",
+        "started": 1000.0,
+        "ended": 1003.5,
+    }
+    return tracking.log_trial(store, parent, **{**values, **changes})
+
+
+def test_trial_is_a_finished_child_with_its_curves(store):
+    parent = tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={})
+    run = store.client.get_run(log_one(store, parent))
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.params == {"dropout": "0.3", "unfrozen_blocks": "2"}
+    assert run.info.end_time - run.info.start_time == 3500
+    history = store.client.get_metric_history(run.info.run_id, "epoch/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.5)]
+
+
+def test_infinite_metric_is_not_logged(store):
+    # MLflow's "best first" order would put it at the top.
+    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    assert "val_loss" not in store.client.get_run(log_one(store, parent)).data.metrics
+
+
+def test_pruned_trial_does_not_look_like_a_crash(store):
+    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    run = store.client.get_run(log_one(store, parent, status="KILLED"))
+    assert (run.info.status, run.data.tags["frostline.state"]) == ("KILLED", "PRUNED")
+
+
+def test_study_run_is_reopened_not_doubled(store):
+    first = tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={})
+    tracking.close_run(store, first)
+    assert tracking.open_study_run(store, "d1", params={"epochs": 3}, tags={}) == first
+    assert store.client.get_run(first).info.status == "RUNNING"
+    assert tracking.open_study_run(store, "d2", params={}, tags={}) != first
+
+
+def test_more_metrics_than_one_batch_takes_are_all_logged(store):
+    run = tracking.open_final_run(store, name="final", params={f"p{i}": i for i in range(150)}, tags={})
+    tracking.log_to_run(store, run, metrics={f"m{i}": i for i in range(1200)})
+    data = store.client.get_run(run).data
+    assert (len(data.params), len(data.metrics)) == (150, 1200)
+
+
+def test_pictures_go_to_their_folder_and_class_names_with_signs_are_taken(store, tmp_path):
+    run = tracking.open_final_run(store, name="final", params={}, tags={})
+    (tmp_path / "roc.png").write_bytes(b"png")
+    (tmp_path / "card.md").write_text("card")
+    tracking.close_run(
+        store, run, metrics={"recall a & (b)": 0.5}, artifacts=[tmp_path / "roc.png", tmp_path / "card.md"]
+    )
+    assert [item.path for item in store.client.list_artifacts(run)] == ["card.md", "figures"]
+    assert store.client.get_run(run).data.metrics == {"recall a _ _b_": 0.5}
+
+
+def test_artifacts_lie_below_the_root_wherever_the_process_stands(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tracking.open_final_run(store, name="final", params={}, tags={})
+    assert store.client.get_run(run).info.artifact_uri.startswith((store.root / "mlruns").as_uri())
+
+
+def test_processes_that_start_together_make_one_working_store(tmp_path):
+    program = (
+        "from pathlib import Path; from frostline import tracking; from frostline.params import Tracking;"
+        f"store = tracking.open_store(Tracking(), Path({str(tmp_path)!r}));"
+        "tracking.open_final_run(store, name='final', params={}, tags={})"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
+    assert [process.wait(120) for process in started] == [0, 0]
+    store = tracking.open_store(Tracking(), tmp_path)
+    assert len(store.client.search_runs([store.experiment_id])) == 2
+    assert not list(tmp_path.glob(".mlflow-*"))
+
+
+def test_runs_of_dead_processes_are_closed_and_others_left_alone(store):
+    mine = tracking.open_final_run(store, name="mine", params={}, tags={})
+    dead = tracking.open_final_run(store, name="dead", params={}, tags={})
+    reused = tracking.open_final_run(store, name="reused pid", params={}, tags={})
+    elsewhere = tracking.open_final_run(store, name="another host", params={}, tags={})
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    store.client.set_tag(dead, "frostline.pid", str(ended.pid))
+    store.client.set_tag(reused, "frostline.started", "1.0")
+    store.client.set_tag(elsewhere, "frostline.host", "some-other-host")
+    store.client.set_tag(elsewhere, "frostline.pid", str(ended.pid))
+    assert tracking.sweep_dead_runs(store) == 2
+    statuses = [store.client.get_run(run).info.status for run in (mine, dead, reused, elsewhere)]
+    assert statuses == ["RUNNING", "KILLED", "KILLED", "RUNNING"]
+
+
+def test_file_store_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(Refused, match="a folder"):
+        tracking.open_store(Tracking(uri="./mlruns"), tmp_path)
+
+
+def test_server_that_is_down_is_named_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    with pytest.raises(Refused, match=r"http://127\.0\.0\.1:9 cannot be used") as refusal:
+        tracking.open_store(Tracking(), tmp_path)
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_deleted_experiment_is_not_revived_in_silence(store):
+    store.client.delete_experiment(store.experiment_id)
+    with pytest.raises(Refused, match="was deleted"):
+        tracking.open_store(Tracking(), store.root)
+
+
+def test_lineage_counts_neither_outputs_nor_the_lock_as_changes(tmp_path):
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    (tmp_path / "params.yaml").write_text("seed: 3\n")
+    (tmp_path / "dvc.lock").write_text("stages: {}\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "start")
+    (tmp_path / "dvc.lock").write_text(
+        "stages: {prepare: {outs: [{path: data/prepared, md5: abc.dir}, {path: reports/x, md5: d}]}}\n"
+    )
+    (tmp_path / "data").mkdir()
+    tags = tracking.lineage_tags("seed: 3\n", tmp_path, workspace=tmp_path)
+    assert tags["frostline.git.changes"] == "none"
+    assert tags["frostline.md5.prepared"] == "abc.dir"
+    assert tags["frostline.seed"] == "3"
+    assert len(tags["frostline.git.commit"]) == 40
+    (tmp_path / "params.yaml").write_text("seed: 4\n")
+    assert tracking.lineage_tags("seed: 4\n", tmp_path, workspace=tmp_path)["frostline.git.changes"] == "params.yaml"
+
+
+def test_a_trial_costs_less_than_a_tenth_of_a_second(store):
+    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    curves = {name: [0.5] * 8 for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+    times = []
+    for number in range(5):
+        before = time.process_time()
+        log_one(store, parent, number, curves=curves)
+        times.append(time.process_time() - before)
+    assert min(times) < 0.1
+
+
+def test_credentials_of_the_environment_are_in_no_tag(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(tracking.lineage_tags("seed: 1\n", tmp_path))
