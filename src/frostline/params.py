@@ -278,6 +278,15 @@ def parse_params(document: Any, name: str = "params.yaml") -> Params:
         raise Refused(f"{name} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems)) from None
 
 
+def load_lock(path: Path = Path("dvc.lock")) -> dict[str, str]:
+    """The md5 of every output that `dvc.lock` names, by path; empty where there is no lock yet."""
+    if not path.is_file():
+        return {}
+    stages = YAML(typ="safe", pure=True).load(path).get("stages") or {}
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+
+
 def _describe(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"] if part not in ("tuple",))
     given = problem["input"]
