@@ -1,0 +1,27 @@
+"""Stage `fetch`: the source's pictures as class folders, and the base with its weights."""
+
+import shutil
+from pathlib import Path
+
+from frostline.arrays import publish
+from frostline.params import load_params
+from frostline.process import run_stage
+from frostline.sources import fetch_source
+
+WORK = Path(".frostline/work/fetch")
+
+
+def main() -> None:
+    params = load_params()
+    shutil.rmtree(WORK, ignore_errors=True)
+    fetch_source(params.fetch, WORK / "raw", seed=params.seed, image_size=params.base.image_size)
+    # Imported late: only `weights: imagenet` needs Keras.
+    from frostline.backbones import fetch_weights
+
+    fetch_weights(params.base, WORK / "base", params.seed)
+    publish(WORK / "raw", Path(params.paths.raw))
+    publish(WORK / "base", Path(params.paths.base))
+
+
+if __name__ == "__main__":
+    run_stage("fetch", main)
