@@ -5,7 +5,7 @@ from pathlib import Path
 
 from frostline import figures, tracking
 from frostline.arrays import digest_facts, load_json, require_complete, save_json
-from frostline.closure import hash_code, import_closure
+from frostline.closure import hash_code, result_code
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
 from frostline.search import importances, list_records, open_study
@@ -26,7 +26,7 @@ def main() -> None:
         "seed": params.seed,
     }
     digest = digest_facts(facts)
-    code = hash_code(import_closure(Path(__file__), Path("src")))
+    code = hash_code(result_code(Path(__file__), Path("src")))
     study = open_study(root / "studies", digest, code, tune.when_code_changed, tune.space)
 
     store = tracking.open_store(params.tracking, root)

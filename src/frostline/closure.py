@@ -5,6 +5,9 @@ import hashlib
 from pathlib import Path
 
 PACKAGE = "frostline"
+# Modules that record, check or draw, and change no result: stages do not depend on them, or a new caption would run
+# hours of training again. `params` is among them because DVC compares the values themselves.
+BOOKKEEPING = frozenset({"__init__", "process", "params", "closure", "checks", "tracking", "figures", "cards"})
 
 
 def import_closure(script: Path, source: Path) -> list[Path]:
@@ -20,6 +23,16 @@ def import_closure(script: Path, source: Path) -> list[Path]:
             found[path] = None
             waiting += [module for name in imported_names(path) for module in _files_of(name, source)]
     return sorted(found)
+
+
+def result_code(script: Path, source: Path) -> list[Path]:
+    """The import closure of `script` without bookkeeping: what a stage's results depend on."""
+    kept = []
+    for path in import_closure(script, source):
+        ours = path.is_relative_to(source / PACKAGE)
+        if not ours or path.relative_to(source / PACKAGE).parts[0].removesuffix(".py") not in BOOKKEEPING:
+            kept.append(path)
+    return kept
 
 
 def imported_names(path: Path) -> set[str]:
