@@ -76,6 +76,7 @@ class Trainer:
         suffix = tail.suffix
         self._suffix_start = [ops.convert_to_numpy(v) for v in suffix.trainable_variables] if suffix else []
         self._suffix_fixed = [ops.convert_to_numpy(v) for v in suffix.non_trainable_variables] if suffix else []
+        self._draws_start = [ops.convert_to_numpy(v) for v in tail.head.non_trainable_variables]
         self._rate_index = [v.path.endswith(f"{MASK_DROPOUT}/rate") for v in tail.head.non_trainable_variables].index(True)
         self._run_chunk = compile_function(self._chunk)
         self._predict_chunk = compile_function(self._logits)
@@ -84,7 +85,7 @@ class Trainer:
         """The state before the first step: the base's own suffix, the given head, a fresh optimiser."""
         params = [*self._suffix_start, *head_weights]
         slots = [[np.zeros_like(value)] * NUM_SLOTS[self.optimizer] for value in params]
-        draws = [ops.convert_to_numpy(variable) for variable in self.tail.head.non_trainable_variables]
+        draws = list(self._draws_start)
         for index, value in enumerate(draws):
             if index != self._rate_index:  # the mask's seed state: (seed, counter)
                 draws[index] = np.asarray([seed, 0], value.dtype)
@@ -135,7 +136,7 @@ class Trainer:
         """Plain cross-entropy and its gradients on one batch with dropout off: what the equivalence receipt compares."""
 
         def loss_of(values: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self._forward(values, self._start_draws(), x, training=False)[0]
+            logits = self._forward(values, self._draws_start, x, training=False)[0]
             loss = ops.mean(ops.sparse_categorical_crossentropy(y, logits, from_logits=True))
             return loss, loss
 
@@ -143,9 +144,6 @@ class Trainer:
         x, y = ops.convert_to_tensor(np.asarray(features, np.float32)), ops.convert_to_tensor(labels)
         (loss, _), gradients = compile_function(value_and_grad(loss_of))(tensors, x, y)
         return float(loss), [ops.convert_to_numpy(gradient) for gradient in gradients]
-
-    def _start_draws(self) -> list[Array]:
-        return [ops.convert_to_numpy(variable) for variable in self.tail.head.non_trainable_variables]
 
     def _rows_per_chunk(self, features: Array) -> int:
         """A multiple of the batch size: all rows, or as many as CHUNK_BYTES hold."""

@@ -1,0 +1,139 @@
+"""Training a tail on stored features."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from frostline.classifier import MASK_DROPOUT, MaskDropout, Tail, build_head, make_head_weights
+from frostline.hparams import Hparams
+from frostline.training import Trainer, TrainingData, fit, make_class_weights, score_logits
+
+PLAIN = Hparams(
+    dropout=0.0,
+    unfrozen_blocks=1,
+    head_learning_rate=1e-2,
+    suffix_learning_rate=1e-3,
+    weight_decay=0.0,
+    label_smoothing=0.0,
+    optimizer="adam",
+    head_units=0,
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200).astype(np.int32)
+    features = rng.normal(size=(200, 4, 4, 8)).astype(np.float16)
+    features[..., :3] += np.eye(3, dtype=np.float16)[labels][:, None, None]
+    views = [features[:150], features[:150] + np.float16(0.01)]
+    return TrainingData(views, labels[:150], features[150:], labels[150:], np.ones(3, np.float32))
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    inputs = keras.Input((4, 4, 8))
+    x = keras.layers.Conv2D(12, 3, padding="same", kernel_initializer=keras.initializers.GlorotUniform(seed=1))(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    head = build_head((4, 4, 12), 3, units=0, pooling="avg", dropout=MaskDropout(0, name=MASK_DROPOUT))
+    return Trainer(Tail(1, keras.Model(inputs, x), head), "adam", batch_size=32, num_classes=3)
+
+
+def train(trainer: Trainer, data: TrainingData, hparams: Hparams, num_epochs: int = 3, seed: int = 0) -> list[float]:
+    start = trainer.start(make_head_weights(trainer.tail, 3, None), seed)
+    return fit(trainer, start, data, hparams, num_epochs=num_epochs, schedule="cosine", seed=seed).curves["loss"]
+
+
+def test_identical_trials_give_identical_histories(trainer: Trainer, data: TrainingData) -> None:
+    first = train(trainer, data, PLAIN)
+    train(trainer, data, dataclasses.replace(PLAIN, dropout=0.5, head_learning_rate=0.1))
+    assert train(trainer, data, PLAIN) == first
+
+
+def test_a_trial_costs_no_trace(trainer: Trainer, data: TrainingData) -> None:
+    for change in ({"dropout": 0.3}, {"head_learning_rate": 1e-3}, {"weight_decay": 0.1}, {"label_smoothing": 0.1}):
+        train(trainer, data, dataclasses.replace(PLAIN, **change))
+    assert trainer.num_traces == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dropout": 0.5},
+        {"head_learning_rate": 1e-3},
+        {"suffix_learning_rate": 1e-2},
+        {"weight_decay": 0.5},
+        {"label_smoothing": 0.2},
+    ],
+)
+def test_each_hparam_changes_the_training(trainer: Trainer, data: TrainingData, change: dict[str, float]) -> None:
+    assert train(trainer, data, dataclasses.replace(PLAIN, **change)) != train(trainer, data, PLAIN)
+
+
+def test_training_learns_and_keeps_the_best_epoch(trainer: Trainer, data: TrainingData) -> None:
+    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    fitted = fit(trainer, start, data, PLAIN, num_epochs=8, schedule="constant", seed=0)
+    assert fitted.best.val_accuracy == max(fitted.curves["val_accuracy"]) > 0.9
+    loss, accuracy = score_logits(trainer.predict(fitted.best.state, data.val), data.val_labels)
+    assert (loss, accuracy) == (fitted.best.val_loss, fitted.best.val_accuracy)
+
+
+def test_training_leaves_the_tail_as_it_was(trainer: Trainer, data: TrainingData) -> None:
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in trainer.tail.suffix.variables]
+    train(trainer, data, PLAIN)
+    after = [keras.ops.convert_to_numpy(v) for v in trainer.tail.suffix.variables]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_batch_normalization_keeps_its_statistics_while_it_trains(trainer: Trainer, data: TrainingData) -> None:
+    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    fitted = fit(trainer, start, data, PLAIN, num_epochs=2, schedule="constant", seed=0)
+    trainer_model = trainer.tail.suffix
+    before = {v.path: np.array(keras.ops.convert_to_numpy(v)) for v in trainer_model.variables}
+    trainer.store(fitted.best.state.params)
+    changed = {v.path for v in trainer_model.variables if not np.array_equal(before[v.path], keras.ops.convert_to_numpy(v))}
+    trainer.store([*trainer._suffix_start, *make_head_weights(trainer.tail, 3, None)])
+    assert any(path.endswith("gamma") for path in changed)
+    assert not any("moving" in path for path in changed)
+
+
+def test_a_trial_stops_when_it_is_told_to(trainer: Trainer, data: TrainingData) -> None:
+    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    fitted = fit(
+        trainer, start, data, PLAIN, num_epochs=5, schedule="cosine", seed=0, go_on=lambda epoch: epoch.number < 2
+    )
+    assert len(fitted.curves["loss"]) == 2
+
+
+def test_patience_ends_a_training_that_no_longer_improves(trainer: Trainer, data: TrainingData) -> None:
+    still = dataclasses.replace(PLAIN, head_learning_rate=1e-30, suffix_learning_rate=1e-30)
+    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    fitted = fit(trainer, start, data, still, num_epochs=9, schedule="constant", seed=0, patience=2)
+    assert len(fitted.curves["loss"]) < 9
+
+
+def test_a_loss_that_is_not_finite_is_an_error(trainer: Trainer, data: TrainingData) -> None:
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        train(trainer, data, dataclasses.replace(PLAIN, head_learning_rate=1e30, suffix_learning_rate=1e30))
+
+
+def test_the_chunk_size_does_not_change_the_training(
+    trainer: Trainer, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(trainer, data, PLAIN, num_epochs=2)
+    monkeypatch.setattr("frostline.training.CHUNK_BYTES", 2 * 32 * data.views[0][0].nbytes)
+    assert train(trainer, data, PLAIN, num_epochs=2) == pytest.approx(whole, rel=1e-5)
+
+
+def test_balanced_class_weights_are_inverse_to_the_counts() -> None:
+    weights = make_class_weights(np.array([0, 0, 0, 1], np.int32), 2, "balanced")
+    assert weights.tolist() == pytest.approx([4 / 6, 2.0])
+
+
+def test_score_logits_matches_the_definition() -> None:
+    logits = np.log(np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]], np.float32))
+    loss, accuracy = score_logits(logits, np.array([0, 1, 1], np.int32))
+    assert loss == pytest.approx(-np.log([0.7, 0.6, 0.1]).mean(), rel=1e-5)
+    assert accuracy == pytest.approx(2 / 3)
