@@ -9,7 +9,7 @@ from frostline.closure import hash_code, result_code
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
 from frostline.search import importances, list_records, open_study
-from frostline.selection import choose_best
+from frostline.selection.ranking import choose_best
 from frostline.trials import Bench, Job, fit_shared_probe, make_baseline, run_trials
 
 

@@ -23,7 +23,7 @@ from frostline.devices import describe_device, share_memory
 from frostline.equivalence import Receipt, check_equivalence
 from frostline.features import load_training_data
 from frostline.hparams import Hparams
-from frostline.metrics import fit_temperature
+from frostline.metrics.calibration import fit_temperature
 from frostline.params import Params, Space
 from frostline.params import Refit as RefitParams
 from frostline.probe import Probe, fit_probe

@@ -1,15 +1,15 @@
-"""Choices from numbers alone: whether a challenger becomes champion. Pure; nothing is read or written."""
+"""Whether a challenger becomes champion, from numbers alone; nothing is read or written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from frostline import metrics
-from frostline.metrics import Floats, Labels
+from frostline.metrics import comparison
+from frostline.metrics.calibration import Floats, Labels, ece_floor, expected_calibration_error
+from frostline.metrics.scores import check_answers
 from frostline.params import Promote
-from frostline.process import Refused
 
 GOLDEN_TOLERANCE = 1e-4  # of a probability, from one process to another on the same machine
 
@@ -84,9 +84,9 @@ def decide_promotion(
 
 def _check_answers(labels: Labels, challenger: Floats, champion: Floats | None, class_names: Sequence[str]) -> Check:
     try:
-        metrics.check_answers(labels, challenger, len(class_names))
+        check_answers(labels, challenger, len(class_names))
         if champion is not None:
-            metrics.check_answers(labels, champion, len(class_names))
+            check_answers(labels, champion, len(class_names))
     except ValueError as error:
         return Check("answers", False, f"The answers cannot be judged: {error}")
     return Check("answers", True, "Every answer is a probability for each class.")
@@ -94,7 +94,7 @@ def _check_answers(labels: Labels, challenger: Floats, champion: Floats | None, 
 
 def _check_test_size(labels: Labels, challenger: Floats, rules: Promote) -> Check:
     num_images, correct = len(labels), int((challenger.argmax(axis=1) == labels).sum())
-    share = metrics.wilson_interval(correct, num_images)
+    share = comparison.wilson_interval(correct, num_images)
     half = (share.high - share.low) / 2
     passed = num_images >= rules.min_test_images
     message = f"{num_images} test images give the accuracy to ±{100 * half:.1f} points"
@@ -105,7 +105,7 @@ def _check_test_size(labels: Labels, challenger: Floats, rules: Promote) -> Chec
 
 def _check_floor(labels: Labels, challenger: Floats, rules: Promote) -> Check:
     correct = int((challenger.argmax(axis=1) == labels).sum())
-    low = metrics.wilson_interval(correct, len(labels), 1 - 2 * rules.significance).low
+    low = comparison.wilson_interval(correct, len(labels), 1 - 2 * rules.significance).low
     majority = float(np.bincount(labels).max() / len(labels))
     passed = low > max(majority, rules.accuracy_floor)
     message = (
@@ -125,14 +125,14 @@ def _check_comparison(
     labels: Labels, challenger: Floats, champion: Floats, rules: Promote, resamples: int, seed: int
 ) -> Check:
     num_images = len(labels)
-    wins, losses = metrics.count_discordant(labels, challenger, champion)
-    p_value = metrics.mcnemar(wins, losses)
+    wins, losses = comparison.count_discordant(labels, challenger, champion)
+    p_value = comparison.mcnemar(wins, losses)
     # The lower end of a 1 - 2a interval is a one-sided bound at level a.
     confidence = 1 - 2 * rules.significance
-    drawn = metrics.paired_difference(
+    drawn = comparison.paired_difference(
         labels, challenger, champion, resamples=resamples, confidence=confidence, seed=seed
     )
-    score = metrics.paired_score_interval(wins, losses, num_images, confidence)
+    score = comparison.paired_score_interval(wins, losses, num_images, confidence)
     low = min(drawn.low, score.low)
     numbers = {
         "difference": drawn.value,
@@ -161,7 +161,7 @@ def _check_comparison(
         )
     message = f"{found}; asked for: {asked}."
     if not passed:
-        needed = metrics.needed_images(
+        needed = comparison.needed_images(
             gain, max((wins + losses) / num_images, 1 / num_images), significance=rules.significance
         )
         if needed is not None and needed > num_images:
@@ -198,8 +198,8 @@ def _check_classes(
 
 
 def _check_calibration(labels: Labels, challenger: Floats, rules: Promote) -> Check:
-    ece = metrics.expected_calibration_error(labels, challenger)
-    floor = metrics.ece_floor(challenger)
+    ece = expected_calibration_error(labels, challenger)
+    floor = ece_floor(challenger)
     # What chance alone gives so few images is not held against the model.
     passed = ece <= rules.max_ece + floor
     message = f"ECE {ece:.3f}, allowed {rules.max_ece:g} + {floor:.3f} (chance on {len(labels)} images)."
@@ -222,25 +222,3 @@ def _check_leaks(leaked: Sequence[str] | None) -> Check:
         some = ", ".join(leaked[:5]) + (", ..." if len(leaked) > 5 else "")
         message = f"{len(leaked)} test images, or near duplicates, are in the challenger's training data: {some}"
     return Check("leaks", not leaked, message, {"num_leaked": len(leaked)})
-
-
-def rank_trials(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Finished trials, best first: higher score, then lower validation loss, then the earlier trial.
-
-    Pruned, failed and non-finite trials are left out.
-    """
-    finished = [
-        record
-        for record in records
-        if record["state"] == "COMPLETE" and np.isfinite(record["score"]) and np.isfinite(record["val_loss"])
-    ]
-    return sorted(finished, key=lambda record: (-record["score"], record["val_loss"], record["number"]))
-
-
-def choose_best(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The best finished trial. Refused where none finished, with the last reason."""
-    ranked = rank_trials(records)
-    if not ranked:
-        reasons = [record["reason"] for record in records if "reason" in record]
-        raise Refused(f"None of {len(records)} trials finished. Last reason: {reasons[-1] if reasons else 'all were pruned'}.")
-    return ranked[0]

@@ -1,35 +1,32 @@
-"""How good a classifier's answers are, and how sure that is: scores with intervals, paired tests, calibration.
+"""How good a classifier's answers are: every score with a bootstrap interval.
 
-Everywhere `labels` is int (num_images,) and `probabilities` float (num_images, num_classes) with rows that sum to 1.
+`labels` is int (num_images,), `probabilities` float (num_images, num_classes) with rows that sum to 1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
 from sklearn import metrics as sk
 
-Floats = NDArray[np.floating[Any]]
-Labels = NDArray[np.integer[Any]]
+from frostline.metrics.calibration import (
+    ECE_BINS,
+    SMALLEST,
+    Floats,
+    Labels,
+    are_probabilities,
+    bins_of,
+    ece_floor,
+    expected_calibration_error,
+)
+from frostline.metrics.comparison import Interval, wilson_interval
 
-ECE_BINS = 15  # Guo et al., ICML 2017
-SMALLEST = 1e-12  # the smallest probability whose logarithm is taken
 # Floats in a block of bootstrap weights: 32 MB of float32, whatever the number of images.
 BLOCK = 1 << 23
 # ROC-AUC's bootstrap costs images x classes x resamples; above this it takes fewer resamples and says so.
 AUC_BUDGET = 4_000_000_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def summarize(
@@ -86,151 +83,8 @@ def check_answers(labels: Labels, probabilities: Floats, num_classes: int) -> No
         raise ValueError("Some rows are no probabilities: not finite, negative, or not summing to 1.")
 
 
-def are_probabilities(scores: Floats) -> bool:
-    """Whether every row is finite, not negative, and sums to 1."""
-    return bool(np.isfinite(scores).all() and scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
-
-
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """A share and its Wilson interval, which holds up near 0 and 1 where the bootstrap collapses."""
-    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return Interval(successes / trials, float(interval.low), float(interval.high))
-
-
-def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
-    """Mean distance between confidence and accuracy over 15 equal bins of confidence (Guo et al., ICML 2017)."""
-    confidence = probabilities.max(axis=1)
-    gap = (probabilities.argmax(axis=1) == labels) - confidence
-    return float(np.abs(np.bincount(_bins(confidence), gap, ECE_BINS)).sum() / len(labels))
-
-
-def ece_floor(probabilities: Floats) -> float:
-    """The ECE that a perfectly calibrated model with these confidences shows on so few images.
-
-    About 0.05 at 100 images, 0.018 at 1000: below it an ECE says nothing. In a bin the sum of (hit - confidence) has
-    variance v = sum c (1 - c); its expected size is sqrt(2 v / pi) for many images and 2 v for one, and never above either.
-    """
-    confidence = np.asarray(probabilities.max(axis=1), np.float64)
-    variance = np.bincount(_bins(confidence), confidence * (1 - confidence), ECE_BINS)
-    return float(np.minimum(np.sqrt(2 * variance / np.pi), 2 * variance).sum() / len(confidence))
-
-
-def reliability(labels: Labels, probabilities: Floats) -> list[dict[str, float]]:
-    """The non-empty bins of a reliability diagram: {low, high, confidence, accuracy, count}."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bins = _bins(confidence)
-    return [
-        {
-            "low": b / ECE_BINS,
-            "high": (b + 1) / ECE_BINS,
-            "confidence": float(confidence[bins == b].mean()),
-            "accuracy": float(correct[bins == b].mean()),
-            "count": int((bins == b).sum()),
-        }
-        for b in range(ECE_BINS)
-        if (bins == b).any()
-    ]
-
-
-def fit_temperature(labels: Labels, scores: Floats) -> float:
-    """The temperature, 0.05 to 20, whose division of the logits minimises the log loss (Guo et al., ICML 2017).
-
-    `scores` are probabilities or logits. The targets are not quite 1 and 0 but leave 1/(num_images + 2) to the other
-    classes (Platt 1999), or a validation split without an error would ask for infinite confidence.
-    """
-    if are_probabilities(scores):
-        logits = np.log(np.maximum(np.asarray(scores, np.float64), SMALLEST))
-    else:
-        logits = np.asarray(scores, np.float64)
-    rest = 1 / (len(labels) + 2)
-    targets = np.full(logits.shape, rest / (logits.shape[1] - 1))
-    targets[np.arange(len(labels)), labels] = 1 - rest
-
-    def loss(log_temperature: float) -> float:
-        return float(-(targets * special.log_softmax(logits / np.exp(log_temperature), axis=1)).sum(axis=1).mean())
-
-    found = optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return float(np.exp(found.x))
-
-
-def apply_temperature(probabilities: Floats, temperature: float) -> NDArray[np.float64]:
-    """The probabilities with their logits divided by `temperature`; 1 / temperature undoes it."""
-    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
-    return np.asarray(special.softmax(logits / temperature, axis=1))
-
-
-def count_discordant(labels: Labels, ours: Floats, theirs: Floats) -> tuple[int, int]:
-    """(images that only `ours` gets right, images that only `theirs` gets right)."""
-    right, right_there = ours.argmax(axis=1) == labels, theirs.argmax(axis=1) == labels
-    return int((right & ~right_there).sum()), int((~right & right_there).sum())
-
-
-def mcnemar(wins: int, losses: int) -> float:
-    """The exact one-sided p-value of McNemar's test: how likely so many wins or more are if both are equally good."""
-    if wins + losses == 0:
-        return 1.0
-    return float(stats.binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue)
-
-
-def paired_difference(
-    labels: Labels, ours: Floats, theirs: Floats, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Our accuracy minus theirs on the same images, with its paired, stratified bootstrap interval."""
-    gain = (ours.argmax(axis=1) == labels).astype(np.int8) - (theirs.argmax(axis=1) == labels)
-    rng = np.random.default_rng(seed)
-    total = np.zeros(resamples)
-    for label in np.unique(labels):
-        # An image counts -1, 0 or +1, so a class's resample is one multinomial draw.
-        counts = np.bincount(gain[labels == label] + 1, minlength=3)
-        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-        total += drawn[:, 2] - drawn[:, 0]
-    low, high = np.quantile(total / len(labels), ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Interval(float(gain.mean()), float(low), float(high))
-
-
-def paired_score_interval(wins: int, losses: int, num_images: int, confidence: float = 0.95) -> Interval:
-    """The difference of two paired accuracies with Tango's score interval (Statistics in Medicine 17, 1998).
-
-    Unlike the bootstrap it does not collapse to a point where the two models agree on every image.
-    """
-    difference = (wins - losses) / num_images
-    z = float(stats.norm.ppf((1 + confidence) / 2))
-
-    def distance(delta: float) -> float:
-        # The maximum-likelihood share of losses under the hypothesis that the true difference is delta.
-        a = 2 * num_images
-        b = -wins - losses + (2 * num_images - wins + losses) * delta
-        c = -losses * delta * (1 - delta)
-        share = (np.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-        variance = num_images * (2 * share + delta * (1 - delta))
-        return float((wins - losses - num_images * delta) / np.sqrt(max(variance, 1e-300)))
-
-    edge = 1 - 1e-9
-    low = optimize.brentq(lambda d: distance(d) - z, -edge, difference) if difference > -edge else -1.0
-    high = optimize.brentq(lambda d: distance(d) + z, difference, edge) if difference < edge else 1.0
-    return Interval(difference, float(low), float(high))
-
-
-def needed_images(difference: float, discordance: float, *, significance: float, power: float = 0.8) -> int | None:
-    """Test images for McNemar's one-sided test to see `difference` with `power`; None if there is nothing to see.
-
-    `discordance` is the share of images that one of the two gets right and the other wrong.
-    Source: Connor, Biometrics 43 (1987), with 1/difference added for the exact test.
-    """
-    if difference <= 0 or discordance <= 0:
-        return None
-    z_size, z_power = stats.norm.ppf(1 - significance), stats.norm.ppf(power)
-    spread = z_size * np.sqrt(discordance) + z_power * np.sqrt(max(discordance - difference**2, 0.0))
-    return int(np.ceil((spread / difference) ** 2 + 1 / difference))
-
-
 def _make_interval(value: float, low: float, high: float) -> Interval:
     return Interval(round(float(value), 6), round(float(low), 6), round(float(high), 6))
-
-
-def _bins(confidence: Floats) -> NDArray[np.intp]:
-    return np.clip(np.ceil(np.asarray(confidence, np.float64) * ECE_BINS).astype(np.intp) - 1, 0, ECE_BINS - 1)
 
 
 def _measure_once(labels: Labels, probabilities: NDArray[np.float64]) -> dict[str, float]:
@@ -273,7 +127,7 @@ def _resample(
     columns = np.stack([hits, _log_losses(labels, probabilities), _brier_scores(labels, probabilities)])
     columns = columns.astype(np.float32)
     gaps = np.zeros((ECE_BINS, num_images), np.float32)
-    gaps[_bins(confidence), np.arange(num_images)] = hits - confidence
+    gaps[bins_of(confidence), np.arange(num_images)] = hits - confidence
     ranks = _rank_negatives(labels, probabilities, present) if len(present) > 1 else []
     auc_resamples = min(resamples, max(100, AUC_BUDGET // (num_images * max(len(present), 1))))
     drawn: dict[str, list[NDArray[Any]]] = {}
