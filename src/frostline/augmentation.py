@@ -1,32 +1,124 @@
 """Views of the training pictures, made by Albumentations; each depends on (seed, image id, view number) alone."""
 
+import hashlib
 import inspect
+import json
+import multiprocessing
+import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import albumentations as A
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.process import Refused
+from frostline.arrays import load_array, replacing, save_array, save_json
+from frostline.process import Refused, count_cores
 from frostline.seeding import derive_seed
 
 Transforms = Sequence[Mapping[str, Mapping[str, Any]]]
+Pipeline = tuple[A.BasicTransform | A.BaseCompose, ...]
+
+CHUNK = 128  # pictures per task
+# From this many views on, starting processes (each imports Albumentations, some seconds) is worth its time.
+POOL_FROM = 12_000
+# A change of how views are drawn raises this, so that unfinished work of before is not mixed in.
+RECIPE = 1
 
 
-def build_transforms(transforms: Transforms) -> A.Compose:
-    """The transforms as one pipeline; raises Refused with every problem in them."""
-    check_transforms(transforms)
-    return _build(transforms)
+# --- what params.yaml says ------------------------------------------------------------------------------------------
 
 
-def check_transforms(transforms: Transforms) -> None:
-    """Raises Refused that lists every unknown transform, misspelt argument and impossible value."""
-    problems = [problem for place, entry in enumerate(transforms) for problem in _problems_of(place, entry)]
+def build_transforms(transforms: Transforms, image_size: int | None = None) -> Pipeline:
+    """The transforms, ready to run; raises Refused with every problem in them (see `check_transforms`)."""
+    check_transforms(transforms, image_size)
+    return tuple(_build(name, arguments) for entry in transforms for name, arguments in entry.items())
+
+
+def check_transforms(transforms: Transforms, image_size: int | None = None) -> None:
+    """Raises Refused that lists every unknown transform, misspelt argument and impossible value.
+
+    Albumentations only warns of most of these and goes on without them. With `image_size`, each transform is tried, and
+    refused if it does not give uint8 (image_size, image_size, 3) back.
+    """
+    problems = [problem for place, entry in enumerate(transforms) for problem in _problems_of(f"transforms[{place}]", entry, image_size)]
     if problems:
-        raise Refused(f"augment.transforms has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))
+        raise Refused(f"augment has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))
+
+
+def _build(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform | A.BaseCompose:
+    kind = getattr(A, name)
+    if issubclass(kind, A.BaseCompose):
+        inner = [_build(*item) for entry in arguments["transforms"] for item in entry.items()]
+        return kind(**{**arguments, "transforms": inner})
+    return kind(**arguments)
+
+
+def _problems_of(place: str, entry: Any, image_size: int | None) -> list[str]:
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        return [f"{place}: expected one transform, {{Name: {{argument: value}}}}; given was {entry!r}"]
+    ((name, arguments),) = entry.items()
+    kind = getattr(A, name, None)
+    if name not in _names():
+        return [f"{place}: unknown transform {name!r}{_nearest(name, _names())}"]
+    place = f"{place}.{name}"
+    if not isinstance(arguments, Mapping):
+        return [f"{place}: expected {{argument: value}}; given was {arguments!r}"]
+    allowed = [word for word in inspect.signature(kind.__init__).parameters if word != "self"]
+    wrong = [argument for argument in arguments if argument not in allowed]
+    if wrong:
+        return [f"{place}: unknown argument {word!r}{_nearest(word, allowed)}; allowed: {', '.join(allowed)}" for word in wrong]
+    if issubclass(kind, A.BaseCompose):
+        inner = arguments.get("transforms")
+        if not isinstance(inner, list) or not inner:
+            return [f"{place}.transforms: expected a list of transforms; given was {inner!r}"]
+        found = [text for at, each in enumerate(inner) for text in _problems_of(f"{place}.transforms[{at}]", each, image_size)]
+        if found:
+            return found
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            transform = _build(name, arguments)
+    except (ValueError, TypeError, AttributeError, UserWarning) as error:
+        return [f"{place}: {_shorten(error)}"]
+    return _problems_of_output(place, transform, image_size) if image_size else []
+
+
+def _problems_of_output(place: str, transform: Any, image_size: int) -> list[str]:
+    probe = np.random.default_rng(0).integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+    try:
+        view = _run((transform,), probe, seed=0, force=True)
+    except Exception as error:  # whatever a transform raises is the user's to know
+        return [f"{place}: fails on a picture of {image_size}x{image_size}: {_shorten(error)}"]
+    if view.shape != probe.shape or view.dtype != np.uint8:
+        shape = "x".join(map(str, view.shape))
+        return [f"{place}: makes {shape} {view.dtype} of {image_size}x{image_size}x3 uint8; a view must keep its shape and type"]
+    return []
+
+
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split("For further information")[0].split()) or type(error).__name__
+
+
+def _names() -> list[str]:
+    composed = {"OneOf", "SomeOf", "Sequential", "RandomOrder"}
+    return [
+        name for name, kind in vars(A).items() if inspect.isclass(kind) and (name in composed or (issubclass(kind, A.BasicTransform) and name[0] != "_"))
+    ]
+
+
+def _nearest(word: str, allowed: Sequence[str]) -> str:
+    close = get_close_matches(word, allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+# --- views ----------------------------------------------------------------------------------------------------------
 
 
 def view_seed(seed: int, image_id: str, view: int) -> int:
@@ -34,45 +126,134 @@ def view_seed(seed: int, image_id: str, view: int) -> int:
     return derive_seed(seed, "augment", image_id, view)
 
 
-def make_view(image: NDArray[np.uint8], pipeline: A.Compose, seed: int) -> NDArray[np.uint8]:
-    """One view of `image`, uint8 of the same shape; equal for equal seeds."""
-    pipeline.set_random_seed(seed)
-    view: NDArray[np.uint8] = pipeline(image=image)["image"]
+def make_view(image: NDArray[np.uint8], pipeline: Pipeline, seed: int) -> NDArray[np.uint8]:
+    """One view of `image`, uint8 of the same shape; equal for equal seeds. `image` is not changed.
+
+    Raises Refused if the transforms change shape or type.
+    """
+    view = _run(pipeline, image, seed)
+    if view.shape != image.shape or view.dtype != np.uint8:
+        raise Refused(f"The transforms make {view.shape} {view.dtype} of {image.shape} uint8; a view must keep its shape and type.")
     return view
 
 
-def _build(transforms: Transforms) -> A.Compose:
-    # Strict turns what Albumentations merely warns of into an error.
-    return A.Compose([getattr(A, name)(**arguments) for entry in transforms for name, arguments in entry.items()])
+def _run(pipeline: Pipeline, image: NDArray[np.uint8], seed: int, *, force: bool = False) -> NDArray[np.uint8]:
+    # One stream for all transforms. `Compose.set_random_seed` gives each transform the same seed, so that a picture
+    # would be brightened exactly when it is flipped; it is slower, too.
+    drawn = np.random.Generator(np.random.PCG64(seed))
+    drawn_by_python = random.Random(seed)
+    image = np.array(image)  # some transforms write into what they get
+    for transform in pipeline:
+        transform.set_random_state(drawn, drawn_by_python)
+        image = transform(image=image, force_apply=force)["image"]
+    return image
 
 
-def _problems_of(place: int, entry: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    problems = []
-    if len(entry) != 1:
-        return [f"transforms[{place}]: one transform per entry; given were {', '.join(entry) or 'none'}"]
-    for name, arguments in entry.items():
-        kind = getattr(A, name, None)
-        if not (inspect.isclass(kind) and issubclass(kind, A.BasicTransform)):
-            problems.append(f"transforms[{place}]: unknown transform {name!r}{_nearest(name, _names())}")
-            continue
-        allowed = list(inspect.signature(kind.__init__).parameters)[1:]
-        wrong = [argument for argument in arguments if argument not in allowed]
-        for argument in wrong:
-            problems.append(f"transforms[{place}].{name}: unknown argument {argument!r}{_nearest(argument, allowed)}; allowed: {', '.join(allowed)}")
-        if not wrong:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error")
-                    kind(**arguments)
-            except (ValueError, TypeError, UserWarning) as error:
-                problems.append(f"transforms[{place}].{name}: {' '.join(str(error).split())}")
-    return problems
+def make_views(images: NDArray[np.uint8], ids: Sequence[str], pipeline: Pipeline, *, view: int, seed: int) -> NDArray[np.uint8]:
+    """View number `view` of each picture: uint8 (num_images, size, size, 3). View 0 is the plain picture."""
+    if view == 0:
+        return np.array(images)
+    return np.stack([make_view(image, pipeline, view_seed(seed, image_id, view)) for image, image_id in zip(images, ids, strict=True)])
 
 
-def _names() -> list[str]:
-    return [name for name, kind in vars(A).items() if inspect.isclass(kind) and issubclass(kind, A.BasicTransform)]
+def save_views(images_file: Path, ids: Sequence[str], transforms: Transforms, folder: Path, *, num_views: int, seed: int, workers: int | None = None) -> None:
+    """Writes `view-001.npy` .. of the pictures in `images_file`; whole files that are there already are kept.
+
+    workers: processes, by default one per core where there are many views; their number changes nothing in the views.
+    """
+    images = load_array(images_file)
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [view for view in range(1, num_views) if not (folder / f"view-{view:03d}.npy").is_file()]
+    pipeline = build_transforms(transforms, images.shape[1])
+    if workers is None:
+        workers = count_cores() if len(missing) * len(images) >= POOL_FROM else 1
+    tasks = [(start, min(start + CHUNK, len(images))) for start in range(0, len(images), CHUNK)]
+
+    def local(view: int) -> Iterator[NDArray[np.uint8]]:
+        for start, stop in tasks:
+            yield make_views(images[start:stop], ids[start:stop], pipeline, view=view, seed=seed)
+
+    def save_all(chunks_of: Callable[[int], Iterator[NDArray[np.uint8]]]) -> None:
+        for view in missing:
+            save_array(folder / f"view-{view:03d}.npy", chunks_of(view), images.shape, np.uint8)
+            print(f"augment: view {view} of {num_views - 1}", flush=True)
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # OpenCV's own threads would fight for the same cores
+    try:
+        if workers == 1 or not missing:
+            save_all(local)
+            return
+        # Spawned, never forked: the caller may have threads. Each process builds its transforms once.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _start_worker, (images_file, tuple(ids), transforms, seed)) as pool:
+            save_all(lambda view: _in_order(pool, [(start, stop, view) for start, stop in tasks], ahead=2 * workers))
+    finally:
+        cv2.setNumThreads(threads)
 
 
-def _nearest(word: str, allowed: Sequence[str]) -> str:
-    close = get_close_matches(word, allowed, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+_worker: dict[str, Any] = {}  # what a worker process keeps between its tasks
+
+
+def _start_worker(images_file: Path, ids: Sequence[str], transforms: Transforms, seed: int) -> None:
+    cv2.setNumThreads(1)
+    pipeline = tuple(_build(name, arguments) for entry in transforms for name, arguments in entry.items())
+    _worker.update(images=load_array(images_file), ids=ids, pipeline=pipeline, seed=seed)
+
+
+def _work(start: int, stop: int, view: int) -> NDArray[np.uint8]:
+    return make_views(_worker["images"][start:stop], _worker["ids"][start:stop], _worker["pipeline"], view=view, seed=_worker["seed"])
+
+
+def _in_order(pool: Executor, tasks: Sequence[tuple[int, int, int]], ahead: int) -> Iterator[NDArray[np.uint8]]:
+    """The tasks' results in the tasks' order, at most `ahead` of them in memory."""
+    pending: deque[Future[NDArray[np.uint8]]] = deque()
+    for task in tasks:
+        pending.append(pool.submit(_work, *task))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+# --- the record of it -----------------------------------------------------------------------------------------------
+
+
+def save_recipe(folder: Path, transforms: Transforms, *, num_views: int, seed: int, content_sha256: str) -> None:
+    """Writes `recipe.json`: all that is needed to draw the same views again, arguments with their defaults filled in."""
+    resolved = [A.to_dict(_build(name, arguments))["transform"] for entry in transforms for name, arguments in entry.items()]
+    recipe = {
+        "recipe": RECIPE,
+        "num_views": num_views,
+        "seed": seed,
+        "seed_of_view": 'derive_seed(seed, "augment", image_id, view)',
+        "pictures_sha256": content_sha256,
+        "transforms": resolved,
+        "versions": {"albumentations": A.__version__, "opencv": cv2.__version__, "numpy": np.__version__},
+    }
+    save_json(folder / "recipe.json", recipe)
+
+
+def digest_recipe(transforms: Transforms, *, seed: int, content_sha256: str) -> str:
+    """16 hex digits that name the views: equal digests, equal views."""
+    text = json.dumps([RECIPE, A.__version__, cv2.__version__, seed, content_sha256, list(transforms)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_preview(
+    path: Path, images: NDArray[np.uint8], ids: Sequence[str], transforms: Transforms, *, num_views: int, seed: int, rows: int = 6, columns: int = 8
+) -> None:
+    """Writes a sheet: each row one picture, plain on the left, its views beside it."""
+    pipeline = build_transforms(transforms)
+    size, gap = images.shape[1], max(2, images.shape[1] // 32)
+    chosen = np.linspace(0, len(images) - 1, min(rows, len(images))).astype(int)
+    columns = min(columns, num_views)
+    step = size + gap
+    sheet = np.full((len(chosen) * step + gap, columns * step + 2 * gap, 3), 255, np.uint8)
+    for row, index in enumerate(chosen):
+        for column in range(columns):
+            view = make_views(images[index : index + 1], [ids[index]], pipeline, view=column, seed=seed)[0]
+            top, left = gap + row * step, gap + column * step + gap * (column > 0)  # a wider gap after the plain ones
+            sheet[top : top + size, left : left + size] = view
+    with replacing(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from frostline.arrays import load_array, load_json, mark_complete, replacing, save_array, save_json, save_split
 from frostline.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
 from frostline.params import Prepare
-from frostline.process import Refused
+from frostline.process import Refused, count_cores
 from frostline.seeding import derive_seed
 from frostline.sources.folders import Entry, find_layout
 
@@ -68,7 +68,7 @@ def prepare_images(raw: Path, destination: Path, prepare: Prepare, *, size: int,
     layout = find_layout(raw, follow_links=True)
     if len(layout.classes) < 2:
         raise Refused(f"{raw} holds one class, {layout.classes[0]!r}; at least 2 are needed to tell apart.")
-    shards = _decode_shards(layout.entries, prepare, size, work, workers or os.cpu_count() or 1)
+    shards = _decode_shards(layout.entries, prepare, size, work, workers or count_cores())
     records = [record for shard in shards for record in shard.records]
     usable = [record for record in records if not record.reason]
     skipped = _skipped_by_fetch(raw) + list(layout.skipped)

@@ -17,6 +17,11 @@ class Refused(ValueError):
     """What was asked for cannot work; the message says what was given, what is allowed, what to do."""
 
 
+def count_cores() -> int:
+    """The cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def project_root() -> Path:
     """The repository's root: `$DVC_ROOT` where DVC runs us (also from its temporary folders), else the folder with `dvc.yaml`."""
     if "DVC_ROOT" in os.environ:

@@ -1,0 +1,34 @@
+"""Stage `augment`: prepared training arrays -> augmented views."""
+
+import shutil
+from pathlib import Path
+
+from frostline.arrays import load_split, mark_complete, publish, require_complete
+from frostline.augmentation import digest_recipe, save_preview, save_recipe, save_views
+from frostline.params import load_params
+from frostline.process import run_stage
+
+WORK = Path(".frostline/work/augment")
+
+
+def main() -> None:
+    params = load_params()
+    prepared, augment, seed = Path(params.paths.prepared), params.augment, params.seed
+    content = require_complete(prepared)["content_sha256"]
+    train = load_split(prepared / "train")
+
+    digest = digest_recipe(augment.transforms, seed=seed, content_sha256=content)
+    work = WORK / digest
+    images_file = prepared / "train" / "images.npy"
+    save_views(images_file, train.ids, augment.transforms, work, num_views=augment.views, seed=seed)
+    save_recipe(work, augment.transforms, num_views=augment.views, seed=seed, content_sha256=content)
+    save_preview(work / "preview.png", train.images, train.ids, augment.transforms, num_views=augment.views, seed=seed)
+    mark_complete(work, num_views=augment.views, num_images=len(train.ids), recipe=digest, pictures_sha256=content)
+
+    publish(work, Path(params.paths.views))
+    shutil.rmtree(WORK)
+    print(f"{augment.views} views of {len(train.ids)} pictures, the plain one among them")
+
+
+if __name__ == "__main__":
+    run_stage("augment", main)
