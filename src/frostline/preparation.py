@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -353,18 +354,49 @@ def draw_splits(records: Sequence[Record], groups: NDArray[np.int64], shares: di
     assigned = {
         group: next(split for split, (low, high) in intervals.items() if low <= point < high) for group, point in points.items()
     }
-    classes = {group: {records[index].class_name for index in indices} for group, indices in members.items()}
     for class_name in sorted({record.class_name for record in records}):
-        mine = [group for group in members if class_name in classes[group]]
-        for split, (low, high) in intervals.items():
-            here = Counter(assigned[group] for group in mine)
-            if here[split]:
-                continue
-            able = [group for group in mine if here[assigned[group]] > 1]
-            if able:
-                nearest = min(able, key=lambda group: (max(low - points[group], points[group] - high), points[group]))
-                assigned[nearest] = split
+        weights = {group: sum(records[index].class_name == class_name for index in indices) for group, indices in members.items()}
+        _balance(assigned, {group: weight for group, weight in weights.items() if weight}, points, intervals)
     return [assigned[group] for group in groups.tolist()]
+
+
+def _balance(
+    assigned: dict[int, str], weights: dict[int, int], points: dict[int, float], intervals: dict[str, tuple[float, float]]
+) -> None:
+    """Moves a class's groups, those at the borders first, until no split is empty or, by large groups, far from its share.
+
+    A picture without near duplicates moves only to fill an empty split: added pictures shall not move old ones. Groups
+    may move while a split is off by more than the standard deviation of a binomial draw. Changes `assigned`.
+    """
+    total = sum(weights.values())
+    shares = {split: high - low for split, (low, high) in intervals.items()}
+    counts = dict.fromkeys(intervals, 0)
+    for group, weight in weights.items():
+        counts[assigned[group]] += weight
+
+    def lack(split: str, change: int = 0) -> float:
+        """Pictures missing to the split's share, in standard deviations; infinite where there is none."""
+        count, share = counts[split] + change, shares[split]
+        return (share * total - count) / max(1.0, (share * (1 - share) * total) ** 0.5) if count > 0 else math.inf
+
+    while True:
+        poor, rich = max(intervals, key=lack), min(intervals, key=lack)
+        if lack(poor) <= 1 and lack(rich) >= -1:
+            return
+        low, high = intervals[poor]
+        able = [
+            (max(low - points[group], points[group] - high), group)
+            for group, weight in weights.items()
+            if assigned[group] == rich
+            and (weight > 1 or counts[poor] == 0)
+            and max(abs(lack(poor, weight)), abs(lack(rich, -weight))) < max(abs(lack(poor)), abs(lack(rich)))
+        ]
+        if not able:
+            return
+        _, group = min(able)
+        assigned[group] = poor
+        counts[poor] += weights[group]
+        counts[rich] -= weights[group]
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
