@@ -1,6 +1,8 @@
 """What all tests share: switched-off callers, few threads, and a clean process."""
 
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 # The machine is shared and the arrays are tiny: more threads would only wait for each other.
@@ -13,7 +15,7 @@ for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", 
 
 import pytest
 
-import frostline  # noqa: F401  (switches telemetry off before any library is imported)
+from frostline import cli  # importing frostline switches telemetry off, before any library is imported
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,10 +37,10 @@ def shared() -> Path:
 
 @pytest.fixture
 def params_document(root: Path):
-    """A fresh copy of what `params.yaml` says, to change at will."""
+    """A fresh copy of what the default params say, to change at will; a user may have changed `params.yaml` itself."""
     from ruamel.yaml import YAML
 
-    return YAML(typ="safe", pure=True).load(root / "params.yaml")
+    return YAML(typ="safe", pure=True).load(root / "presets" / "default.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +62,30 @@ def mlflow_root(mlflow_tables: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     shutil.copy(mlflow_tables, folder / "mlflow.db")
     return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch):
+    """Runs `frostline ARGUMENTS` in this process and folder, as a user would meet it, and gives its answer."""
+
+    def run(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["frostline", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return run

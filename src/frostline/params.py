@@ -3,7 +3,7 @@
 import difflib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -20,6 +20,9 @@ class Section(BaseModel):
     """A part of `params.yaml`: frozen, strict about types, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+SectionKind = TypeVar("SectionKind", bound=Section)
 
 
 class Paths(Section):
@@ -259,14 +262,23 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
     Raises Refused with every problem at once: what was given, what is allowed, the nearest right word.
     """
+    return parse_params(load_document(path), str(path))
+
+
+def load_document(path: Path = Path("params.yaml")) -> Any:
+    """What the file says, unchecked; raises Refused where it is missing or no YAML."""
     try:
         # The same parser and YAML version as DVC's: 1e-4 is a number, `no` a word, a key twice an error.
-        document = YAML(typ="safe", pure=True).load(path)
+        return YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise Refused(f"{path} is missing. Run this at the root of a Frostline project.") from None
     except MarkedYAMLError as error:
         raise Refused(f"{path} is not YAML: {error}") from None
-    return parse_params(document, str(path))
+
+
+def parse_document(text: str) -> Any:
+    """What a text says by the same parser as `load_document`."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def parse_params(document: Any, name: str = "params.yaml") -> Params:
@@ -274,8 +286,29 @@ def parse_params(document: Any, name: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        raise Refused(f"{name} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems)) from None
+        raise Refused(list_problems(name, [_describe(problem) for problem in error.errors()])) from None
+
+
+def schema_problems(document: Any) -> list[str]:
+    """What is wrong with a parsed document by the schema alone, one line each; empty where nothing is."""
+    try:
+        Params.model_validate(document)
+    except ValidationError as error:
+        return [_describe(problem) for problem in error.errors()]
+    return []
+
+
+def parse_section(document: Any, name: str, kind: type[SectionKind]) -> SectionKind | None:
+    """One section of a parsed document, or None where it is missing or wrong."""
+    try:
+        return kind.model_validate(document[name])
+    except (ValidationError, KeyError, TypeError):
+        return None
+
+
+def list_problems(name: str, problems: list[str]) -> str:
+    """A refusal's text: how many problems `name` has, and each on a line of its own."""
+    return f"{name} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems)
 
 
 def load_lock(path: Path = Path("dvc.lock")) -> dict[str, str]:

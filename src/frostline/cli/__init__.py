@@ -9,6 +9,9 @@ from frostline.process import Refused
 
 # Command -> one line for --help. The command stands in `frostline.cli.<name>` as `command`.
 COMMANDS: dict[str, str] = {
+    "use": "Set params.yaml from a preset; without a name, list the presets.",
+    "check": "Read params.yaml and name every problem in it.",
+    "summary": "The last result: best trial, test accuracy, registered version.",
 }
 
 

@@ -1,0 +1,15 @@
+"""`frostline check`: params.yaml read, and every problem in it named, before anything runs."""
+
+import click
+
+
+@click.command(short_help="Read params.yaml and name every problem in it.")
+def command() -> None:
+    """Read params.yaml and name every problem in it, without running anything.
+
+    Exit code 0 where nothing is wrong, 2 otherwise.
+    """
+    from frostline.checks import refuse_problems
+
+    refuse_problems()
+    click.echo("params.yaml: no problem")

@@ -1,0 +1,69 @@
+"""`frostline summary`: what the last `dvc repro` came to, in a few lines."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+NEXT = (
+    ("frostline ui", "the runs, curves and pictures in MLflow's pages"),
+    ("frostline compare", "all trials as a table in the terminal"),
+    ("frostline promote", "make this version the champion, if the gate passes"),
+)
+
+
+@click.command(short_help="The last result: best trial, test accuracy, registered version.")
+def command() -> None:
+    """Print the best trial, the test accuracy with its interval, the registered version, and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from frostline.arrays import load_json
+    from frostline.params import load_params
+    from frostline.process import Refused
+
+    paths = load_params().paths
+    files = [Path(paths.study) / "trials.json", Path(paths.evaluation) / "evaluation.json", Path(paths.registration)]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise Refused(f"Nothing to sum up yet: {', '.join(missing)} is missing. Run `dvc repro`.")
+    trials, evaluation, registration = map(load_json, files)
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for row in summarize(trials, evaluation, registration):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("\nNext:")
+    # A shell that was not told of the environment does not find the commands.
+    if os.environ.get("VIRTUAL_ENV") and not os.environ.get("VIRTUAL_ENV_PROMPT"):
+        console.print(f"  source {Path(sys.prefix) / 'bin' / 'activate'}", soft_wrap=True)
+    for name, what in NEXT:
+        console.print(f"  {name:<18} {what}")
+
+
+def summarize(
+    trials: Mapping[str, Any], evaluation: Mapping[str, Any], registration: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """(name, value) of each line of the table."""
+    best = next(trial for trial in trials["trials"] if trial["number"] == trials["best"])
+    hparams = best["hparams"]
+    finished = sum(trial["state"] == "COMPLETE" for trial in trials["trials"])
+    rows = [
+        (
+            "best trial",
+            f"{best['number']} of {len(trials['trials'])} ({finished} ran to the end): {hparams['unfrozen_blocks']} "
+            f"blocks unfrozen, dropout {hparams['dropout']:.2f}, validation accuracy {best['score']:.3f}",
+        ),
+        ("test accuracy", f"{_interval(evaluation['accuracy'])} on {evaluation['num_images']} pictures"),
+    ]
+    if "accuracy" in evaluation.get("baseline", {}):
+        rows.append(("head only", _interval(evaluation["baseline"]["accuracy"])))
+    return [*rows, ("registered", f"{registration['name']} version {registration['version']}, alias challenger")]
+
+
+def _interval(measured: Mapping[str, float]) -> str:
+    return f"{measured['value']:.3f}, 95 % interval {measured['low']:.3f} to {measured['high']:.3f}"

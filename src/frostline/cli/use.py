@@ -1,0 +1,58 @@
+"""`frostline use`: params.yaml from a preset, without losing comments or anybody's edits."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Set params.yaml from a preset; without a name, list the presets.")
+@click.argument("preset", required=False)
+@click.option("--data", metavar="DIR", help="A folder or archive with the pictures, instead of the preset's source.")
+@click.option("--weights", metavar="FILE", help="A weights file, or random; instead of the preset's weights.")
+@click.option("--base", metavar="NAME", help="Another base, whole and with its own options.")
+@click.option("--force", is_flag=True, help="Overwrite edits of params.yaml.")
+def command(preset: str | None, data: str | None, weights: str | None, base: str | None, force: bool) -> None:
+    """Set params.yaml from PRESET; what the preset does not name is as in presets/default.yaml.
+
+    Without PRESET, list the presets. Refused where it would overwrite edits of yours, or where the result could not run.
+    """
+    from frostline.checks import find_problems
+    from frostline.params import list_problems, parse_document
+    from frostline.presets import DEFAULT, apply_settings, list_presets, load_preset, write_params
+    from frostline.process import Refused, project_root
+
+    root = project_root()
+    if preset is None:
+        for known in list_presets(root):
+            click.echo(f"{known.name}\n    {known.about}")
+        click.echo("\nfrostline use NAME [--data DIR] [--weights FILE] [--base NAME]")
+        return
+
+    chosen = load_preset(root, preset)
+    settings = dict(chosen.settings)
+    if base is not None:
+        # The bundled weights fit no other base.
+        weights = weights or settings.get("base.weights", "imagenet")
+        settings |= {"base.name": base, "base.options": {}, "base.output_layer": None}
+    if data is not None:
+        settings["fetch.source"] = _place(data, root)
+    if weights is not None:
+        settings["base.weights"] = _place(weights, root)
+    text = apply_settings((root / DEFAULT).read_text(encoding="utf-8"), settings)
+    problems = find_problems(parse_document(text), root)
+    if problems:
+        raise Refused(list_problems(f"params.yaml as {preset} would write it", problems))
+    write_params(root, text, preset, force=force)
+    click.echo(f"params.yaml: {chosen.about}")
+    if chosen.notes:
+        click.echo("\n" + chosen.notes.rstrip())
+    click.echo("\nNext: dvc repro")
+
+
+def _place(given: str, root: Path) -> str:
+    """A path as params.yaml should hold it: below the root relative to it, elsewhere absolute; no path, unchanged."""
+    path = Path(given).expanduser()
+    if not path.exists():
+        return given
+    path = path.resolve()
+    return str(path.relative_to(root.resolve())) if path.is_relative_to(root.resolve()) else str(path)

@@ -1,0 +1,133 @@
+import copy
+
+import pytest
+
+from frostline import checks
+from frostline.checks import find_problems
+from frostline.params import parse_params
+
+
+@pytest.fixture(autouse=True)
+def bundled(tmp_path, monkeypatch):
+    """The checks read the bundled card; this one is the tests' own, so that a new base changes no test."""
+    (tmp_path / "bundled").mkdir()
+    (tmp_path / "bundled" / "card.json").write_text('{"name": "MobileNetV2", "options": {"alpha": 0.35}}')
+    monkeypatch.setattr(checks, "BUNDLED_BASE", tmp_path / "bundled")
+
+
+def changed(document, **values):
+    """The document with values by dotted name, dots written as two underscores."""
+    document = copy.deepcopy(document)
+    for name, value in values.items():
+        *parents, last = name.split("__")
+        section = document
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    return document
+
+
+def test_the_default_has_no_problem(params_document, root):
+    assert find_problems(params_document, root) == []
+
+
+def test_problems_of_schema_and_beyond_are_found_at_once(params_document, root):
+    document = changed(
+        params_document,
+        tune__num_trails=3,
+        base__name="MobileNetV3",
+        fetch__source="nowhere",
+        augment__transforms=[{"HorizontalFlop": {"p": 0.5}}, {"GaussNoise": {"var_limit": [10, 50]}}],
+        tracking__uri="file:///tmp/mlruns",
+    )
+    problems = "\n".join(find_problems(document, root))
+    for part in ("num_trails", "base.name", "fetch.source", "HorizontalFlop", "var_limit", "tracking.uri"):
+        assert part in problems
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"base__name": "mobilenetv2"}, ["base.name", "'mobilenetv2'", "did you mean MobileNetV2?"]),
+        ({"base__weights": "imagnet"}, ["base.weights", "'imagnet'", "did you mean imagenet?"]),
+        ({"base__weights": "absent.weights.h5"}, ["base.weights", "no file", "bundled, imagenet, random"]),
+        ({"base__weights": "params.yaml"}, ["base.weights", ".keras"]),
+        (
+            {"base__options": {"alpah": 0.35}},
+            ["base.options.alpah: unknown option", "did you mean alpha?", "alpha (float)"],
+        ),
+        ({"base__options": {"alpha": "big"}}, ["base.options.alpha: must be float", "'big'"]),
+        ({"base__options": {"alpha": 0.5}}, ["bundled weights need {'alpha': 0.35}", "0.5"]),
+        ({"base__name": "InceptionV3", "base__options": {}}, ["bundled weights are those of MobileNetV2"]),
+        ({"base__output_layer": "block_13"}, ["base.output_layer", "no cut of MobileNetV2", "did you mean block_1"]),
+        ({"tune__space__unfrozen_blocks": [0, 99]}, ["tune.space.unfrozen_blocks", "given was 99", "frostline blocks"]),
+        ({"fetch__source": "genrated"}, ["fetch.source", "did you mean generated?"]),
+        ({"fetch__source": "params.yaml"}, ["fetch.source", "no archive", ".zip"]),
+        ({"fetch__source": "ftp://host/a.zip"}, ["fetch.source", "ftp", "https"]),
+        ({"fetch__source": "https://me:secret@host/a.zip"}, ["fetch.source", "password"]),
+        ({"tracking__uri": "./mlruns"}, ["tracking.uri", "./mlruns", "sqlite"]),
+        ({"paths__views": "/tmp/views"}, ["paths.views", "below the project's root"]),
+        ({"paths__views": "data/prepared/views"}, ["paths.views", "paths.prepared", "overlap"]),
+        ({"paths__views": "data/features"}, ["data/features", "overlap"]),
+        ({"extract__budget_gb": 0.01}, ["augment.views", "budget_gb", "views fit"]),
+        ({"prepare__val_share": 0.6}, ["val_share 0.6", "test_share 0.4", "below 0.95"]),
+        ({"fetch__images_per_class": 3}, ["images_per_class", "min_per_class"]),
+        ({"augment__transforms": []}, ["augment.transforms", "views would be equal"]),
+        ({"augment__transforms": [{"HorizontalFlip": {"p": 2.0}}]}, ["HorizontalFlip", "p"]),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_given_and_what_is_allowed(params_document, root, values, words):
+    problems = find_problems(changed(params_document, **values), root)
+    assert len(problems) == 1, problems
+    for word in words:
+        assert word in problems[0]
+
+
+def test_a_password_is_not_repeated(params_document, root):
+    document = changed(params_document, fetch__source="https://me:secret@host/a.zip")
+    assert "secret" not in "\n".join(find_problems(document, root))
+
+
+def test_a_base_is_too_small_or_cut_wrong_by_its_own_table(params_document, root):
+    document = changed(
+        params_document, base__name="InceptionV3", base__options={}, base__weights="random", base__image_size=64
+    )
+    document["base"]["output_layer"] = "mixed7"
+    assert find_problems(document, root) == ["base.image_size: InceptionV3 needs at least 75; given was 64"]
+    document["base"] |= {"image_size": 150, "output_layer": "mixed77"}
+    (problem,) = find_problems(document, root)
+    assert "did you mean mixed7?" in problem and "mixed10" in problem
+
+
+def test_the_depth_is_counted_below_the_output_layer(params_document, root):
+    document = changed(
+        params_document, base__name="InceptionV3", base__options={}, base__weights="random", base__image_size=150
+    )
+    document["base"]["output_layer"] = "mixed0"
+    document["tune"]["space"]["unfrozen_blocks"] = [0, 2]
+    assert find_problems(document, root) == []
+    document["tune"]["space"]["unfrozen_blocks"] = [0, 3]
+    (problem,) = find_problems(document, root)
+    assert "2 blocks" in problem and "mixed0" in problem
+
+
+def test_files_that_exist_are_accepted(params_document, tmp_path):
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    (tmp_path / "mine.weights.h5").touch()
+    (tmp_path / "pictures.tar.gz").touch()
+    document = changed(params_document, fetch__source="pictures", base__weights="mine.weights.h5", base__options={})
+    assert find_problems(document, tmp_path) == []
+    assert find_problems(changed(document, fetch__source="pictures.tar.gz"), tmp_path) == []
+
+
+def test_a_custom_base_is_a_keras_file(params_document, tmp_path):
+    (tmp_path / "mine.keras").touch()
+    document = changed(params_document, base__name="custom", base__options={}, base__weights="mine.keras")
+    assert find_problems(document, tmp_path) == []
+    (problem,) = find_problems(changed(document, base__weights="imagenet"), tmp_path)
+    assert "custom base is a .keras file" in problem
+
+
+def test_what_has_no_problem_can_be_parsed(params_document, root):
+    assert find_problems(params_document, root) == []
+    assert parse_params(params_document).seed == params_document["seed"]

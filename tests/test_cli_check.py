@@ -1,0 +1,45 @@
+import pytest
+
+
+@pytest.fixture
+def project(tmp_path, root, monkeypatch):
+    text = (root / "presets" / "default.yaml").read_text()
+    # Nothing here depends on which base is bundled.
+    text = text.replace("weights: bundled ", "weights: random ")
+    assert "weights: random" in text
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_good_params_have_no_problem(project, run_cli):
+    answer = run_cli("check")
+    assert (answer.code, answer.out, answer.err) == (0, "params.yaml: no problem\n", "")
+
+
+def test_all_problems_are_named_without_a_traceback(project, run_cli):
+    text = (project / "params.yaml").read_text()
+    text = (
+        text.replace("num_trials:", "num_trails:")
+        .replace("HorizontalFlip", "HorizontalFlop")
+        .replace("name: Mobile", "name: Mobil")
+    )
+    (project / "params.yaml").write_text(text)
+    answer = run_cli("check")
+    assert answer.code == 2
+    assert answer.err.startswith("frostline: params.yaml has 4 problems:\n")
+    for part in (
+        "did you mean num_trials?",
+        "did you mean HorizontalFlip?",
+        "did you mean MobileNetV2?",
+        "num_trials: missing",
+    ):
+        assert part in answer.err
+    assert "Traceback" not in answer.err
+    assert sorted(path.name for path in project.iterdir()) == ["params.yaml"]
+
+
+def test_a_folder_without_params_is_refused(project, run_cli):
+    (project / "params.yaml").unlink()
+    answer = run_cli("check")
+    assert answer.code == 2 and "params.yaml is missing" in answer.err

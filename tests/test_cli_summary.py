@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+
+@pytest.fixture
+def project(tmp_path, root, monkeypatch):
+    (tmp_path / "params.yaml").write_text((root / "presets" / "default.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(project, name, record):
+    path = project / "reports" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+
+
+def test_before_the_first_run_it_says_what_to_do(project, run_cli):
+    answer = run_cli("summary")
+    assert answer.code == 2 and "dvc repro" in answer.err and "trials.json" in answer.err
+
+
+def test_it_shows_the_winner_the_interval_the_version_and_what_to_do_next(project, run_cli):
+    trial = {"state": "COMPLETE", "score": 0.9125, "hparams": {"unfrozen_blocks": 3, "dropout": 0.314}}
+    trials = [{"number": 0, **trial, "score": 0.8}, {"number": 1, **trial}, {"number": 2, **trial, "state": "PRUNED"}]
+    write(project, "tune/trials.json", {"best": 1, "baseline": 0, "trials": trials})
+    accuracy = {"value": 0.9375, "low": 0.9, "high": 0.96}
+    baseline = {"accuracy": {"value": 0.85, "low": 0.8, "high": 0.9}}
+    write(project, "evaluation/evaluation.json", {"num_images": 320, "accuracy": accuracy, "baseline": baseline})
+    write(project, "registration.json", {"name": "frostline", "version": 4})
+    answer = run_cli("summary")
+    assert answer.code == 0, answer.err
+    text = " ".join(answer.out.split())
+    assert "1 of 3 (2 ran to the end): 3 blocks unfrozen, dropout 0.31, validation accuracy 0.912" in text
+    assert "0.938, 95 % interval 0.900 to 0.960 on 320 pictures" in text
+    assert "head only 0.850" in text
+    assert "frostline version 4, alias challenger" in text
+    for command in ("frostline ui", "frostline compare", "frostline promote"):
+        assert command in text
