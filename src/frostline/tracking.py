@@ -64,6 +64,11 @@ class Store:
     def client(self) -> MlflowClient:
         return client_of(self.uri)
 
+    @property
+    def shown_uri(self) -> str:
+        """The URI without the name and password that it may hold."""
+        return _without_credentials(self.uri)
+
 
 @functools.cache
 def client_of(uri: str) -> MlflowClient:
@@ -95,7 +100,7 @@ def open_store(tracking: Tracking, root: Path) -> Store:
     """
     root = root.resolve()
     uri = tracking_uri(tracking, root)
-    with _locked(root / ".frostline" / "store.lock"):
+    with locked(root / ".frostline" / "store.lock"):
         if uri.startswith("sqlite:///"):
             create_database(Path(uri.removeprefix("sqlite:///")), root)
         try:
@@ -103,9 +108,7 @@ def open_store(tracking: Tracking, root: Path) -> Store:
         except MlflowException as error:
             reason = f"The tracking store {uri} cannot be used: {str(error).splitlines()[0]}"
             raise Refused(
-                # Without the names and passwords that an address may hold.
-                re.sub(r"//[^/@\s]+@", "//", reason)
-                + " Start the server, or change tracking.uri or MLFLOW_TRACKING_URI."
+                f"{_without_credentials(reason)} Start the server, or change tracking.uri or MLFLOW_TRACKING_URI."
             ) from error
 
 
@@ -120,7 +123,7 @@ def open_study_run(store: Store, digest: str, *, params: Mapping[str, object], t
         store.client.update_run(run_id, status="RUNNING")
         # Params cannot change; what may grow (the number of trials) is logged as a tag by the caller.
         known = found[0].data.params
-        params = {key: value for key, value in params.items() if key not in known}
+        params = {key: value for key, value in flatten(params).items() if _allowed(key) not in known}
     else:
         run_id = _create(store, f"study {digest[:8]}", tags, {})
     _log(store, run_id, params=params, tags=tags)
@@ -255,17 +258,22 @@ def owner_tags() -> dict[str, str]:
 
 def sweep_dead_runs(store: Store) -> int:
     """How many RUNNING runs of dead processes of this host were closed as KILLED."""
+    dead = find_dead_runs(store)
+    for run_id in dead:
+        store.client.set_tag(run_id, "frostline.state", "DEAD")
+        store.client.set_terminated(run_id, "KILLED")
+    return len(dead)
+
+
+def find_dead_runs(store: Store) -> list[str]:
+    """The ids of RUNNING runs whose process on this host is gone."""
     running = store.client.search_runs(
         [store.experiment_id],
         f"attributes.status = 'RUNNING' and tags.`frostline.host` = '{socket.gethostname()}'",
         ViewType.ALL,
         max_results=1000,
     )
-    dead = [run.info.run_id for run in running if _is_dead(run.data.tags)]
-    for run_id in dead:
-        store.client.set_tag(run_id, "frostline.state", "DEAD")
-        store.client.set_terminated(run_id, "KILLED")
-    return len(dead)
+    return [run.info.run_id for run in running if _is_dead(run.data.tags)]
 
 
 def _is_dead(tags: Mapping[str, str]) -> bool:
@@ -291,7 +299,8 @@ def _boot_id() -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Only one process of this machine at a time is inside the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -360,7 +369,7 @@ def _log(
         for epoch, value in enumerate(values, start=1)
         if math.isfinite(value)
     ]
-    entries = [Param(_allowed(name), _param_text(value)) for name, value in (params or {}).items()]
+    entries = [Param(_allowed(name), _param_text(value)) for name, value in flatten(params or {}).items()]
     labels = [RunTag(name, value) for name, value in _texts(tags or {}).items()]
     for start in range(0, max(-(-len(points) // MAX_METRICS) * MAX_ENTRIES, len(entries), len(labels)), MAX_ENTRIES):
         first = start // MAX_ENTRIES * MAX_METRICS
@@ -378,6 +387,21 @@ def _log_dataset(store: Store, run_id: str, tags: Mapping[str, str], context: st
         dataset = Dataset("prepared", digest.removesuffix(".dir")[:36], "local", '{"uri": "data/prepared"}')
         entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         store.client.log_inputs(run_id, [entry])
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", text)
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested sections as one level with dotted names, the way `dvc exp run -S` names them."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _folder_of(path: Path) -> str:
