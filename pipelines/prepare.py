@@ -27,7 +27,9 @@ def main() -> None:
     publish(unfinished, destination)
     shutil.rmtree(WORK)
     for split, counts in summary.counts.items():
-        print(f"{split}: {sum(counts.values())} pictures ({', '.join(f'{name} {number}' for name, number in counts.items())})")
+        print(
+            f"{split}: {sum(counts.values())} pictures ({', '.join(f'{name} {number}' for name, number in counts.items())})"
+        )
     for kind, number in summary.left_out.items():
         print(f"left out as {kind}: {number}; see {destination / 'rejected.csv'}")
     for note in summary.notes:

@@ -47,7 +47,11 @@ def check_transforms(transforms: Transforms, image_size: int | None = None) -> N
     Albumentations only warns of most of these and goes on without them. With `image_size`, each transform is tried, and
     refused if it does not give uint8 (image_size, image_size, 3) back.
     """
-    problems = [problem for place, entry in enumerate(transforms) for problem in _problems_of(f"transforms[{place}]", entry, image_size)]
+    problems = [
+        problem
+        for place, entry in enumerate(transforms)
+        for problem in _problems_of(f"transforms[{place}]", entry, image_size)
+    ]
     if problems:
         raise Refused(f"augment has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))
 
@@ -64,21 +68,27 @@ def _problems_of(place: str, entry: Any, image_size: int | None) -> list[str]:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         return [f"{place}: expected one transform, {{Name: {{argument: value}}}}; given was {entry!r}"]
     ((name, arguments),) = entry.items()
-    kind = getattr(A, name, None)
     if name not in _names():
         return [f"{place}: unknown transform {name!r}{_nearest(name, _names())}"]
-    place = f"{place}.{name}"
+    place, kind = f"{place}.{name}", getattr(A, name)
     if not isinstance(arguments, Mapping):
         return [f"{place}: expected {{argument: value}}; given was {arguments!r}"]
-    allowed = [word for word in inspect.signature(kind.__init__).parameters if word != "self"]
+    allowed = [word for word in inspect.signature(kind).parameters if word != "self"]
     wrong = [argument for argument in arguments if argument not in allowed]
     if wrong:
-        return [f"{place}: unknown argument {word!r}{_nearest(word, allowed)}; allowed: {', '.join(allowed)}" for word in wrong]
+        return [
+            f"{place}: unknown argument {word!r}{_nearest(word, allowed)}; allowed: {', '.join(allowed)}"
+            for word in wrong
+        ]
     if issubclass(kind, A.BaseCompose):
         inner = arguments.get("transforms")
         if not isinstance(inner, list) or not inner:
             return [f"{place}.transforms: expected a list of transforms; given was {inner!r}"]
-        found = [text for at, each in enumerate(inner) for text in _problems_of(f"{place}.transforms[{at}]", each, image_size)]
+        found = [
+            text
+            for at, each in enumerate(inner)
+            for text in _problems_of(f"{place}.transforms[{at}]", each, image_size)
+        ]
         if found:
             return found
     try:
@@ -98,7 +108,9 @@ def _problems_of_output(place: str, transform: Any, image_size: int) -> list[str
         return [f"{place}: fails on a picture of {image_size}x{image_size}: {_shorten(error)}"]
     if view.shape != probe.shape or view.dtype != np.uint8:
         shape = "x".join(map(str, view.shape))
-        return [f"{place}: makes {shape} {view.dtype} of {image_size}x{image_size}x3 uint8; a view must keep its shape and type"]
+        return [
+            f"{place}: makes {shape} {view.dtype} of {image_size}x{image_size}x3 uint8; a view must keep its shape and type"
+        ]
     return []
 
 
@@ -109,7 +121,9 @@ def _shorten(error: Exception) -> str:
 def _names() -> list[str]:
     composed = {"OneOf", "SomeOf", "Sequential", "RandomOrder"}
     return [
-        name for name, kind in vars(A).items() if inspect.isclass(kind) and (name in composed or (issubclass(kind, A.BasicTransform) and name[0] != "_"))
+        name
+        for name, kind in vars(A).items()
+        if inspect.isclass(kind) and (name in composed or (issubclass(kind, A.BasicTransform) and name[0] != "_"))
     ]
 
 
@@ -133,7 +147,9 @@ def make_view(image: NDArray[np.uint8], pipeline: Pipeline, seed: int) -> NDArra
     """
     view = _run(pipeline, image, seed)
     if view.shape != image.shape or view.dtype != np.uint8:
-        raise Refused(f"The transforms make {view.shape} {view.dtype} of {image.shape} uint8; a view must keep its shape and type.")
+        raise Refused(
+            f"The transforms make {view.shape} {view.dtype} of {image.shape} uint8; a view must keep its shape and type."
+        )
     return view
 
 
@@ -149,14 +165,30 @@ def _run(pipeline: Pipeline, image: NDArray[np.uint8], seed: int, *, force: bool
     return image
 
 
-def make_views(images: NDArray[np.uint8], ids: Sequence[str], pipeline: Pipeline, *, view: int, seed: int) -> NDArray[np.uint8]:
+def make_views(
+    images: NDArray[np.uint8], ids: Sequence[str], pipeline: Pipeline, *, view: int, seed: int
+) -> NDArray[np.uint8]:
     """View number `view` of each picture: uint8 (num_images, size, size, 3). View 0 is the plain picture."""
     if view == 0:
         return np.array(images)
-    return np.stack([make_view(image, pipeline, view_seed(seed, image_id, view)) for image, image_id in zip(images, ids, strict=True)])
+    return np.stack(
+        [
+            make_view(image, pipeline, view_seed(seed, image_id, view))
+            for image, image_id in zip(images, ids, strict=True)
+        ]
+    )
 
 
-def save_views(images_file: Path, ids: Sequence[str], transforms: Transforms, folder: Path, *, num_views: int, seed: int, workers: int | None = None) -> None:
+def save_views(
+    images_file: Path,
+    ids: Sequence[str],
+    transforms: Transforms,
+    folder: Path,
+    *,
+    num_views: int,
+    seed: int,
+    workers: int | None = None,
+) -> None:
     """Writes `view-001.npy` .. of the pictures in `images_file`; whole files that are there already are kept.
 
     workers: processes, by default one per core where there are many views; their number changes nothing in the views.
@@ -202,7 +234,9 @@ def _start_worker(images_file: Path, ids: Sequence[str], transforms: Transforms,
 
 
 def _work(start: int, stop: int, view: int) -> NDArray[np.uint8]:
-    return make_views(_worker["images"][start:stop], _worker["ids"][start:stop], _worker["pipeline"], view=view, seed=_worker["seed"])
+    return make_views(
+        _worker["images"][start:stop], _worker["ids"][start:stop], _worker["pipeline"], view=view, seed=_worker["seed"]
+    )
 
 
 def _in_order(pool: Executor, tasks: Sequence[tuple[int, int, int]], ahead: int) -> Iterator[NDArray[np.uint8]]:
@@ -221,7 +255,9 @@ def _in_order(pool: Executor, tasks: Sequence[tuple[int, int, int]], ahead: int)
 
 def save_recipe(folder: Path, transforms: Transforms, *, num_views: int, seed: int, content_sha256: str) -> None:
     """Writes `recipe.json`: all that is needed to draw the same views again, arguments with their defaults filled in."""
-    resolved = [A.to_dict(_build(name, arguments))["transform"] for entry in transforms for name, arguments in entry.items()]
+    resolved = [
+        A.to_dict(_build(name, arguments))["transform"] for entry in transforms for name, arguments in entry.items()
+    ]
     recipe = {
         "recipe": RECIPE,
         "num_views": num_views,
@@ -236,12 +272,22 @@ def save_recipe(folder: Path, transforms: Transforms, *, num_views: int, seed: i
 
 def digest_recipe(transforms: Transforms, *, seed: int, content_sha256: str) -> str:
     """16 hex digits that name the views: equal digests, equal views."""
-    text = json.dumps([RECIPE, A.__version__, cv2.__version__, seed, content_sha256, list(transforms)], sort_keys=True, default=str)
+    text = json.dumps(
+        [RECIPE, A.__version__, cv2.__version__, seed, content_sha256, list(transforms)], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def save_preview(
-    path: Path, images: NDArray[np.uint8], ids: Sequence[str], transforms: Transforms, *, num_views: int, seed: int, rows: int = 6, columns: int = 8
+    path: Path,
+    images: NDArray[np.uint8],
+    ids: Sequence[str],
+    transforms: Transforms,
+    *,
+    num_views: int,
+    seed: int,
+    rows: int = 6,
+    columns: int = 8,
 ) -> None:
     """Writes a sheet: each row one picture, plain on the left, its views beside it."""
     pipeline = build_transforms(transforms)

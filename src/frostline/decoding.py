@@ -7,6 +7,7 @@ decoded, so that a small file cannot ask for gigabytes.
 import re
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,7 +53,9 @@ class Header:
     animated: bool = False
 
 
-def decode_image(data: bytes, size: int, resize: str = "squash", *, min_side: int = 16, max_megapixels: float = 50.0) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, size: int, resize: str = "squash", *, min_side: int = 16, max_megapixels: float = 50.0
+) -> NDArray[np.uint8]:
     """The picture in `data` as uint8 RGB of shape (size, size, 3).
 
     EXIF orientation is applied, transparency composited on white, 16 bits scaled to 8, grey and CMYK turned into RGB; of
@@ -214,9 +217,13 @@ def _decode(data: bytes, header: Header, size: int, resize: str) -> NDArray[np.u
         if header.transparent:
             decoded, kinds, metadata = cv2.imdecodeWithMetadata(buffer, flags=cv2.IMREAD_UNCHANGED)
             if decoded is not None:
-                return _rotate(_flatten(decoded), _orientation_of(kinds, metadata) if header.format in ("PNG", "WebP") else 1)
+                return _rotate(
+                    _flatten(decoded), _orientation_of(kinds, metadata) if header.format in ("PNG", "WebP") else 1
+                )
         else:
-            decoded = cv2.imdecode(buffer, _jpeg_flag(header, size, resize) if header.format == "JPEG" else cv2.IMREAD_COLOR)
+            decoded = cv2.imdecode(
+                buffer, _jpeg_flag(header, size, resize) if header.format == "JPEG" else cv2.IMREAD_COLOR
+            )
             if decoded is not None:
                 return np.asarray(decoded, dtype=np.uint8)
     except cv2.error as error:
@@ -230,13 +237,17 @@ def _jpeg_flag(header: Header, size: int, resize: str) -> int:
     Fewer coefficients are transformed, which is faster and a better low pass than any later resizing.
     """
     side = max(header.width, header.height) if resize == "pad" else min(header.width, header.height)
-    for factor, flag in ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2)):
+    for factor, flag in (
+        (8, cv2.IMREAD_REDUCED_COLOR_8),
+        (4, cv2.IMREAD_REDUCED_COLOR_4),
+        (2, cv2.IMREAD_REDUCED_COLOR_2),
+    ):
         if side >= factor * size:
             return int(flag)
     return int(cv2.IMREAD_COLOR)
 
 
-def _flatten(decoded: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _flatten(decoded: NDArray[Any]) -> NDArray[np.uint8]:
     """8-bit BGR; transparent pixels composited on white."""
     if decoded.dtype == np.uint16:
         decoded = (decoded >> 8).astype(np.uint8)
@@ -251,7 +262,7 @@ def _flatten(decoded: NDArray[np.generic]) -> NDArray[np.uint8]:
     alpha = decoded[:, :, 3:].astype(np.uint16)
     # (height, width, 3); the + 127 rounds to the nearest level.
     mixed = (decoded[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
-    return mixed.astype(np.uint8)
+    return np.asarray(mixed, dtype=np.uint8)
 
 
 def _orientation_of(kinds: object, metadata: object) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import math
 import os
 from collections import Counter, defaultdict, deque
@@ -28,7 +29,19 @@ THUMB = 16  # side of the grey thumbnail that confirms a near duplicate
 # similar backgrounds, dHash alone takes 1153 pairs for duplicates, most of them of different figures.
 MIN_CORRELATION = 0.98
 SPLITS = ("train", "val", "test")
-MANIFEST_COLUMNS = ("image_id", "path", "class_name", "label", "split", "sha256", "pixel_sha256", "dhash", "width", "height", "note")
+MANIFEST_COLUMNS = (
+    "image_id",
+    "path",
+    "class_name",
+    "label",
+    "split",
+    "sha256",
+    "pixel_sha256",
+    "dhash",
+    "width",
+    "height",
+    "note",
+)
 _SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",), "WebP": (".webp",),
              "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "PNM": (".ppm", ".pgm", ".pnm")}  # fmt: skip
 
@@ -60,7 +73,9 @@ class Summary:
     content_sha256: str
 
 
-def prepare_images(raw: Path, destination: Path, prepare: Prepare, *, size: int, seed: int, work: Path, workers: int | None = None) -> Summary:
+def prepare_images(
+    raw: Path, destination: Path, prepare: Prepare, *, size: int, seed: int, work: Path, workers: int | None = None
+) -> Summary:
     """Decodes, checks, de-duplicates and splits `raw`, and writes the folder `destination`.
 
     `work` keeps decoded shards, so that a killed run goes on; the number of `workers` changes nothing but the time.
@@ -73,7 +88,9 @@ def prepare_images(raw: Path, destination: Path, prepare: Prepare, *, size: int,
     records = [record for shard in shards for record in shard.records]
     usable = [record for record in records if not record.reason]
     skipped = _skipped_by_fetch(raw) + list(layout.skipped)
-    left_out = [(record.image_id, record.class_name, "unreadable", record.reason) for record in records if record.reason]
+    left_out = [
+        (record.image_id, record.class_name, "unreadable", record.reason) for record in records if record.reason
+    ]
     left_out += [(path, "", "skipped", reason) for path, reason in skipped]
     _check_rejected(left_out, len(records) + len(skipped), prepare, raw, work)
 
@@ -132,7 +149,9 @@ def _digest(entries: Sequence[Entry], prepare: Prepare, size: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _decode_shard(folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int, pool: ThreadPoolExecutor, workers: int) -> None:
+def _decode_shard(
+    folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int, pool: ThreadPoolExecutor, workers: int
+) -> None:
     records: list[Record] = []
     images: list[NDArray[np.uint8]] = []
     pending: deque[Future[list[tuple[Record, NDArray[np.uint8] | None]]]] = deque()
@@ -148,11 +167,16 @@ def _decode_shard(folder: Path, entries: Sequence[Entry], prepare: Prepare, size
     save_array(folder / "images.npy", (image[None] for image in images), shape, np.uint8)
     thumbs = [make_thumb(image)[None] for image in images]
     save_array(folder / "thumbs.npy", thumbs, (len(images), THUMB * THUMB), np.uint8)
-    save_json(folder / "records.json", [{key: value for key, value in asdict(record).items() if key != "row"} for record in records])
+    save_json(
+        folder / "records.json",
+        [{key: value for key, value in asdict(record).items() if key != "row"} for record in records],
+    )
     mark_complete(folder, num_images=len(images))
 
 
-def _decode_batch(entries: Sequence[Entry], prepare: Prepare, size: int) -> list[tuple[Record, NDArray[np.uint8] | None]]:
+def _decode_batch(
+    entries: Sequence[Entry], prepare: Prepare, size: int
+) -> list[tuple[Record, NDArray[np.uint8] | None]]:
     return [_decode_entry(entry, prepare, size) for entry in entries]
 
 
@@ -221,7 +245,9 @@ def drop_exact_duplicates(records: Sequence[Record]) -> tuple[list[Record], list
         classes = {other.class_name for other in same}
         if len(classes) > 1:
             others = ", ".join(other.image_id for other in same if other.class_name != record.class_name)
-            left_out.append((record.image_id, record.class_name, "conflict", f"conflicting label: the same pixels as {others}"))
+            left_out.append(
+                (record.image_id, record.class_name, "conflict", f"conflicting label: the same pixels as {others}")
+            )
             continue
         first = next(other for other in same if other.folder_split == record.folder_split)
         if first is record:
@@ -272,8 +298,8 @@ def find_close_pairs(hashes: NDArray[np.uint64], bits: int) -> Iterator[tuple[ND
         yield from _pairs_within(hashes, everyone, bits)
         return
     edges = np.linspace(0, 64, bits + 2).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        part = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+    for low, high in itertools.pairwise(edges.tolist()):
+        part = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(part, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             if len(bucket) > 1:
@@ -305,14 +331,18 @@ def _correlate(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.
 # --- splits ---------------------------------------------------------------------------------------------------------
 
 
-def split_images(records: Sequence[Record], groups: NDArray[np.int64], prepare: Prepare, seed: int) -> tuple[list[str], str]:
+def split_images(
+    records: Sequence[Record], groups: NDArray[np.int64], prepare: Prepare, seed: int
+) -> tuple[list[str], str]:
     """The split of each record, and a sentence that says where the splits come from.
 
     Folders' own splits are kept. What is missing is drawn by a hash of each group's first file, so that added pictures
     move no old one; a class that a split would miss gets the group that is nearest to it.
     """
     given = {record.folder_split for record in records}
-    splits = [{"train": "train", "validation": "val", "test": "test", None: ""}[record.folder_split] for record in records]
+    splits = [
+        {"train": "train", "validation": "val", "test": "test", None: ""}[record.folder_split] for record in records
+    ]
     everyone = list(range(len(records)))
     if given == {None}:
         shares = {"test": prepare.test_share, "val": prepare.val_share}
@@ -325,43 +355,59 @@ def split_images(records: Sequence[Record], groups: NDArray[np.int64], prepare: 
     elif "validation" not in given:
         shares, rest = {"val": prepare.val_share}, "train"
         pool = [index for index in everyone if splits[index] == "train"]
-        note = f"val is {prepare.val_share:g} of the folders' train" + ("; test is the folders' own" if "test" in given else "")
+        note = f"val is {prepare.val_share:g} of the folders' train" + (
+            "; test is the folders' own" if "test" in given else ""
+        )
         if "test" not in given:
             shares = {"test": prepare.test_share, "val": prepare.val_share}
             note = f"drawn from the folders' train: {prepare.val_share:g} to val, {prepare.test_share:g} to test"
     else:
         return splits, "train, val and test are the folders' own"
     if sum(shares.values()) >= 1:
-        raise Refused(f"prepare.val_share and prepare.test_share add up to {sum(shares.values()):g}; leave something for train.")
+        raise Refused(
+            f"prepare.val_share and prepare.test_share add up to {sum(shares.values()):g}; leave something for train."
+        )
     drawn = draw_splits([records[index] for index in pool], groups[pool], shares, rest, seed)
     for index, split in zip(pool, drawn, strict=True):
         splits[index] = split
     return splits, note
 
 
-def draw_splits(records: Sequence[Record], groups: NDArray[np.int64], shares: dict[str, float], rest: str, seed: int) -> list[str]:
+def draw_splits(
+    records: Sequence[Record], groups: NDArray[np.int64], shares: dict[str, float], rest: str, seed: int
+) -> list[str]:
     """A split per record: each group falls where its hash, evenly spread over [0, 1), says; `rest` takes what is left."""
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups.tolist()):
         members[group].append(index)
     # The file's own hash: neither its name nor the size that it is resized to may move it.
-    points = {group: min(derive_seed(seed, "split", records[index].sha256) for index in indices) / 2**31 for group, indices in members.items()}
+    points = {
+        group: min(derive_seed(seed, "split", records[index].sha256) for index in indices) / 2**31
+        for group, indices in members.items()
+    }
     intervals, start = {}, 0.0
     for split, share in shares.items():
         intervals[split] = (start, start + share)
         start += share
     intervals[rest] = (start, 1.0)
     assigned = {
-        group: next(split for split, (low, high) in intervals.items() if low <= point < high) for group, point in points.items()
+        group: next(split for split, (low, high) in intervals.items() if low <= point < high)
+        for group, point in points.items()
     }
     for class_name in sorted({record.class_name for record in records}):
-        weights = {group: sum(records[index].class_name == class_name for index in indices) for group, indices in members.items()}
+        weights = {
+            group: sum(records[index].class_name == class_name for index in indices)
+            for group, indices in members.items()
+        }
         _balance(assigned, {group: weight for group, weight in weights.items() if weight}, points, intervals)
     return [assigned[group] for group in groups.tolist()]
 
 
 def _balance(
-    assigned: dict[int, str], weights: dict[int, int], points: dict[int, float], intervals: dict[str, tuple[float, float]]
+    assigned: dict[int, str],
+    weights: dict[int, int],
+    points: dict[int, float],
+    intervals: dict[str, tuple[float, float]],
 ) -> None:
     """Moves a class's groups, those at the borders first, until no split is empty or, by large groups, far from its share.
 
@@ -414,12 +460,15 @@ def _check_rejected(left_out: Sequence[LeftOut], total: int, prepare: Prepare, r
     _write_csv(report, ("path", "class_name", "kind", "reason"), left_out)
     pointers = sum("Git LFS" in reason for _, _, _, reason in left_out)
     if pointers > total / 2:
-        raise Refused(f"{pointers} of {total} files in {raw} are Git LFS pointers. Run `git lfs pull` where the pictures come from, then `dvc repro`.")
+        raise Refused(
+            f"{pointers} of {total} files in {raw} are Git LFS pointers. Run `git lfs pull` where the pictures come from, "
+            "then `dvc repro`."
+        )
     listed = "\n".join(f"  {path}: {reason}" for path, _, _, reason in left_out[:20])
     more = f"\n  and {len(left_out) - 20} more" if len(left_out) > 20 else ""
     raise Refused(
-        f"{len(left_out)} of {total} files in {raw} cannot be used; prepare.max_rejected_share allows {prepare.max_rejected_share:.1%}. "
-        f"Mend or remove them, or raise the share. All of them are in {report}:\n{listed}{more}"
+        f"{len(left_out)} of {total} files in {raw} cannot be used; prepare.max_rejected_share allows "
+        f"{prepare.max_rejected_share:.1%}. Mend or remove them, or raise the share. All of them are in {report}:\n{listed}{more}"
     )
 
 
@@ -427,7 +476,10 @@ def _check_classes(records: Sequence[Record], classes: Sequence[str], prepare: P
     counts = Counter(record.class_name for record in records)
     small = [f"{name} ({counts[name]})" for name in classes if counts[name] < prepare.min_per_class]
     if small:
-        raise Refused(f"Too few usable pictures in {', '.join(small)}; prepare.min_per_class asks for {prepare.min_per_class}. Add pictures or remove the class.")
+        raise Refused(
+            f"Too few usable pictures in {', '.join(small)}; prepare.min_per_class asks for {prepare.min_per_class}. "
+            "Add pictures or remove the class."
+        )
 
 
 def _check_leaks(records: Sequence[Record], groups: NDArray[np.int64], prepare: Prepare) -> list[str]:
@@ -440,9 +492,13 @@ def _check_leaks(records: Sequence[Record], groups: NDArray[np.int64], prepare: 
         return []
     listed = "\n".join("  " + " = ".join(record.image_id for record in same[:4]) for same in torn[:10])
     more = f"\n  and {len(torn) - 10} more" if len(torn) > 10 else ""
-    text = f"{len(torn)} pictures stand, equal or nearly equal, in more than one of the folders' splits:\n{listed}{more}"
+    text = (
+        f"{len(torn)} pictures stand, equal or nearly equal, in more than one of the folders' splits:\n{listed}{more}"
+    )
     if not prepare.allow_leak:
-        raise Refused(f"{text}\nRemove them from one side, or set prepare.allow_leak: true and distrust the test score.")
+        raise Refused(
+            f"{text}\nRemove them from one side, or set prepare.allow_leak: true and distrust the test score."
+        )
     return [text]
 
 
@@ -450,7 +506,9 @@ def _check_splits(records: Sequence[Record], splits: Sequence[str], classes: Seq
     present = {(split, record.class_name) for record, split in zip(records, splits, strict=True)}
     missing = [f"{split}/{name}" for split in SPLITS for name in classes if (split, name) not in present]
     if missing:
-        raise Refused(f"No picture is left for {', '.join(missing)}: the class has too few distinct pictures. Add some.")
+        raise Refused(
+            f"No picture is left for {', '.join(missing)}: the class has too few distinct pictures. Add some."
+        )
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -473,9 +531,15 @@ def _write(
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         chosen = [record for record, its in zip(records, splits, strict=True) if its == split]
-        counts[split] = {name: 0 for name in classes} | Counter(record.class_name for record in chosen)
+        counts[split] = dict.fromkeys(classes, 0) | Counter(record.class_name for record in chosen)
         labels = np.array([label_of[record.class_name] for record in chosen], np.int32)
-        save_split(destination / split, _gather(shards, [record.row for record in chosen]), size, labels, [record.image_id for record in chosen])
+        save_split(
+            destination / split,
+            _gather(shards, [record.row for record in chosen]),
+            size,
+            labels,
+            [record.image_id for record in chosen],
+        )
     rows = [
         (record.image_id, (raw / record.image_id).as_posix(), record.class_name, label_of[record.class_name], split, record.sha256,
          record.pixel_sha256, f"{record.dhash:016x}", record.width, record.height, record.note)
@@ -484,7 +548,9 @@ def _write(
     _write_csv(destination / "manifest.csv", MANIFEST_COLUMNS, rows)
     _write_csv(destination / "rejected.csv", ("path", "class_name", "kind", "reason"), sorted(left_out))
     save_json(destination / "classes.json", list(classes))
-    digest = hashlib.sha256("\n".join(sorted(f"{row[4]}/{row[3]}/{row[6]}/{row[0]}" for row in rows)).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "\n".join(sorted(f"{row[4]}/{row[3]}/{row[6]}/{row[0]}" for row in rows)).encode()
+    ).hexdigest()
     kinds = dict(Counter(kind for _, _, kind, _ in left_out))
     sizes = Counter(groups.tolist())
     mark_complete(

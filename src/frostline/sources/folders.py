@@ -69,7 +69,7 @@ def find_layout(root: Path, *, follow_links: bool = False) -> Layout:
     notes: list[str] = []
     skipped: list[tuple[str, str]] = []
     folders, files = _children(root)
-    while len(folders) == 1 and not files_are_pictures(files) and _children(folders[0])[0]:
+    while len(folders) == 1 and not _files_are_pictures(files) and _children(folders[0])[0]:
         notes.append(f"the single folder {folders[0].name!r} was unwrapped")
         folders, files = _children(folders[0])
     if not folders:
@@ -91,26 +91,30 @@ def find_layout(root: Path, *, follow_links: bool = False) -> Layout:
     return Layout(root, splits, ordered, tuple(entries), tuple(sorted(skipped)), tuple(notes))
 
 
-def copy_layout(layout: Layout, destination: Path) -> int:
-    """Copies the entries to `destination/[split/]class/name` as new files; gives the number of bytes.
+def copy_layout(layout: Layout, destination: Path, *, move: bool = False) -> None:
+    """Copies the entries to `destination/[split/]class/name`; `move` renames them, for files that we unpacked ourselves.
 
     Never links: a later stage or a user could then change the source through our folder. Checks the disk first.
     """
-    sizes = [os.stat(entry.path).st_size for entry in layout.entries]  # noqa: PTH116
     destination.mkdir(parents=True, exist_ok=True)
-    require_space(destination, sum(sizes))
+    if not move:
+        require_space(destination, sum(os.stat(entry.path).st_size for entry in layout.entries))  # noqa: PTH116
     for entry in layout.entries:
         target = destination / entry.image_id
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(entry.path, target)
-    return sum(sizes)
+        if move:
+            Path(entry.path).replace(target)
+        else:
+            shutil.copyfile(entry.path, target)
 
 
 def require_space(folder: Path, needed: int) -> None:
     """Raises Refused unless the disk of `folder` has `needed` bytes and a margin of 1 % of them and 64 MB free."""
     free = shutil.disk_usage(folder).free
     if needed * 1.01 + 64e6 > free:
-        raise Refused(f"{folder.absolute()} has {free / 1e9:.2f} GB free; {needed / 1e9:.2f} GB are needed. Free some space and run again.")
+        raise Refused(
+            f"{folder.absolute()} has {free / 1e9:.2f} GB free; {needed / 1e9:.2f} GB are needed. Free some space and run again."
+        )
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -129,13 +133,17 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple(parts)
 
 
-def files_are_pictures(files: list[Path]) -> bool:
+def _files_are_pictures(files: list[Path]) -> bool:
     """True if some file has the name of a picture: then its folder is a class, not a wrapper."""
-    return any(file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"} for file in files)
+    return any(
+        file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+        for file in files
+    )
 
 
 def _children(folder: Path) -> tuple[list[Path], list[Path]]:
-    folders, files = [], []
+    folders: list[Path] = []
+    files: list[Path] = []
     for child in sorted(folder.iterdir()):
         if child.name in _JUNK or child.name.startswith("."):
             continue
@@ -150,7 +158,9 @@ def _find_splits(root: Path, folders: list[Path]) -> dict[str, list[Path]]:
         return {}
     if len(named) < len(folders):
         others = [folder.name for folder in folders if folder not in named]
-        raise Refused(f"{root} has split folders ({_some(folder.name for folder in named)}) beside others ({_some(others)}). {_DRAWING}")
+        raise Refused(
+            f"{root} has split folders ({_some(folder.name for folder in named)}) beside others ({_some(others)}). {_DRAWING}"
+        )
     splits: dict[str, list[Path]] = {}
     for folder in named:
         splits.setdefault(SPLIT_NAMES[folder.name.lower()], []).append(folder)
@@ -172,7 +182,9 @@ def _read_splits(
         names = {folder.name for folder in folders}
         if names != classes:
             odd = sorted(names ^ classes)
-            raise Refused(f"{split_folder} and {splits['train'][0]} differ in their classes: {_some(odd)} is in one of them only.")
+            raise Refused(
+                f"{split_folder} and {splits['train'][0]} differ in their classes: {_some(odd)} is in one of them only."
+            )
         found = [entry for folder in folders for entry in _read_class(root, folder, split, boundary, skipped)]
         _refuse_empty(root, classes, {entry.class_name for entry in found}, f"{split_folder.name}/")
         entries += found
@@ -240,7 +252,9 @@ def _collisions(classes: set[str]) -> list[str]:
     for name in sorted(classes):
         key = unicodedata.normalize("NFC", name).casefold()
         if key in seen:
-            notes.append(f"the classes {seen[key]!r} and {name!r} differ only in case or Unicode form; they stay two classes")
+            notes.append(
+                f"the classes {seen[key]!r} and {name!r} differ only in case or Unicode form; they stay two classes"
+            )
         seen[key] = name
     return notes
 
