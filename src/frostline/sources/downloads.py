@@ -5,6 +5,7 @@ import http.client
 import ipaddress
 import re
 import socket
+import ssl
 import sys
 import time
 import urllib.error
@@ -184,6 +185,8 @@ def _transfer(url: str, part: Path, *, resumable: bool, allow_private: bool) -> 
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, Refused):
             raise reason from None
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise Refused(f"{redact_url(url)}: the server's certificate is not valid: {reason.verify_message}.") from None
         raise _TryAgain(f"{type(reason).__name__}: {reason}".replace(url, redact_url(url))) from None
 
 
