@@ -24,14 +24,14 @@ RESULTS = "locks/results.txt"
 ORDER = """
     __init__ process seeding families params closure arrays decoding generated sources presets preparation augmentation
     checks hparams devices backbones classifier optimizers training features probe equivalence search metrics selection
-    figures tracking serving registry explanation cards trials pretraining planning export cli
+    figures tracking serving registry leftovers explanation cards trials pretraining planning export cli
 """.split()
 
 # Library -> the modules that may import it.
 HOMES = {
     "albumentations": {"augmentation"},
     "optuna": {"search", "trials"},
-    "mlflow": {"tracking", "registry", "serving"},
+    "mlflow": {"tracking", "registry", "serving", "leftovers"},
     "ruamel": {"params", "presets"},
     "pydantic": {"params"},
     "matplotlib": {"figures"},

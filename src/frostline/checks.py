@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from frostline import sources
 from frostline.arrays import load_json
 from frostline.families import FAMILIES, cuts_of
 from frostline.generated import BUNDLED_BASE, TARGET_CLASSES
@@ -27,8 +26,8 @@ from frostline.params import (
     schema_problems,
 )
 from frostline.process import Refused
+from frostline.sources import NAMED_SOURCES
 
-NAMED_SOURCES = getattr(sources, "NAMED_SOURCES", {})
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 WEIGHTS = ("bundled", "imagenet", "random")
 # MLflow's file store is closed: a path or file:// would fail at the first run.

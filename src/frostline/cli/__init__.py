@@ -11,7 +11,9 @@ from frostline.process import Refused
 COMMANDS: dict[str, str] = {
     "use": "Set params.yaml from a preset; without a name, list the presets.",
     "check": "Read params.yaml and name every problem in it.",
+    "doctor": "What works here, what does not, and what to do.",
     "summary": "The last result: best trial, test accuracy, registered version.",
+    "clean": "List and remove old runs, studies and unfinished work; registered versions stay.",
 }
 
 
