@@ -1,11 +1,14 @@
 """Pictures drawn from formulas and seeds: a small target set to transfer to, a large source family to pre-train on."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from frostline.generated.source import draw_formula
 from frostline.generated.target import THINGS, draw_thing
 from frostline.seeding import derive_seed
 
@@ -33,3 +36,28 @@ def write_target(folder: Path, images_per_class: int, size: int, seed: int) -> N
             path = folder / name / f"{number:05d}.png"
             if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
                 raise OSError(f"{path} could not be written.")
+
+
+def draw_source(label: int, seed: int, size: int) -> NDArray[np.uint8]:
+    """The picture of source class `label` (any number from 0 up) that belongs to `seed`: uint8 (size, size, 3), RGB."""
+    if label < 0:
+        raise ValueError(f"A source class is a number from 0 up; given was {label}.")
+    return draw_formula(label, np.random.default_rng(derive_seed(seed, "source", label)), size)
+
+
+def target_digest() -> str:
+    """The sha256 of a fixed sample of target pictures: what the generator draws, whatever its source text looks like."""
+    return _digest(draw_target, len(TARGET_CLASSES))
+
+
+def source_digest() -> str:
+    """The sha256 of a fixed sample of source pictures."""
+    return _digest(draw_source, 32)
+
+
+def _digest(draw: Callable[[int, int, int], NDArray[np.uint8]], num_classes: int) -> str:
+    sample = hashlib.sha256()
+    for label in range(num_classes):
+        for seed in range(4):
+            sample.update(draw(label, seed, 96).tobytes())
+    return sample.hexdigest()

@@ -4,6 +4,7 @@ import colorsys
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,7 +84,8 @@ def _to_pixels(layer: Layer, points: Points) -> NDArray[np.int32]:
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, turn: float = 0.0, steps: int = 24) -> Points:
     """The rim of an ellipse."""
     c, s = math.cos(turn), math.sin(turn)
-    return _circle(steps) @ np.array([[radius_x * c, radius_x * s], [-radius_y * s, radius_y * c]]) + (x, y)
+    rim: Points = _circle(steps) @ np.array([[radius_x * c, radius_x * s], [-radius_y * s, radius_y * c]]) + (x, y)
+    return rim
 
 
 @functools.cache
@@ -100,7 +102,8 @@ def polar(radius: NDArray[np.float64], turn: float = 0.0) -> Points:
 def turned(points: Points, angle: float, x: float = 0.0, y: float = 0.0) -> Points:
     """The points turned about the origin, then moved by (x, y)."""
     c, s = math.cos(angle), math.sin(angle)
-    return points @ np.array([[c, s], [-s, c]]) + (x, y)
+    moved: Points = points @ np.array([[c, s], [-s, c]]) + (x, y)
+    return moved
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
@@ -140,6 +143,7 @@ def make_background(rng: np.random.Generator, size: int) -> Image:
     y, x = _grid(size)
     angle = rng.uniform(0, 2 * math.pi)
     along = x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))  # (size, size), about -1..1
+    share: NDArray[np.floating[Any]]
     if kind == 0:
         share = 0.5 + 0.5 * along
     elif kind == 1:
@@ -312,7 +316,8 @@ def photograph(rng: np.random.Generator, image: Image, hardness: float = 1.0) ->
         image = cv2.GaussianBlur(image, (0, 0), size / 96 * rng.uniform(0.3, 1.1) * hardness + 0.01)
     sigma = rng.uniform(1, 11) * hardness
     grained = cv2.addWeighted(image, 1.0, _grain(rng, size), sigma, 0.0)
-    return cv2.convertScaleAbs(cv2.max(grained, 0.0))
+    picture: NDArray[np.uint8] = cv2.convertScaleAbs(cv2.max(grained, 0.0))
+    return picture
 
 
 # Drawing normal numbers costs more than the rest of the camera; a fixed sheet, cut at a random place, looks the same.

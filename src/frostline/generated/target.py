@@ -1,5 +1,6 @@
 """The target set: eight things a person can name, each drawn in many ways. Frozen: see docs/bundled-base.md."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -20,7 +21,6 @@ from frostline.generated.scenes import (
     make_layer,
     make_pose,
     photograph,
-    polar,
     shaded,
     stroke,
     tint,
@@ -350,16 +350,16 @@ def _shell(rng: Rng, layer: Layer, main: Colour) -> None:
         fill(layer, np.array([[-0.3, 0.5], [0.3, 0.5], [0.22, 0.78], [-0.22, 0.78]]), shaded(main, 0.8))
         edges = np.linspace(-spread, spread, ribs + 1)
         centre, reach = np.array([0.0, 0.65]), rng.uniform(1.25, 1.45)
-        for left, right in zip(edges[:-1], edges[1:], strict=True):
+        for left, right in itertools.pairwise(edges):
             fan = np.linspace(left, right, 6)
             bulge = 1 + 0.05 * np.sin(np.linspace(0, math.pi, 6))
-            rim = centre + (
+            lip = centre + (
                 np.stack([np.sin(fan), -np.cos(fan)], 1)
                 * (reach * (1 - 0.12 * np.abs(fan / spread) ** 2) * bulge)[:, None]
             )
-            fill(layer, np.concatenate([[centre], rim]), shaded(main, rng.uniform(0.9, 1.1)))
+            fill(layer, np.concatenate([[centre], lip]), shaded(main, rng.uniform(0.9, 1.1)))
             middle = (left + right) / 2
-            stroke(layer, np.stack([centre, rim[0]]), 0.035, shaded(main, 0.6), covers=False)
+            stroke(layer, np.stack([centre, lip[0]]), 0.035, shaded(main, 0.6), covers=False)
             stroke(
                 layer,
                 np.stack([centre, centre + np.array([math.sin(middle), -math.cos(middle)]) * reach * 0.9]),
