@@ -3,7 +3,7 @@
 #   GPU=1              TensorFlow with CUDA (Linux);  EXTRA=jax|tfds|ray  one of the other locked extras
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run env test lint format lock ui
+.PHONY: help run env test lint format lock deps ui
 
 EXTRA ?= $(if $(GPU),gpu,dev)
 VENV := .venv
@@ -23,7 +23,7 @@ help:
 	@echo "make ui      MLflow's pages on this project's runs, at 127.0.0.1"
 	@echo "make env     the environment alone, in $(VENV); 'source $(BIN)/activate' enters it"
 	@echo "make lint    ruff and mypy;   make format   ruff's formatter"
-	@echo "make lock    the locks anew from pyproject.toml"
+	@echo "make lock    the locks anew from pyproject.toml;   make deps   the stages' deps anew from their imports"
 
 run: env
 	@frostline check
@@ -65,3 +65,6 @@ lock: env
 	    $(COMPILE) $(UPGRADE) pyproject.toml --extra dev --extra $$extra -c locks/dev.txt -o locks/$$extra.txt || exit 1; \
 	done
 	@grep -oE '^($(RESULTS))==[^ ]+' locks/dev.txt > locks/results.txt
+
+deps: env
+	@python .ci/write-deps.py

@@ -199,7 +199,9 @@ def test_a_stages_deps_are_the_import_closure_of_its_script(stage):
     wanted = code_of(stage)
     declared = [dep for dep in map(str, dvc_stages()[stage]["deps"]) if dep.endswith(".py") or dep == RESULTS]
     block = "\n".join(f"      - {dep}" for dep in wanted)
-    assert sorted(declared) == sorted(wanted), f"The code in `deps:` of stage {stage} should be\n{block}"
+    assert sorted(declared) == sorted(wanted), (
+        f"Run `make deps`. The code in `deps:` of stage {stage} should be\n{block}"
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -35,6 +35,14 @@ def test_it_shows_the_winner_the_interval_the_version_and_what_to_do_next(projec
     assert "1 of 3 (2 ran to the end): 3 blocks unfrozen, dropout 0.31, validation accuracy 0.912" in text
     assert "0.938, 95 % interval 0.900 to 0.960 on 320 pictures" in text
     assert "head only 0.850" in text
-    assert "frostline version 4, alias challenger" in text
+    assert "registered frostline version 4" in text
     for command in ("frostline ui", "frostline compare", "frostline promote"):
         assert command in text
+
+
+def test_an_experiment_says_why_it_is_not_registered(project, run_cli):
+    trial = {"number": 0, "state": "COMPLETE", "score": 0.9, "hparams": {"unfrozen_blocks": 0, "dropout": 0.3}}
+    write(project, "tune/trials.json", {"best": 0, "baseline": 0, "trials": [trial]})
+    write(project, "evaluation/evaluation.json", {"num_images": 9, "accuracy": {"value": 0.9, "low": 0.6, "high": 1.0}})
+    write(project, "registration.json", {"name": "frostline", "version": None, "reason": "made by an experiment"})
+    assert "not registered: made by an experiment" in run_cli("summary").out

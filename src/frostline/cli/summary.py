@@ -62,7 +62,11 @@ def summarize(
     ]
     if "accuracy" in evaluation.get("baseline", {}):
         rows.append(("head only", _interval(evaluation["baseline"]["accuracy"])))
-    return [*rows, ("registered", f"{registration['name']} version {registration['version']}, alias challenger")]
+    if registration["version"] is None:
+        registered = f"not registered: {registration.get('reason', 'unknown')}"
+    else:
+        registered = f"{registration['name']} version {registration['version']}"
+    return [*rows, ("registered", registered)]
 
 
 def _interval(measured: Mapping[str, float]) -> str:

@@ -1,0 +1,223 @@
+"""The whole line: `dvc repro` in a temporary clone, small settings, and what a user does around it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["fetch", "prepare", "augment", "extract", "tune", "refit", "evaluate", "register"]
+# As small as the line can be walked with: a random base, 8 classes of 24 pictures at 32 px.
+SMALL = {
+    "fetch.source": "generated",
+    "fetch.images_per_class": 24,
+    "base.name": "MobileNetV2",
+    "base.weights": "random",
+    "base.image_size": 32,
+    "base.output_layer": None,
+    "base.options": {"alpha": 0.35},
+    "augment.views": 2,
+    "tune.num_trials": 3,
+    "tune.epochs": 2,
+    "tune.space.unfrozen_blocks": [0, 1],
+    "refit.seeds": 1,
+    "evaluate.resamples": 100,
+    "evaluate.worst_mistakes": 4,
+    "evaluate.explained": 2,
+    "promote.min_test_images": 10,
+    "tracking.uri": None,
+}
+
+
+class Project:
+    """A clone of the working tree that runs on its own code, with this environment's programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        person = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in PERSON.items()}
+        self.environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("MLFLOW_TRACKING", "DVC_ROOT"))
+            },
+            **person,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(folder / "src"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """What the command printed; its exit code must be `code`."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        assert done.returncode == code, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def frostline(self, *arguments: str, code: int = 0) -> str:
+        return self.run(sys.executable, "-c", "from frostline.cli import main; main()", *arguments, code=code)
+
+    def repro(self) -> list[str]:
+        """The stages that `dvc repro` ran, in order."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro"))
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        yaml = YAML()
+        path = self.folder / "params.yaml"
+        document = yaml.load(path)
+        for name, value in values.items():
+            *parents, last = name.split(".")
+            section = document
+            for parent in parents:
+                section = section[parent]
+            section[last] = value
+        yaml.dump(document, path)
+
+    def load(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def trial_runs(self) -> dict[str, str]:
+        """Run id -> status of every trial that MLflow knows of, whoever ran it."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, "tags.`frostline.kind` = 'trial'")
+        assert all(Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(self.folder) for run in runs)
+        return {run.info.run_id: run.info.status for run in runs}
+
+
+PERSON = {"NAME": "tester", "EMAIL": "tester@localhost"}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The files that git knows or would add, as a fresh repository with small params."""
+    folder = tmp_path / "project"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        # `dvc.lock` is of somebody's own data.
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copy(folder / "presets" / "default.yaml", folder / "params.yaml")
+    made = Project(folder)
+    made.set(SMALL)
+    made.run("git", "init", "--quiet", "--initial-branch", "main")
+    made.run("git", "add", "--all")
+    made.run("git", "commit", "--quiet", "-m", "start")
+    return made
+
+
+def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path) -> None:
+    assert project.frostline("check") == "params.yaml: no problem\n"
+
+    # A fresh clone runs all stages, then none.
+    assert project.repro() == STAGES
+    trials = project.load("reports/tune/trials.json")
+    assert [trial["number"] for trial in trials["trials"]] == [0, 1, 2]
+    assert trials["trials"][0]["hparams"]["unfrozen_blocks"] == 0
+    runs = project.trial_runs()
+    assert set(runs) == {trial["run_id"] for trial in trials["trials"]}
+    assert "RUNNING" not in runs.values()
+    evaluation = project.load("reports/evaluation/evaluation.json")
+    assert 0 <= evaluation["accuracy"]["low"] <= evaluation["accuracy"]["value"] <= evaluation["accuracy"]["high"] <= 1
+    assert project.load("reports/registration.json")["version"] == 1
+    assert "version 1" in project.frostline("summary")
+    assert project.repro() == []
+    assert project.trial_runs() == runs
+    # Nothing that a run writes is in git's way, and the store is no output.
+    changed = {line[3:] for line in project.run("git", "status", "--porcelain").splitlines()}
+    assert changed <= {"dvc.lock"}, changed
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "-m", "three trials")
+
+    # One more trial: the study goes on, and only tune and what follows runs.
+    project.set({"tune.num_trials": 4})
+    assert project.repro() == STAGES[STAGES.index("tune") :]
+    longer = project.load("reports/tune/trials.json")
+    assert longer["study"] == trials["study"]
+    assert longer["trials"][:3] == trials["trials"]
+    assert set(project.trial_runs()) == {trial["run_id"] for trial in longer["trials"]}
+    assert "tune.num_trials" in project.run("dvc", "params", "diff")
+    assert "accuracy" in project.run("dvc", "metrics", "diff", "--all")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "-m", "four trials")
+
+    # A comment in a module touches the stages whose code holds it, and no other.
+    module = project.folder / "src" / "frostline" / "augmentation.py"
+    text = module.read_text(encoding="utf-8")
+    module.write_text(text + "# a comment\n", encoding="utf-8")
+    status = json.loads(project.run("dvc", "status", "--json"))
+    assert [stage for stage, changes in status.items() if "deps" in str(changes)] == ["augment"]
+    module.write_text(text, encoding="utf-8")
+
+    # An experiment in a temporary folder continues the same study and loses no run, and moves no alias.
+    registered = project.load("reports/registration.json")
+    project.run("dvc", "exp", "run", "--temp", "--name", "fifth", "-S", "tune.num_trials=5")
+    assert "fifth" in project.run("dvc", "exp", "show", "--no-pager")
+    assert len(project.trial_runs()) == 5
+    assert set(project.trial_runs()) > {trial["run_id"] for trial in longer["trials"]}
+    assert project.load("reports/registration.json") == registered
+    assert len(list((project.folder / "studies").glob("*.db"))) == 1
+
+    # A teammate with the same remote gets all results and computes nothing.
+    project.run("dvc", "remote", "add", "--default", "team", str(tmp_path / "remote"))
+    project.run("git", "commit", "--quiet", "-m", "a remote", ".dvc/config")
+    project.run("dvc", "push")
+    project.run("git", "clone", "--quiet", str(project.folder), str(tmp_path / "teammate"))
+    teammate = Project(tmp_path / "teammate")
+    teammate.run("dvc", "pull")
+    assert teammate.repro() == []
+    assert teammate.load("reports/tune/trials.json") == longer
+    assert not (teammate.folder / "mlflow.db").exists()
+
+    # The second version becomes champion; undone, the first one is again.
+    make_champion(project, 1)
+    refused = project.frostline("promote", "--force", code=2)
+    assert "--reason" in refused and "Traceback" not in refused
+    assert "champion now" in project.frostline("promote", "--force", "--reason", "a test")
+    assert project.load("reports/promotion.json")["outcome"] in ("forced", "accepted")
+    pictures = sorted((project.folder / "data" / "raw").rglob("*.png"))[:2]
+    rows = [json.loads(line) for line in project.frostline("predict", "--json", *map(str, pictures)).splitlines()]
+    classes = project.load("data/prepared/classes.json")
+    assert len(rows) == 2 and all(row["label"] in classes for row in rows)
+    assert "version 1 is the champion again" in project.frostline("rollback")
+    assert project.frostline("history").count("rollback") >= 1
+
+
+def make_champion(project: Project, number: int) -> None:
+    """Points `champion` at a version without scoring it again, which would start TensorFlow once more."""
+    script = (
+        "from frostline.params import load_params\n"
+        "from frostline.process import project_root\n"
+        "from frostline.registry import load_version\n"
+        "from frostline.registry.moves import move_champion\n"
+        "from frostline.tracking import open_store\n"
+        "params = load_params()\n"
+        "store = open_store(params.tracking, project_root())\n"
+        f"version = load_version(store, params.register_.name, {number})\n"
+        "move_champion(store, version, None, 'forced', 'a test')\n"
+    )
+    project.run(sys.executable, "-c", script)
