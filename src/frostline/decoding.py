@@ -91,8 +91,7 @@ def read_header(data: bytes) -> Header:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             return _read_png(data)
         if data[:6] in (b"GIF87a", b"GIF89a"):
-            width, height = struct.unpack_from("<HH", data, 6)
-            return Header("GIF", width, height, transparent=True, animated=b"NETSCAPE2.0" in data[:2048])
+            return _read_gif(data)
         if data.startswith(b"BM") and len(data) > 26:
             width, height, _, bits = struct.unpack_from("<iiHH", data, 18)
             return Header("BMP", abs(width), abs(height), transparent=bits == 32)
@@ -164,6 +163,23 @@ def _read_png(data: bytes) -> Header:
         animated |= kind == b"acTL"
         position += 12 + length
     return Header("PNG", width, height, transparent, animated)
+
+
+def _read_gif(data: bytes) -> Header:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    frames = 0
+    while position < len(data) and data[position] in (0x21, 0x2C) and frames < 2:
+        if data[position] == 0x2C:  # an image: its place, perhaps a colour table, one byte, its data
+            frames += 1
+            flags = data[position + 9] if position + 9 < len(data) else 0
+            position += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+        else:  # an extension
+            position += 2
+        while position < len(data) and data[position]:
+            position += 1 + data[position]
+        position += 1
+    return Header("GIF", width, height, transparent=True, animated=frames > 1)
 
 
 def _read_webp(data: bytes) -> Header:
