@@ -89,3 +89,17 @@ def run_cli(capsys, monkeypatch):
         return Answer(code, said.out, said.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as `refit` writes them, tiny and untrained: uint8 (n, 32, 32, 3) -> three probabilities."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    given = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(given)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(x))
+    path = tmp_path_factory.mktemp("tiny") / "final.keras"
+    keras.Model(given, keras.layers.Dense(3, activation="softmax")(x)).save(path)
+    return path

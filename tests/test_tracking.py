@@ -172,3 +172,8 @@ def test_a_trial_costs_less_than_a_tenth_of_a_second(store):
 def test_credentials_of_the_environment_are_in_no_tag(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(tracking.lineage_tags("seed: 1\n", tmp_path))
+
+
+def test_sections_of_params_become_dotted_names(store):
+    run = tracking.open_study_run(store, "d1", params={"tune": {"epochs": 2, "space": {"dropout": 0.5}}}, tags={})
+    assert store.client.get_run(run).data.params == {"tune.epochs": "2", "tune.space.dropout": "0.5"}

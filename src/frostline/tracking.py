@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from frostline import __version__
@@ -173,6 +174,18 @@ def open_final_run(store: Store, *, name: str, params: Mapping[str, object], tag
     return run_id
 
 
+def reopen_run(store: Store, run_id: str, name: str, params: Mapping[str, object]) -> str:
+    """The run's id, or that of a new `final` run where this store does not know it.
+
+    Results that came from a teammate through DVC name runs of the teammate's store.
+    """
+    try:
+        store.client.get_run(run_id)
+        return run_id
+    except MlflowException:
+        return open_final_run(store, name=name, params=params, tags={"frostline.restored_from": run_id})
+
+
 def log_to_run(
     store: Store,
     run_id: str,
@@ -208,6 +221,40 @@ def close_run(
     store.client.set_terminated(run_id, status)
 
 
+def list_runs(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
+    """Trials and finals as flat records: id, name, kind, state, study, then hparams and metrics; numbers as numbers."""
+    runs = _search(store, f"tags.`frostline.kind` = '{kind}'" if kind else "tags.`frostline.kind` != 'study'")
+    studies = {
+        run.info.run_id: run.data.tags["frostline.study"] for run in _search(store, "tags.`frostline.kind` = 'study'")
+    }
+    records = []
+    for run in runs:
+        tags = run.data.tags
+        records.append(
+            {
+                "id": run.info.run_id,
+                "name": run.info.run_name,
+                "kind": tags.get("frostline.kind", ""),
+                "state": tags.get("frostline.state", STATES.get(run.info.status, run.info.status)),
+                "study": tags.get("frostline.study") or studies.get(tags.get("mlflow.parentRunId", ""), ""),
+                **{name: _number(value) for name, value in run.data.params.items()},
+                **{name: value for name, value in run.data.metrics.items() if not name.startswith("epoch/")},
+            }
+        )
+    return records
+
+
+def _search(store: Store, where: str) -> list[Run]:
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = store.client.search_runs([store.experiment_id], where, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
 def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: Path | None = None) -> dict[str, str]:
     """Where a run comes from: commit, changes to it, params, data, device and versions.
 
@@ -233,7 +280,7 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
         "frostline.versions": _versions(),
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
+        "mlflow.user": user_name(),
     }
     if commit:
         tags["mlflow.source.git.commit"] = commit
@@ -417,6 +464,15 @@ def _param_text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _number(text: str) -> float | str | None:
+    if text == "None":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _texts(tags: Mapping[str, str]) -> dict[str, str]:
     return {name: str(value)[:8000] for name, value in tags.items()}
 
@@ -438,7 +494,8 @@ def _versions() -> str:
     return ", ".join(found)
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Who runs this, for tags and the history."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -13,6 +13,14 @@ COMMANDS: dict[str, str] = {
     "check": "Read params.yaml and name every problem in it.",
     "doctor": "What works here, what does not, and what to do.",
     "summary": "The last result: best trial, test accuracy, registered version.",
+    "ui": "MLflow's pages on this project's store.",
+    "compare": "All trials and finals as a table.",
+    "promote": "Make the challenger the champion, if the gate passes.",
+    "rollback": "Make the champion before this one champion again.",
+    "history": "Every decision about the champion: who, when, what, why.",
+    "trace": "Where a version comes from, or what came of a run.",
+    "predict": "Label pictures with the champion.",
+    "serve": "The champion behind MLflow's scoring server.",
     "clean": "List and remove old runs, studies and unfinished work; registered versions stay.",
 }
 

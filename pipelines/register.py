@@ -1,0 +1,58 @@
+"""Stage `register`: final model and its evaluation -> a version of the registered model, the challenger."""
+
+import os
+from pathlib import Path
+
+from frostline import registry, tracking
+from frostline.arrays import load_json, require_complete, save_json, sha256_of
+from frostline.params import load_params
+from frostline.process import project_root, run_stage
+from frostline.serving import Card
+from frostline.serving.golden import load_golden
+
+
+def main() -> None:
+    params = load_params()
+    paths, name, root = params.paths, params.register_.name, project_root()
+    prepared, reports, models = Path(paths.prepared), Path(paths.evaluation), Path(paths.refit)
+    refit, evaluation = load_json(models / "refit.json"), load_json(reports / "evaluation.json")
+    classes = tuple(load_json(prepared / "classes.json"))
+    sha256 = sha256_of(models / "final.keras")
+    assert sha256 == refit["sha256"], "models/final.keras is not the model that refit wrote"
+    registration = {"name": name, "version": None, "sha256": sha256, "run_id": refit["run_id"]}
+
+    store = tracking.open_store(params.tracking, root)
+    run_id = tracking.reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        # An experiment must not move an alias; `dvc exp apply` and `dvc repro` register what it found.
+        registration["reason"] = (
+            f"it was made by the DVC experiment {experiment}; `dvc exp apply {experiment}`, then `dvc repro`"
+        )
+        print(f"register: not registered, because {registration['reason']}")
+    else:
+        prepare = params.prepare
+        card = Card(classes, params.base.image_size, prepare.resize, prepare.min_side, prepare.max_megapixels, sha256)
+        version = registry.register(
+            store,
+            name,
+            model_file=models / "final.keras",
+            run_id=run_id,
+            card=card,
+            golden=load_golden(reports / "predictions.csv", prepared / "test", classes),
+            description=(reports / "model_card.md").read_text(encoding="utf-8"),
+            metrics=registry.flat_metrics(evaluation),
+            params=refit["hparams"],
+            tags={
+                **registry.lineage_of(store, run_id),
+                "frostline.data.sha256": require_complete(prepared)["content_sha256"],
+                "frostline.test_accuracy": registry.describe_accuracy(evaluation),
+            },
+        )
+        registration |= {"version": version.number, "run_id": run_id, "model_id": version.model_id, "uri": version.uri}
+        print(f"register: {name} version {version.number}, test accuracy {registry.describe_accuracy(evaluation)}")
+    tracking.close_run(store, run_id, tags={"frostline.sha256": sha256})
+    save_json(Path(paths.registration), registration)
+
+
+if __name__ == "__main__":
+    run_stage("register", main)

@@ -1,0 +1,103 @@
+"""`frostline compare`: the trials and finals as a table in the terminal, with the columns of the UI."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+# Title -> where the value stands in a run, in the order of the table; the same names as in MLflow's pages.
+PARAMS = (
+    "unfrozen_blocks",
+    "dropout",
+    "head_learning_rate",
+    "suffix_learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "optimizer",
+    "head_units",
+)
+METRICS = ("best_val_accuracy", "best_val_loss", "test_accuracy", "best_epoch", "epochs", "seconds")
+
+
+@click.command(short_help="All trials and finals as a table.")
+@click.option("--finals", "kind", flag_value="final", help="Only final models.")
+@click.option("--trials", "kind", flag_value="trial", help="Only trials.")
+@click.option("--study", default="", help="Only runs of the study whose digest begins so.")
+@click.option(
+    "--sort", default="best_val_accuracy", show_default=True, help="A metric or hparam; -NAME turns it round."
+)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Rows to show at most.")
+@click.option("--ids", is_flag=True, help="Show each run's id.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON record per line.")
+def command(kind: str | None, study: str, sort: str, limit: int, ids: bool, as_json: bool) -> None:
+    """Print what was tried, the best first. Columns in which nothing differs stand above the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from frostline.params import load_params
+    from frostline.process import Refused, project_root
+    from frostline.tracking import list_runs, open_store
+
+    store = open_store(load_params().tracking, project_root())
+    rows = [row for row in list_runs(store, kind) if row["study"].startswith(study)]
+    if not rows:
+        raise Refused(f"No runs in {store.shown_uri} yet. `dvc repro` makes them.")
+    rows = sort_rows(rows, sort)
+    shown = rows[:limit]
+    if as_json:
+        for row in shown:
+            click.echo(json.dumps(row))
+        return
+    columns = [name for name in (*PARAMS, *METRICS) if any(row.get(name) is not None for row in rows)]
+    same = {name: rows[0].get(name) for name in columns if len(rows) > 1 and len({row.get(name) for row in rows}) == 1}
+    console = Console(highlight=False)
+    if same:
+        console.print("all: " + ", ".join(f"{title_of(name)} {show(name, value)}" for name, value in same.items()))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("run", no_wrap=True)
+    table.add_column("state")
+    for name in columns:
+        if name not in same:
+            table.add_column(title_of(name), justify="right")
+    for row in shown:
+        values = [show(name, row.get(name)) for name in columns if name not in same]
+        table.add_row(row["name"] + (f"\n{row['id']}" if ids else ""), row["state"], *values)
+    console.print(table)
+    if len(rows) > limit:
+        console.print(f"and {len(rows) - limit} more; --limit N shows more")
+
+
+def sort_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """The rows with the largest value first, or the smallest with `-name`; rows without a value last.
+
+    Raises Refused for a name that no run has.
+    """
+    from frostline.process import Refused
+
+    name, reverse = by.removeprefix("-"), not by.startswith("-")
+    known = sorted({key for row in rows for key in row} - {"id", "kind"})
+    if name not in known:
+        raise Refused(f"--sort {name}: no run has it. Allowed: {', '.join(known)}.")
+    with_value = [row for row in rows if row.get(name) is not None]
+    numeric = all(isinstance(row[name], (int, float)) for row in with_value)
+    with_value.sort(key=lambda row: row[name] if numeric else str(row[name]), reverse=reverse)
+    return with_value + [row for row in rows if row.get(name) is None]
+
+
+def title_of(name: str) -> str:
+    """A column's heading: words on lines of their own, so that the table stays narrow."""
+    return {"seconds": "seconds"}.get(name, name.replace("_", " "))
+
+
+def show(name: str, value: Mapping[str, Any] | float | str | None) -> str:
+    """A value as a cell."""
+    if value is None:
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    if name in ("best_epoch", "epochs", "unfrozen_blocks", "head_units"):
+        return f"{value:.0f}"
+    if name.endswith("rate") or name == "weight_decay":
+        return f"{value:.2g}"
+    return f"{value:.1f}" if name == "seconds" else f"{value:.4f}" if name in METRICS else f"{value:.3f}"

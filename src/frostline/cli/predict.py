@@ -1,0 +1,173 @@
+"""`frostline predict`: label and probability of pictures, from the champion."""
+
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from frostline.serving import FrostlineModel
+
+# Of the files in a folder; a file that is named is read whatever it is called.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+STDIN = "-"
+
+
+@click.command(short_help="Label pictures with the champion.")
+@click.argument("pictures", nargs=-1, metavar="FILES|FOLDERS|GLOBS|-")
+@click.option("--version", "number", type=int, help="Use this version instead of the champion.")
+@click.option("--model", type=click.Path(path_type=Path), help="Use this .keras file, with the classes beside it.")
+@click.option("--csv", "form", flag_value="csv", help="Write CSV.")
+@click.option("--json", "form", flag_value="json", help="Write one JSON record per line.")
+@click.option("--tta", is_flag=True, help="Average each picture with its mirror image.")
+def command(
+    pictures: tuple[str, ...],
+    number: int | None,
+    model: Path | None,
+    form: str | None,
+    tta: bool,
+) -> None:
+    """Print label and probability of each picture; `-` reads a picture, or a list of file names, from standard input.
+
+    A file that is no picture is reported and does not stop the rest; the exit code is then 1.
+    """
+    found, unknown = find_pictures(pictures)
+    labeller = load_labeller(number, model)
+    rows = answer_all(labeller, found, tta=tta, show_progress=form is None and sys.stderr.isatty())
+    sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes))
+
+
+def find_pictures(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]], list[dict[str, Any]]]:
+    """(name, bytes or None for a file) of each picture, and an error record for each name that stands for nothing.
+
+    Folders are read with all that lies below them, by suffix; a glob may be quoted. Raises Refused where nothing is left.
+    """
+    from frostline.process import Refused
+
+    found: list[tuple[str, bytes | None]] = []
+    unknown = []
+    for name in given:
+        path = Path(name)
+        if name == STDIN:
+            found += read_stdin()
+        elif path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found += [(str(file), None) for file in inside]
+            if not inside:
+                unknown.append({"file": name, "error": "the folder holds no pictures"})
+        elif path.exists():
+            found.append((name, None))
+        elif matches := sorted(glob.glob(name, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            found += [(match, None) for match in matches if Path(match).is_file()]
+        else:
+            unknown.append({"file": name, "error": "no such file, folder or pattern"})
+    if not found and not unknown:
+        raise Refused("No pictures given. Name files, folders or patterns, or - for standard input.")
+    return found, unknown
+
+
+def read_stdin() -> list[tuple[str, bytes | None]]:
+    """What standard input holds: the names of files, one a line, or the bytes of one picture."""
+    data = click.get_binary_stream("stdin").read()
+    try:
+        names = data.decode().split("\n")
+    except UnicodeDecodeError:
+        return [("(stdin)", data)]
+    return [(name, None) for name in names if name.strip()]
+
+
+def load_labeller(number: int | None, model: Path | None) -> "FrostlineModel":
+    """The champion, the version or the file, checked against its sha256 and loaded by Keras in safe mode."""
+    from frostline.arrays import load_json, sha256_of
+    from frostline.params import load_params
+    from frostline.process import Refused, project_root
+    from frostline.serving import DATA, Card, FrostlineModel
+
+    params = load_params()
+    if model is not None:
+        if number is not None:
+            raise Refused("Give --model FILE or --version N, not both.")
+        if not model.is_file():
+            raise Refused(f"--model {model} does not exist.")
+        prepare = params.prepare
+        classes = load_json(Path(params.paths.prepared) / "classes.json")
+        card = Card(
+            tuple(classes),
+            params.base.image_size,
+            prepare.resize,
+            prepare.min_side,
+            prepare.max_megapixels,
+            sha256_of(model),
+        )
+        return FrostlineModel.from_file(model, card)
+    from frostline.cli.promote import COPIES
+    from frostline.registry import download_version, load_version, require_champion
+    from frostline.tracking import open_store
+
+    store, name = open_store(params.tracking, project_root()), params.register_.name
+    version = require_champion(store, name) if number is None else load_version(store, name, number)
+    return FrostlineModel(download_version(store, version, COPIES / str(version.number)) / DATA)
+
+
+def answer_all(
+    labeller: "FrostlineModel",
+    pictures: Sequence[tuple[str, bytes | None]],
+    *,
+    tta: bool,
+    show_progress: bool,
+) -> Iterator[dict[str, Any]]:
+    """One record per picture, in order, 32 at a time: file, label, probability and probabilities, or file and error."""
+    import numpy as np
+
+    from frostline.decoding import UnreadableImage
+    from frostline.serving import BATCH_SIZE, make_answers
+
+    with click.progressbar(length=len(pictures), label="Labelling", file=sys.stderr, hidden=not show_progress) as bar:
+        for start in range(0, len(pictures), BATCH_SIZE):
+            batch = pictures[start : start + BATCH_SIZE]
+            images: dict[int, Any] = {}
+            records: dict[int, dict[str, Any]] = {}
+            for index, (name, data) in enumerate(batch):
+                try:
+                    images[index] = labeller.decode(Path(name).read_bytes() if data is None else data)
+                except (UnreadableImage, OSError) as error:
+                    records[index] = {"file": name, "error": str(error)}
+            if images:
+                stacked = np.stack(list(images.values()))
+                probabilities = labeller.probabilities(stacked)
+                if tta:
+                    probabilities = np.mean(
+                        [probabilities, labeller.probabilities(stacked[:, :, ::-1])], axis=0, dtype=np.float32
+                    )
+                for index, answer in zip(images, make_answers(probabilities, labeller.card.classes), strict=True):
+                    records[index] = {"file": batch[index][0], **answer}
+            bar.update(len(batch))
+            yield from (records[index] for index in range(len(batch)))
+
+
+def write_answers(rows: Iterable[dict[str, Any]], form: str | None, classes: Sequence[str]) -> int:
+    """Writes the records as they come, errors to standard error too; the exit code: 1 where there were errors, else 0."""
+    failed = 0
+    writer = csv.writer(sys.stdout)
+    if form == "csv":
+        writer.writerow(["file", "label", "probability", *(f"p({name})" for name in classes), "error"])
+    for row in rows:
+        if "error" in row:
+            failed += 1
+            click.echo(f"{row['file']}: {row['error']}", err=True)
+        if form == "json":
+            click.echo(json.dumps(row))
+        elif form == "csv":
+            scores = [row.get("probabilities", {}).get(name, "") for name in classes]
+            writer.writerow(
+                [row["file"], row.get("label", ""), row.get("probability", ""), *scores, row.get("error", "")]
+            )
+        elif "error" not in row:
+            click.echo(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}")
+    return 1 if failed else 0

@@ -1,0 +1,73 @@
+"""`frostline promote`: the challenger becomes champion, if the gate passes."""
+
+import sys
+from pathlib import Path
+
+import click
+
+COPIES = Path(".frostline/models")  # of versions whose files lie on a server
+REPORT = Path("reports/promotion.json")
+
+
+@click.command(short_help="Make the challenger the champion, if the gate passes.")
+@click.option("--version", "number", type=int, help="Judge this version instead of the workspace's own.")
+@click.option("--dry-run", is_flag=True, help="Judge and report, but move nothing and write nothing on the version.")
+@click.option("--force", is_flag=True, help="Move the alias whatever the gate says; needs --reason.")
+@click.option("--reason", default="", help="Why; recorded in the history.")
+def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None:
+    """Score the challenger and the champion on the same untouched test split, in a fresh process, and decide.
+
+    Exits with 0 when the challenger is champion now, with 1 when the gate refused. The verdict with all its numbers goes
+    to the version's tags and to reports/promotion.json. docs/promotion.md explains every check.
+    """
+    from frostline.arrays import save_json
+    from frostline.params import load_params
+    from frostline.process import Refused, project_root
+    from frostline.registry.moves import move_champion, record_refusal, record_verdict
+    from frostline.registry.promotion import WORN_AFTER, find_challenger, judge
+    from frostline.tracking import open_store
+
+    if force and not reason.strip():
+        raise Refused('--force needs --reason "why": it is written to the history.')
+    params = load_params()
+    store = open_store(params.tracking, project_root())
+    challenger = find_challenger(store, params, number)
+    click.echo(f"Scoring {challenger.name} version {challenger.number} in a fresh process ...", err=True)
+    judgement = judge(store, params, challenger, COPIES, count=not dry_run)
+    name = f"{challenger.name} version {challenger.number}"
+    if judgement.same:
+        click.echo(f"{name} is the champion already.")
+        return
+
+    verdict = judgement.verdict
+    outcome = "accepted" if verdict.accepted else "forced" if force else "refused"
+    failed = [check.name for check in verdict.checks if not check.passed]
+    why = reason or ("every check passed" if verdict.accepted else f"failed: {', '.join(failed)}")
+    against = f"champion version {judgement.champion.number}" if judgement.champion else "no champion yet"
+    click.echo(f"{name} against {against}")
+    for check in verdict.checks:
+        mark = click.style("pass", fg="green") if check.passed else click.style("FAIL", fg="red", bold=True)
+        click.echo(f"  {mark}  {check.name:<12} {check.message}")
+    if judgement.test_uses >= WORN_AFTER:
+        click.echo(
+            f"  note  this test split was used {judgement.test_uses} times on this version: it no longer counts as unseen."
+        )
+    if dry_run:
+        click.echo(f"Dry run: the verdict would be {outcome!r}. Nothing was moved or written.")
+        sys.exit(0 if outcome != "refused" else 1)
+
+    before = judgement.champion.number if judgement.champion else None
+    record = {"outcome": outcome, "reason": why, **judgement.to_record()}
+    if outcome != "refused":
+        # First the alias: when another was promoted meanwhile, this verdict was against the wrong champion.
+        record["at"] = move_champion(store, challenger, before, outcome, why).at
+    else:
+        record["at"] = record_refusal(store, challenger, before, why).at
+    record_verdict(store, challenger, outcome, why, record)
+    save_json(REPORT, record)
+    if outcome == "refused":
+        click.echo(f"Refused ({', '.join(failed)}). The champion stays; all numbers are in {REPORT}.")
+        sys.exit(1)
+    click.echo(
+        f"{name} is the champion now{' (forced)' if outcome == 'forced' else ''}. `frostline rollback` undoes this."
+    )

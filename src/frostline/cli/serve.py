@@ -1,0 +1,60 @@
+"""`frostline serve`: the champion behind MLflow's own scoring server."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+EXAMPLE = (
+    """curl {url}/invocations -H 'Content-Type: application/json' """
+    """-d '{{"dataframe_records": [{{"image": "'"$(base64 -w0 photo.jpg)"'"}}]}}'"""
+)
+
+
+@click.command(short_help="The champion behind MLflow's scoring server.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5001, show_default=True, help="0 takes a free one.")
+@click.option("--version", "number", type=int, help="Serve this version instead of the champion.")
+def command(port: int, number: int | None) -> None:
+    """Serve the champion on the loopback address, in this environment; Ctrl-C ends it.
+
+    POST /invocations takes base64 pictures in the column `image`, or nested lists of 0 to 255 in `pixels`, and answers
+    with label, probability and all probabilities; what is no picture gets status 400. The model's files are compared
+    with the registered sha256 before it starts.
+    """
+    from frostline.cli.promote import COPIES
+    from frostline.params import load_params
+    from frostline.process import project_root
+    from frostline.registry import download_version, load_version, require_champion
+    from frostline.tracking import open_store
+
+    params = load_params()
+    name, store = params.register_.name, open_store(params.tracking, project_root())
+    version = require_champion(store, name) if number is None else load_version(store, name, number)
+    folder = download_version(store, version, COPIES / str(version.number))
+    port = free_port(port)
+    url = f"http://127.0.0.1:{port}"
+    click.echo(f"{name} version {version.number} at {url}/invocations (ready in about twenty seconds; Ctrl-C ends it)")
+    click.echo(EXAMPLE.format(url=url))
+    sys.stdout.flush()
+    # MLflow starts `uvicorn` by name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": store.uri, "PYTHONDONTWRITEBYTECODE": "1"}
+    arguments = ["--model-uri", str(folder), "--env-manager", "local", "--host", "127.0.0.1"]
+    arguments += ["--port", str(port), "--workers", "1"]
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "models", "serve", *arguments], environment)
+
+
+def free_port(port: int) -> int:
+    """The port, or a free one for 0; raises Refused where it is taken."""
+    from frostline.process import Refused
+
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            raise Refused(f"Port {port} is taken. --port 0 takes a free one.") from None
+        free: int = trial.getsockname()[1]
+        return free

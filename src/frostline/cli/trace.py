@@ -1,0 +1,36 @@
+"""`frostline trace`: from a version down to data and commit, or from a run up to its versions."""
+
+import click
+
+
+@click.command(short_help="Where a version comes from, or what came of a run.")
+@click.argument("target", metavar="VERSION|RUN")
+def command(target: str) -> None:
+    """Print the chain version -> run -> trial -> params -> data -> commit.
+
+    VERSION is a number or an alias such as champion; RUN is a run's id.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from frostline.params import load_params
+    from frostline.process import Refused, project_root
+    from frostline.registry import CHALLENGER, CHAMPION, PREVIOUS, load_version, number_at
+    from frostline.registry.lineage import trace_run, trace_version
+    from frostline.tracking import open_store
+
+    params = load_params()
+    name, store = params.register_.name, open_store(params.tracking, project_root())
+    if target in (CHAMPION, CHALLENGER, PREVIOUS):
+        number = number_at(store, name, target)
+        if number is None:
+            raise Refused(f"{name} has no {target}.")
+        facts = trace_version(store, load_version(store, name, number))
+    elif target.isdigit() and len(target) < 10:
+        facts = trace_version(store, load_version(store, name, int(target)))
+    else:
+        facts = trace_run(store, target)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for title, value in facts:
+        table.add_row(title, value)
+    Console(highlight=False).print(table)

@@ -1,0 +1,149 @@
+"""The gate run on real versions: both models loaded afresh, scored on the same untouched test split, and judged."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frostline.arrays import load_array, load_json, load_split, require_complete
+from frostline.params import Params
+from frostline.preparation import MIN_CORRELATION, find_close_pairs, make_thumb
+from frostline.process import Refused
+from frostline.registry import CHALLENGER, CHAMPION, Version, download_version, load_version, number_at
+from frostline.registry.moves import count_test_use
+from frostline.selection.promotion import Verdict, decide_promotion
+from frostline.serving import DATA, MODEL
+from frostline.serving.scoring import Score, score_in_fresh_process
+from frostline.tracking import Store
+
+WORN_AFTER = 20  # uses of one test split from which its answers are no longer those of an unseen one
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and what it was about; `champion` is None for the first promotion."""
+
+    challenger: Version
+    champion: Version | None
+    verdict: Verdict
+    scores: tuple[Score, ...]
+    test_uses: int
+
+    @property
+    def same(self) -> bool:
+        return self.champion is not None and self.champion.number == self.challenger.number
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain values for JSON and tags."""
+        ours = self.scores[0]
+        return {
+            "model": self.challenger.name,
+            "challenger": self.challenger.number,
+            "champion": self.champion.number if self.champion else None,
+            "sha256": self.challenger.sha256,
+            "test_uses": self.test_uses,
+            "latency_p50_ms": ours.latency_p50_ms,
+            **self.verdict.to_record(),
+        }
+
+
+def find_challenger(store: Store, params: Params, number: int | None) -> Version:
+    """The version to judge: the one given, or the workspace's own, to which `challenger` is pointed.
+
+    DVC may have restored another state than the registry's, so the workspace's registration counts, not the alias.
+    """
+    name = params.register_.name
+    if number is not None:
+        return load_version(store, name, number)
+    path = Path(params.paths.registration)
+    if not path.is_file():
+        raise Refused(f"{path} is missing: nothing was registered from here yet. Run `dvc repro`, or give --version N.")
+    registration = load_json(path)
+    if registration["version"] is None:
+        raise Refused(f"This workspace's model is not registered: {registration['reason']}")
+    version = load_version(store, registration["name"], registration["version"])
+    if version.sha256 != registration["sha256"]:
+        raise Refused(
+            f"Version {version.number} of {version.name} in {store.shown_uri} is another model than this workspace's: "
+            f"sha256 {version.sha256 or 'none'}, here {registration['sha256']}. "
+            "`dvc repro --force --single-item register` registers this one."
+        )
+    if number_at(store, version.name, CHAMPION) != version.number:
+        store.client.set_registered_model_alias(version.name, CHALLENGER, str(version.number))
+    return version
+
+
+def judge(store: Store, params: Params, challenger: Version, folder: Path, *, count: bool = True) -> Judgement:
+    """Scores challenger and champion in a fresh process and decides.
+
+    Args:
+        folder: where files of versions on a server are copied to.
+        count: whether this use of the test split is written on the versions.
+    """
+    prepared = Path(params.paths.prepared)
+    facts = require_complete(prepared)
+    test, classes = load_split(prepared / "test"), load_json(prepared / "classes.json")
+    number = number_at(store, challenger.name, CHAMPION)
+    champion = load_version(store, challenger.name, number) if number is not None else None
+    versions = [challenger, champion] if champion and champion.number != challenger.number else [challenger]
+    folders = [download_version(store, version, folder / str(version.number)) / DATA for version in versions]
+    scores = score_in_fresh_process(folders, prepared / "test", Path(params.paths.raw), classes)
+    verdict = decide_promotion(
+        np.asarray(test.labels),
+        scores[0].probabilities,
+        scores[1].probabilities if len(scores) > 1 else None,
+        classes,
+        params.promote,
+        model_mb=(folders[0] / MODEL).stat().st_size / 1e6,
+        latency_p95_ms=scores[0].latency_p95_ms,
+        golden_difference=scores[0].golden_difference,
+        leaked=find_leaks(prepared, challenger, facts, params.prepare.near_duplicate_bits),
+        resamples=params.evaluate.resamples,
+        seed=params.seed,
+    )
+    uses = [count_test_use(store, version) if count else version.test_uses for version in versions]
+    return Judgement(challenger, champion, verdict, tuple(scores), uses[0])
+
+
+def find_leaks(prepared: Path, version: Version, facts: Any, bits: int | None) -> list[str] | None:
+    """Test pictures that the version was trained on, or near duplicates of such; None where it cannot be known.
+
+    It can be known of versions that were trained on the prepared data of this workspace. Pixels and hashes are
+    compared again, whatever `prepare` said.
+    """
+    if version.tags.get("frostline.data.sha256") != facts["content_sha256"]:
+        return None
+    with (prepared / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    seen = [row for row in rows if row["split"] != "test"]
+    test = [row for row in rows if row["split"] == "test"]
+    pixels = {row["pixel_sha256"] for row in seen}
+    leaked = {row["image_id"] for row in test if row["pixel_sha256"] in pixels}
+    if bits is not None:
+        leaked |= _near_duplicates(prepared, seen, test, bits)
+    return sorted(leaked)
+
+
+def _near_duplicates(prepared: Path, seen: list[dict[str, str]], test: list[dict[str, str]], bits: int) -> set[str]:
+    hashes = np.array([int(row["dhash"], 16) for row in (*test, *seen)], np.uint64)
+    places = {
+        split: {image_id: index for index, image_id in enumerate(load_json(prepared / split / "ids.json"))}
+        for split in ("train", "val", "test")
+    }
+    images = {split: load_array(prepared / split / "images.npy") for split in places}
+
+    def thumb(row: dict[str, str]) -> Any:
+        return make_thumb(np.asarray(images[row["split"]][places[row["split"]][row["image_id"]]]))
+
+    found = set()
+    for left, right in find_close_pairs(hashes, bits):
+        for one, other in zip(left.tolist(), right.tolist(), strict=True):
+            # Only pairs of a test picture and a seen one; test pictures come first.
+            if one < len(test) <= other:
+                first, second = (thumb(row).astype(np.float64) for row in (test[one], seen[other - len(test)]))
+                flat = first.std() < 0.1 and second.std() < 0.1
+                if flat or np.corrcoef(first, second)[0, 1] >= MIN_CORRELATION:
+                    found.add(test[one]["image_id"])
+    return found

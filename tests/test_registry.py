@@ -1,0 +1,389 @@
+"""Versions, moves of the champion, the gate on real versions, and where they come from."""
+
+import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from frostline import registry, tracking
+from frostline.arrays import load_json, mark_complete, save_json, save_split, sha256_of
+from frostline.cli import group
+from frostline.params import Tracking, load_params
+from frostline.preparation import make_dhash
+from frostline.process import Refused
+from frostline.registry import lineage, moves, promotion
+from frostline.serving import DATA, MODEL, Card
+from frostline.serving.golden import load_golden
+
+CLASSES = ("a", "b", "c")
+SIZE = 32
+
+
+def add(store: tracking.Store, model_file: Path, **changes: object) -> registry.Version:
+    run = tracking.open_final_run(store, name="final", params={"dropout": 0.3}, tags={"frostline.study": "d1"})
+    values = {
+        "model_file": model_file,
+        "run_id": run,
+        "card": Card(CLASSES, SIZE, "squash", 16, 50.0, sha256_of(model_file)),
+        "golden": None,
+        "description": "# card",
+        "metrics": {"test_accuracy": 0.9},
+        "params": {"dropout": 0.3},
+        "tags": registry.lineage_of(store, run),
+    }
+    return registry.register(store, "clf", **{**values, **changes})
+
+
+@pytest.fixture
+def store(mlflow_root: Path) -> tracking.Store:
+    return tracking.open_store(Tracking(), mlflow_root)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Three model files that differ; what is in them matters to nobody here."""
+    made = [tmp_path / f"{name}.keras" for name in CLASSES]
+    for path in made:
+        path.write_bytes(path.name.encode())
+    return made
+
+
+def test_the_same_model_is_registered_once(store, files):
+    first = add(store, files[0])
+    assert add(store, files[0]).number == first.number == 1
+    assert add(store, files[1]).number == 2
+    assert registry.number_at(store, "clf", registry.CHALLENGER) == 2
+    assert store.client.get_model_version("clf", "1").description == "# card"
+    assert first.tags["frostline.study"] == "d1"
+
+
+def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, monkeypatch):
+    real = type(store.client).set_registered_model_alias
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store.client), "set_registered_model_alias", die)
+    with pytest.raises(KeyboardInterrupt):
+        add(store, files[0])
+    monkeypatch.setattr(type(store.client), "set_registered_model_alias", real)
+    add(store, files[0])
+    assert [version.number for version in registry.list_versions(store, "clf")] == [1]
+    assert registry.number_at(store, "clf", registry.CHALLENGER) == 1
+
+
+def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, monkeypatch):
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store.client), "log_model_artifacts", die)
+    with pytest.raises(KeyboardInterrupt):
+        add(store, files[0])
+    assert registry.list_versions(store, "clf") == []
+
+
+def test_registering_the_champion_again_makes_it_no_challenger(store, files):
+    version = add(store, files[0])
+    moves.move_champion(store, version, None, "accepted", "")
+    add(store, files[0])
+    assert registry.number_at(store, "clf", registry.CHALLENGER) is None
+
+
+@pytest.mark.parametrize("name", [MODEL, "../../MLmodel", "../../code/frostline/serving/__init__.py"])
+def test_changed_files_are_not_loaded(store, files, tmp_path, name):
+    version = add(store, files[0])
+    folder = registry.download_version(store, version, tmp_path / "copies")
+    (folder / DATA / name).write_bytes(b"something else")
+    with pytest.raises(Refused, match="checksum mismatch"):
+        registry.download_version(store, version, tmp_path / "copies")
+
+
+def test_lost_files_are_named(store, files, tmp_path):
+    version = add(store, files[0])
+    folder = registry.download_version(store, version, tmp_path / "copies")
+    (folder / DATA / MODEL).unlink()
+    with pytest.raises(Refused, match="it is lost"):
+        registry.download_version(store, version, tmp_path / "copies")
+
+
+def test_of_two_who_promote_at_once_one_wins_and_the_other_is_told(store, files):
+    versions = [add(store, file) for file in files]
+
+    def promote(version: registry.Version) -> str:
+        try:
+            return moves.move_champion(store, version, None, "accepted", "").verdict
+        except Refused as refusal:
+            return str(refusal)
+
+    with ThreadPoolExecutor(3) as pool:
+        said = sorted(pool.map(promote, versions))
+    assert [word for word in said if word == "accepted"] == ["accepted"]
+    assert sum("changed while this was decided" in word for word in said) == 2
+    assert len(moves.list_moves(store, "clf")) == 1
+
+
+def test_rollback_walks_back_through_the_promotions(store, files, tmp_path):
+    one, two, three = (add(store, file) for file in files)
+    before = None
+    for version in (one, two, three):
+        moves.move_champion(store, version, before, "accepted", "better")
+        before = version.number
+    assert registry.number_at(store, "clf", registry.PREVIOUS) == 2
+    assert moves.rollback(store, "clf", None, "broke the shop", tmp_path).to_version == 2
+    assert moves.rollback(store, "clf", None, "", tmp_path).to_version == 1
+    with pytest.raises(Refused, match="first champion"):
+        moves.rollback(store, "clf", None, "", tmp_path)
+    assert moves.rollback(store, "clf", 3, "", tmp_path).to_version == 3
+    history = moves.list_moves(store, "clf")
+    assert [move.verdict for move in history] == ["accepted"] * 3 + ["rollback"] * 3
+    assert (history[3].from_version, history[3].to_version, history[3].reason) == (3, 2, "broke the shop")
+
+
+def test_rollback_to_a_version_with_changed_files_is_refused(store, files, tmp_path):
+    one, two = (add(store, file) for file in files[:2])
+    moves.move_champion(store, one, None, "accepted", "")
+    moves.move_champion(store, two, 1, "accepted", "")
+    (registry.download_version(store, one, tmp_path) / DATA / MODEL).write_bytes(b"x")
+    with pytest.raises(Refused, match="checksum mismatch"):
+        moves.rollback(store, "clf", None, "", tmp_path)
+    assert registry.number_at(store, "clf", registry.CHAMPION) == 2
+
+
+def test_trace_leads_down_to_the_data_and_up_to_the_version(store, files):
+    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    values = {"metrics": {}, "curves": {}, "status": "FINISHED", "started": 1.0, "ended": 2.0}
+    trial = tracking.log_trial(store, parent, name="trial 03", params={}, tags={"frostline.trial": "3"}, **values)
+    final = tracking.open_final_run(
+        store,
+        name="final",
+        params={"dropout": 0.3},
+        tags={
+            "frostline.trial_run": trial,
+            "frostline.study": "d1",
+            "frostline.md5.prepared": "abc.dir",
+            "frostline.git.commit": "f00",
+        },
+    )
+    version = add(store, files[0], run_id=final, tags=registry.lineage_of(store, final))
+    down = dict(lineage.trace_version(store, version))
+    assert down["final run"] == f"final, {final}"
+    assert (down["trial run"], down["study"], down["data/prepared md5"], down["commit"]) == (
+        trial,
+        "d1",
+        "abc.dir",
+        "f00",
+    )
+    assert "dropout 0.3" in down["hparams"]
+    for run in (trial, parent, final):
+        assert ("registered as", "clf 1") in lineage.trace_run(store, run)
+    # The version's own copy of its lineage outlives the run.
+    store.client.delete_run(final)
+    assert dict(lineage.trace_version(store, version))["commit"] == "f00"
+    with pytest.raises(Refused, match="no run 'nonsense'"):
+        lineage.trace_run(store, "nonsense")
+
+
+# --- the commands, on a small workspace -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose line has run up to `evaluate`: 120 test pictures that the tiny model gets right."""
+    import keras
+
+    (mlflow_root / "params.yaml").write_text(
+        (root / "params.yaml").read_text().replace("image_size: 96", "image_size: 32")
+    )
+    (mlflow_root / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.chdir(mlflow_root)
+    # JAX starts in a fifth of the time; the gate's process is a new one each time.
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (180, SIZE, SIZE, 3), np.uint8)
+    # Of each third one colour is strong, so that the classes differ for the untrained model too.
+    for colour in range(3):
+        images[colour::3, ..., colour] = 255 - images[colour::3, ..., colour] // 8
+        images[colour::3, ..., (colour + 1) % 3] //= 8
+    model = keras.saving.load_model(tiny_model)
+    probabilities = np.asarray(model.predict(images, verbose=0))
+    labels = probabilities.argmax(axis=1).astype(np.int32)
+    ids = [f"{CLASSES[label]}/{index}.png" for index, label in enumerate(labels)]
+    rows = []
+    for split, part in {"train": slice(0, 40), "val": slice(40, 60), "test": slice(60, 180)}.items():
+        save_split(Path("data/prepared") / split, [images[part]], SIZE, labels[part], ids[part])
+        rows += [
+            {"image_id": ids[i], "split": split, "pixel_sha256": str(i), "dhash": f"{make_dhash(images[i]):016x}"}
+            for i in range(*part.indices(180))
+        ]
+    write_rows(Path("data/prepared/manifest.csv"), rows)
+    save_json(Path("data/prepared/classes.json"), list(CLASSES))
+    mark_complete(Path("data/prepared"), content_sha256="d" * 64)
+    Path("models").mkdir()
+    Path("models/final.keras").write_bytes(tiny_model.read_bytes())
+    store = tracking.open_store(Tracking(), mlflow_root)
+    run = tracking.open_final_run(store, name="final · trial 03", params={"dropout": 0.3}, tags={})
+    hparams = {"dropout": 0.3, "unfrozen_blocks": 2}
+    save_json(
+        Path("models/refit.json"), {"run_id": run, "trial": 3, "hparams": hparams, "sha256": sha256_of(tiny_model)}
+    )
+    Path("reports/evaluation").mkdir(parents=True)
+    accuracy = {"value": 1.0, "low": 0.97, "high": 1.0}
+    save_json(Path("reports/evaluation/evaluation.json"), {"num_images": 120, "accuracy": accuracy})
+    Path("reports/evaluation/model_card.md").write_text("# Card\n")
+    write_rows(
+        Path("reports/evaluation/predictions.csv"),
+        [
+            {"file": ids[i], **{f"p({name})": str(p) for name, p in zip(CLASSES, probabilities[i], strict=True)}}
+            for i in range(60, 180)
+        ],
+    )
+    return mlflow_root
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run_register() -> dict[str, object]:
+    import runpy
+
+    runpy.run_path(str(Path(__file__).parents[1] / "pipelines" / "register.py"))["main"]()
+    return load_json(Path("reports/registration.json"))
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(group, arguments)
+    if isinstance(result.exception, Refused):
+        return 2, str(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_the_whole_life_of_a_version(workspace):
+    registration = run_register()
+    assert (registration["name"], registration["version"]) == ("frostline", 1)
+    assert run_register() == registration
+
+    code, said = call("promote", "--dry-run")
+    assert code == 0, said
+    assert call("history") == (0, "frostline has no champion.\n")
+
+    code, said = call("promote")
+    assert code == 0, said
+    assert "version 1 is the champion now" in said
+    record = load_json(Path("reports/promotion.json"))
+    assert (record["outcome"], record["challenger"], record["champion"]) == ("accepted", 1, None)
+    assert {check["name"] for check in record["checks"]} >= {"floor", "golden", "leaks", "latency_p95", "model_size"}
+    store = tracking.open_store(load_params().tracking, workspace)
+    tags = store.client.get_model_version("frostline", "1").tags
+    assert tags["frostline.verdict"].startswith("accepted")
+    assert json.loads(tags["frostline.verdict.record"])["numbers"] == record["numbers"]
+    assert tags["frostline.test_uses"] == "2"
+    assert tags["frostline.test_accuracy"] == "1.000 [0.970, 1.000] on 120 images"
+
+    assert "is the champion already" in call("promote")[1]
+    assert "accepted" in call("history")[1]
+    assert "final · trial 03" in call("trace", "champion")[1]
+    assert call("rollback")[0] == 2
+    assert call("trace", "7")[0] == 2
+    compared = call("compare")[1]
+    assert "final · trial 03" in compared
+    assert "dropout" in compared
+
+
+def test_a_worse_model_is_refused_and_force_is_recorded(workspace, tiny_model):
+    run_register()
+    assert call("promote")[0] == 0
+    import keras
+
+    model = keras.saving.load_model(tiny_model)
+    model.layers[-1].set_weights([-weights for weights in model.layers[-1].get_weights()])
+    model.save("models/final.keras")
+    refit = load_json(Path("models/refit.json"))
+    save_json(Path("models/refit.json"), {**refit, "sha256": sha256_of(Path("models/final.keras"))})
+    assert run_register()["version"] == 2
+    code, said = call("promote")
+    assert code == 1, said
+    assert "FAIL  comparison" in said
+    # Its golden predictions are those of the old model.
+    assert "FAIL  golden" in said
+    store = tracking.open_store(load_params().tracking, workspace)
+    assert registry.number_at(store, "frostline", registry.CHAMPION) == 1
+    assert call("promote", "--force")[0] == 2
+    code, said = call("promote", "--force", "--reason", "the shop asked for it")
+    assert code == 0, said
+    assert call("rollback", "--reason", "the shop was wrong") == (
+        0,
+        "frostline version 1 is the champion again; it was version 2.\n",
+    )
+    verdicts = [json.loads(line) for line in call("history", "--json")[1].splitlines()]
+    assert [move["verdict"] for move in verdicts] == ["accepted", "refused", "forced", "rollback"]
+    assert verdicts[2]["reason"] == "the shop asked for it"
+
+
+def test_an_experiment_moves_no_alias(workspace, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "lucky-cat")
+    registration = run_register()
+    assert registration["version"] is None
+    assert "lucky-cat" in registration["reason"]
+    code, said = call("promote")
+    assert code == 2
+    assert "dvc exp apply lucky-cat" in said
+    store = tracking.open_store(load_params().tracking, workspace)
+    assert store.client.get_run(registration["run_id"]).info.status == "FINISHED"
+
+
+def test_test_pictures_in_the_training_data_are_found(workspace):
+    run_register()
+    params = load_params()
+    store = tracking.open_store(params.tracking, workspace)
+    version = registry.load_version(store, "frostline", 1)
+    facts = {"content_sha256": "d" * 64}
+    prepared = Path("data/prepared")
+    assert promotion.find_leaks(prepared, version, facts, 4) == []
+    assert promotion.find_leaks(prepared, version, {"content_sha256": "other"}, 4) is None
+    with (prepared / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rows[70] = {**rows[70], "pixel_sha256": rows[3]["pixel_sha256"]}
+    write_rows(prepared / "manifest.csv", rows)
+    assert promotion.find_leaks(prepared, version, facts, None) == [rows[70]["image_id"]]
+
+
+def test_near_duplicates_of_training_pictures_are_found(workspace):
+    run_register()
+    store = tracking.open_store(load_params().tracking, workspace)
+    version = registry.load_version(store, "frostline", 1)
+    prepared = Path("data/prepared")
+    images = np.load(prepared / "test" / "images.npy")
+    images[5] = np.clip(np.load(prepared / "train" / "images.npy")[2].astype(int) + 3, 0, 255)
+    np.save(prepared / "test" / "images.npy", images)
+    with (prepared / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rows[65]["dhash"] = f"{make_dhash(images[5]):016x}"
+    write_rows(prepared / "manifest.csv", rows)
+    assert promotion.find_leaks(prepared, version, {"content_sha256": "d" * 64}, 4) == [rows[65]["image_id"]]
+
+
+def test_another_registrys_version_is_not_promoted(workspace, tmp_path):
+    run_register()
+    registration = load_json(Path("reports/registration.json"))
+    save_json(Path("reports/registration.json"), {**registration, "sha256": "0" * 64})
+    code, said = call("promote")
+    assert code == 2
+    assert "another model than this workspace's" in said
+    save_json(Path("reports/registration.json"), {**registration, "version": 9})
+    assert "has no version 9" in call("promote")[1]
+
+
+def test_golden_pictures_are_those_of_the_split_with_their_answers(workspace):
+    images, probabilities = load_golden(Path("reports/evaluation/predictions.csv"), Path("data/prepared/test"), CLASSES)
+    assert images.shape == (16, SIZE, SIZE, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(images[0], np.load("data/prepared/test/images.npy")[0])

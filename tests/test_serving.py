@@ -1,0 +1,154 @@
+"""The model that MLflow serves: a tiny network, real encoded pictures."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from frostline import serving
+from frostline.arrays import sha256_of
+from frostline.process import Refused
+
+CLASSES = ("cat", "dog & fox", "日本")
+SIZE = 32
+
+
+def encode(image: np.ndarray, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def mlflow_model(tiny_model: Path, images: np.ndarray, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "model"
+    card = serving.Card(CLASSES, SIZE, "squash", 16, 50.0, sha256_of(tiny_model))
+    serving.save_model_folder(folder, tiny_model, card, None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(mlflow_model: Path) -> serving.FrostlineModel:
+    return serving.FrostlineModel(mlflow_model / serving.DATA)
+
+
+def test_encoded_pictures_and_their_pixels_get_the_same_answer(model, images):
+    encoded = model.predict(pd.DataFrame({"image": [encode(image) for image in images]}))
+    pixels = model.predict(pd.DataFrame({"pixels": [image.tolist() for image in images]}))
+    assert encoded["label"].tolist() == pixels["label"].tolist()
+    assert encoded["probabilities"].tolist() == pixels["probabilities"].tolist()
+    for row in encoded.itertuples():
+        assert set(row.probabilities) == set(CLASSES)
+        assert row.probability == max(row.probabilities.values())
+        assert sum(row.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_size_of_a_batch_changes_no_answer(model, images):
+    together = model.probabilities(images)
+    alone = np.concatenate([model.probabilities(image[None]) for image in images])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert model.probabilities(images[:0]).shape == (0, 3)
+
+
+def test_whoever_only_knows_mlflow_gets_the_same_answers(mlflow_model, model, images, tmp_path):
+    """A process without this project on its path, as a server elsewhere would be: the code travels with the model."""
+    request = {"dataframe_records": [{"image": base64.b64encode(encode(image)).decode()} for image in images]}
+    program = (
+        "import sys, json; sys.path = [place for place in sys.path if not place.endswith('/src')]\n"
+        "import mlflow.pyfunc\n"
+        "from mlflow.pyfunc.scoring_server import invocations\n"
+        f"model = mlflow.pyfunc.load_model({str(mlflow_model)!r})\n"
+        "import frostline; assert '/code/' in frostline.__file__, frostline.__file__\n"
+        "schema = model.metadata.get_input_schema()\n"
+        "for line in sys.stdin:\n"
+        "    try: print(invocations(line, 'application/json', model, schema).response)\n"
+        "    except Exception as error: print(json.dumps([error.get_http_status_code(), error.message]))\n"
+    )
+    bad = [
+        {"dataframe_records": [{"image": base64.b64encode(b"no picture").decode()}]},
+        {"dataframe_records": [{"image": None}]},
+        {"dataframe_records": [{"pixels": images[0, :8].tolist()}]},
+        {"dataframe_records": [{"pixels": (images[0].astype(int) + 256).tolist()}]},
+        {"dataframe_records": [{"picture": "x"}]},
+        {"dataframe_records": []},
+    ]
+    pixels = {"dataframe_split": {"columns": ["pixels"], "data": [[image.tolist()] for image in images]}}
+    lines = "\n".join(json.dumps(item) for item in (request, pixels, *bad)) + "\n"
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=lines, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.strip().splitlines()]
+    wanted = model.predict(pd.DataFrame({"image": [encode(image) for image in images]})).to_dict("records")
+    for answer in answers[:2]:
+        assert [row["label"] for row in answer["predictions"]] == [row["label"] for row in wanted]
+        for got, want in zip(answer["predictions"], wanted, strict=True):
+            assert got["probabilities"] == pytest.approx(want["probabilities"], abs=1e-5)
+    assert [status for status, _ in answers[2:]] == [400] * len(bad)
+    assert "shape [8, 32, 3], expected [32, 32, 3]" in answers[4][1]
+    assert "0 to 255" in answers[5][1]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"image": b"GIF89a"}, "row 0"),
+        ({"image": "!!!"}, "row 0"),
+        ({"image": 3}, "must be the bytes"),
+        ({"image": None}, "got neither"),
+        ({"pixels": [[1, 2], [3]]}, "different lengths"),
+        ({"pixels": [[[0.5] * 3] * SIZE] * SIZE}, "whole numbers"),
+    ],
+)
+def test_a_row_that_is_no_picture_is_refused_with_its_number(model, row, said):
+    with pytest.raises(Exception, match=said) as refusal:
+        model.predict(pd.DataFrame([row]))
+    assert refusal.value.get_http_status_code() == 400
+
+
+def test_every_bad_row_is_named(model, images):
+    rows = pd.DataFrame({"image": [encode(images[0]), b"bad", b""]})
+    with pytest.raises(Exception, match=r"row 1: .*row 2: "):
+        model.predict(rows)
+
+
+def test_swapped_model_is_not_loaded(tiny_model, tmp_path):
+    other = tmp_path / "model.keras"
+    other.write_bytes(tiny_model.read_bytes()[:-1] + b"x")
+    with pytest.raises(Refused, match="checksum mismatch"):
+        serving.load_network(other, sha256_of(tiny_model))
+
+
+def test_torn_model_is_refused_in_words(tiny_model, tmp_path):
+    torn = tmp_path / "model.keras"
+    torn.write_bytes(tiny_model.read_bytes()[:500])
+    with pytest.raises(Refused, match="cannot be loaded"):
+        serving.load_network(torn, None)
+
+
+def test_the_requirements_are_exact_and_without_the_project(mlflow_model):
+    lines = (mlflow_model / "requirements.txt").read_text().splitlines()
+    assert {line.split("==")[0] for line in lines} >= {"keras", "tensorflow", "mlflow", "opencv-python-headless"}
+    assert all("==" in line for line in lines)
+
+
+def test_saving_a_model_does_not_import_keras(tiny_model, tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from frostline import serving\n"
+        f"card = serving.Card(('a',), 32, 'squash', 16, 50.0, 'x')\n"
+        f"serving.save_model_folder(Path({str(tmp_path / 'model')!r}), Path({str(tiny_model)!r}), card, None)\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
