@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from frostline.arrays import load_json
-from frostline.families import FAMILIES, cuts_of
-from frostline.generated import BUNDLED_BASE, TARGET_CLASSES
+from frostline.families import BUNDLED_BASE, FAMILIES, cuts_of
+from frostline.generated import TARGET_CLASSES
 from frostline.params import (
     Augment,
     Base,

@@ -4,12 +4,16 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from frostline.process import Refused
 
 Scaling = Literal["tf", "caffe", "torch", "none"]
+
+# The base that comes with the package: `card.json` and the weights file that it names.
+BUNDLED_BASE = Path(__file__).parent / "bundled"
 
 CUSTOM = "custom"  # a `.keras` model of one's own
 
@@ -40,8 +44,10 @@ def cuts_of(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of a family's cuts from the input side up to the output.
 
     A layer without a name of its own is called after its class and its rank among such layers, as in a fresh
-    process: Xception's `add_3` is its fourth unnamed `Add`.
+    process: Xception's `add_3` is its fourth unnamed `Add`. A custom base has none: its cuts are read from its graph.
     """
+    if name == CUSTOM:
+        return ()
     return FAMILIES[name].cuts(options)
 
 
@@ -154,9 +160,9 @@ _TABLE = (
         options={"alpha": float, "depth_multiplier": int},
     ),
     _family("MobileNetV2", "tf", _mobilenet_v2(), options={"alpha": float}, tried=True),
-    _family("MobileNetV3Small", "none", _mobilenet_v3((2, 4, 5, 7, 9, 10), 11, 18, 0), options=_V3_OPTIONS),
+    _family("MobileNetV3Small", "none", _mobilenet_v3((2, 4, 5, 7, 9, 10), 11, 18, 23), options=_V3_OPTIONS),
     _family(
-        "MobileNetV3Large", "none", _mobilenet_v3((0, 2, 4, 5, 7, 8, 9, 11, 13, 14), 15, 20, 0), options=_V3_OPTIONS
+        "MobileNetV3Large", "none", _mobilenet_v3((0, 2, 4, 5, 7, 8, 9, 11, 13, 14), 15, 20, 31), options=_V3_OPTIONS
     ),
     _family("InceptionV3", "tf", _inception_v3(), 299, 75, tried=True),
     _family("InceptionResNetV2", "tf", _inception_resnet_v2(), 299, 75),
@@ -208,6 +214,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 def check_base(name: str, image_size: int, options: Mapping[str, Any]) -> None:
     """Raises Refused for an unknown family or option, and for pictures smaller than the family takes."""
     if name == CUSTOM:
+        for option, value in options.items():
+            if option != "scaling" or value not in get_args(Scaling):
+                raise Refused(
+                    f"base.options: a custom base takes scaling: {', '.join(get_args(Scaling))}; given was {option}: {value!r}."
+                )
         return
     if name not in FAMILIES:
         raise Refused(

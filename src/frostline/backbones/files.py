@@ -6,7 +6,7 @@ from typing import Any
 
 from frostline import params
 from frostline.arrays import load_json, mark_complete, replacing, save_json, sha256_of
-from frostline.families import FAMILIES, check_base
+from frostline.families import BUNDLED_BASE, FAMILIES, check_base
 from frostline.process import Refused, project_root
 
 SUFFIXES = (".weights.h5", ".h5", ".keras")
@@ -47,8 +47,6 @@ def fetch_weights(base: params.Base, folder: Path, seed: int) -> None:
 
 
 def _copy_bundled(base: params.Base, folder: Path) -> dict[str, Any]:
-    from frostline.generated import BUNDLED_BASE
-
     card = load_json(BUNDLED_BASE / "card.json")
     if (card["name"], card["options"]) != (base.name, dict(base.options)):
         raise Refused(

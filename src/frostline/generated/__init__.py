@@ -8,12 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from frostline.families import BUNDLED_BASE as BUNDLED_BASE
 from frostline.generated.source import draw_formula
 from frostline.generated.target import THINGS, draw_thing
 from frostline.seeding import derive_seed
-
-# The base that comes with the package: `weights.h5` and `card.json`.
-BUNDLED_BASE = Path(__file__).parents[1] / "bundled"
 
 TARGET_CLASSES: tuple[str, ...] = tuple(THINGS)
 
