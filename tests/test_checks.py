@@ -126,6 +126,8 @@ def test_a_custom_base_is_a_keras_file(params_document, tmp_path):
     assert find_problems(document, tmp_path) == []
     (problem,) = find_problems(changed(document, base__weights="imagenet"), tmp_path)
     assert "custom base is a .keras file" in problem
+    (problem,) = find_problems(changed(document, base__options={"scaling": "half"}), tmp_path)
+    assert "scaling" in problem and "'half'" in problem
 
 
 def test_what_has_no_problem_can_be_parsed(params_document, root):

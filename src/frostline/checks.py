@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from frostline import families
 from frostline.arrays import load_json
 from frostline.families import BUNDLED_BASE, FAMILIES, cuts_of
 from frostline.generated import TARGET_CLASSES
@@ -129,7 +130,7 @@ def check_base(base: Base, root: Path) -> list[str]:
     """Problems of the base: its family, options, image size, weights and output layer."""
     family = FAMILIES.get(base.name)
     if base.name == "custom":
-        return _weights_problems(base, root)
+        return [*_custom_problems(base), *_weights_problems(base, root)]
     if family is None:
         words = [*FAMILIES, "custom"]
         problem = f"base.name: given was {base.name!r}{_nearest(base.name, words)}; allowed: {', '.join(words)}"
@@ -235,6 +236,14 @@ def check_tracking(tracking: Tracking) -> list[str]:
     if tracking.uri is None:
         return []
     return _url_problems("tracking.uri", tracking.uri, STORES)
+
+
+def _custom_problems(base: Base) -> list[str]:
+    try:
+        families.check_base(base.name, base.image_size, base.options)
+    except Refused as refusal:
+        return [str(refusal)]
+    return []
 
 
 def _weights_problems(base: Base, root: Path) -> list[str]:
