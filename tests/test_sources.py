@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 from frostline.arrays import load_json, sha256_of
+from frostline.folders import copy_layout, find_layout, natural_key
 from frostline.params import Fetch
 from frostline.process import Refused
 from frostline.sources import NAMED_SOURCES, downloads, fetch_source
 from frostline.sources.archives import extract_archive
 from frostline.sources.downloads import check_url, download, redact_url
-from frostline.sources.folders import copy_layout, find_layout, natural_key
 
 
 def make_tree(root: Path, *names: str) -> Path:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frostline.arrays import load_json, mark_complete, replacing, save_json, save_split
+from frostline.folders import find_layout
 from frostline.params import Prepare
 from frostline.preparation.duplicates import LeftOut, drop_exact_duplicates, group_near_duplicates
 from frostline.preparation.shards import Record, Shard, decode_shards, gather_images, load_thumbs
 from frostline.preparation.splits import split_images
 from frostline.process import Refused, count_cores
-from frostline.sources.folders import find_layout
 
 SPLITS = ("train", "val", "test")
 MANIFEST_COLUMNS = (

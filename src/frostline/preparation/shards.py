@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from frostline.arrays import COMPLETE, load_array, load_json, mark_complete, save_array, save_json
 from frostline.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
+from frostline.folders import Entry
 from frostline.params import Prepare
-from frostline.sources.folders import Entry
 
 SHARD_BYTES = 16_000_000  # of decoded pictures: the unit of work, what a kill loses, what a worker holds
 THUMB = 16  # side of the grey thumbnail

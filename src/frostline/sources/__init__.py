@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from frostline.arrays import mark_complete, sha256_of
+from frostline.folders import SPLIT_NAMES, Layout, copy_layout, find_layout
 from frostline.params import Fetch
 from frostline.process import Refused
 from frostline.sources.archives import extract_archive
 from frostline.sources.downloads import LOCK_FILE, download, redact_url
-from frostline.sources.folders import SPLIT_NAMES, Layout, copy_layout, find_layout
 
 DOWNLOADS = Path(".frostline/downloads")
 

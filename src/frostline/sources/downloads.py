@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 from frostline.arrays import load_json, save_json, sha256_of
+from frostline.folders import require_space
 from frostline.process import Refused
-from frostline.sources.folders import require_space
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
@@ -186,7 +186,9 @@ def _transfer(url: str, part: Path, *, resumable: bool, allow_private: bool) -> 
         if isinstance(reason, Refused):
             raise reason from None
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise Refused(f"{redact_url(url)}: the server's certificate is not valid: {reason.verify_message}.") from None
+            raise Refused(
+                f"{redact_url(url)}: the server's certificate is not valid: {reason.verify_message}."
+            ) from None
         raise _TryAgain(f"{type(reason).__name__}: {reason}".replace(url, redact_url(url))) from None
 
 
