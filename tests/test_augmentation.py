@@ -1,0 +1,174 @@
+"""Views: equal whoever makes them and in whatever order; mistakes in the transforms are refused, all at once."""
+
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from zoo import make_picture
+
+from frostline.arrays import load_array, load_json, save_array
+from frostline.augmentation import (
+    build_transforms,
+    check_transforms,
+    digest_recipe,
+    make_view,
+    make_views,
+    save_preview,
+    save_recipe,
+    save_views,
+    view_seed,
+)
+from frostline.process import Refused
+
+TRANSFORMS: list[dict[str, dict[str, Any]]] = [
+    {"HorizontalFlip": {"p": 0.5}},
+    {"Affine": {"scale": [0.8, 1.2], "rotate": [-20, 20], "border_mode": 4, "p": 0.8}},
+    {"RandomBrightnessContrast": {"brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.5}},
+    {"OneOf": {"transforms": [{"GaussNoise": {"p": 1.0}}, {"CoarseDropout": {"p": 1.0}}], "p": 0.5}},
+]
+NUM, SIZE = 300, 32
+IDS = [f"cats/{number}.jpg" for number in range(NUM)]
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.uint8]:
+    return np.stack([make_picture(seed, SIZE, SIZE) for seed in range(NUM)])
+
+
+@pytest.fixture
+def images_file(tmp_path: Path, images: NDArray[np.uint8]) -> Path:
+    save_array(tmp_path / "images.npy", [images], images.shape, np.uint8)
+    return tmp_path / "images.npy"
+
+
+def test_a_view_does_not_depend_on_the_order_of_the_images(images: NDArray[np.uint8]) -> None:
+    pipeline = build_transforms(TRANSFORMS)
+    views = make_views(images, IDS, pipeline, view=3, seed=7)
+    order = np.random.default_rng(0).permutation(NUM)
+    again = make_views(images[order], [IDS[index] for index in order], build_transforms(TRANSFORMS), view=3, seed=7)
+    assert np.array_equal(again, views[order])
+
+
+def test_views_differ_by_seed_number_and_image_id(images: NDArray[np.uint8]) -> None:
+    pipeline = build_transforms(TRANSFORMS)
+    same = np.repeat(images[:1], 20, 0)
+    views = make_views(same, IDS[:20], pipeline, view=1, seed=7)
+    assert len({view.tobytes() for view in views}) > 15
+    for other in (
+        make_views(same, IDS[:20], pipeline, view=2, seed=7),
+        make_views(same, IDS[:20], pipeline, view=1, seed=8),
+    ):
+        assert not np.array_equal(views, other)
+
+
+def test_the_plain_picture_is_view_zero_and_is_never_changed(images: NDArray[np.uint8]) -> None:
+    before = images.copy()
+    assert np.array_equal(make_views(images[:5], IDS[:5], build_transforms(TRANSFORMS), view=0, seed=7), before[:5])
+    make_views(images, IDS, build_transforms([{"CoarseDropout": {"p": 1.0}}]), view=1, seed=7)
+    assert np.array_equal(images, before)
+
+
+def test_the_number_of_workers_changes_no_view(tmp_path: Path, images_file: Path) -> None:
+    for workers in (1, 2):
+        save_views(images_file, IDS, TRANSFORMS, tmp_path / str(workers), num_views=3, seed=7, workers=workers)
+    for name in ("view-001.npy", "view-002.npy"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    assert not (tmp_path / "1" / "view-000.npy").exists()
+
+
+def test_finished_views_are_kept_when_a_run_goes_on(tmp_path: Path, images_file: Path) -> None:
+    folder = tmp_path / "views"
+    save_views(images_file, IDS, TRANSFORMS, folder, num_views=2, seed=7, workers=1)
+    before = (folder / "view-001.npy").stat().st_mtime_ns
+    save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1)
+    assert (folder / "view-001.npy").stat().st_mtime_ns == before
+    assert load_array(folder / "view-002.npy").shape == (NUM, SIZE, SIZE, 3)
+
+
+def test_a_single_view_needs_no_file(tmp_path: Path, images_file: Path) -> None:
+    save_views(images_file, IDS, [], tmp_path / "views", num_views=1, seed=7)
+    assert list((tmp_path / "views").iterdir()) == []
+
+
+def test_transforms_draw_independently_of_each_other() -> None:
+    """With one seed for all, as `Compose.set_random_seed` gives, a picture would be inverted exactly when it is flipped."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, :4] = 100
+    pipeline = build_transforms([{"HorizontalFlip": {"p": 0.5}}, {"InvertImg": {"p": 0.5}}])
+    seen = {make_view(image, pipeline, view_seed(7, "a", view)).tobytes() for view in range(64)}
+    assert len(seen) == 4
+
+
+def test_the_recipe_draws_the_same_views_again(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    save_recipe(tmp_path, TRANSFORMS, num_views=4, seed=7, content_sha256="c")
+    recipe = load_json(tmp_path / "recipe.json")
+    assert recipe["seed"] == 7 and recipe["versions"]["albumentations"] == A.__version__
+    again = tuple(A.from_dict({"transform": transform}) for transform in recipe["transforms"])
+    view = make_view(images[0], build_transforms(TRANSFORMS), view_seed(7, IDS[0], 2))
+    assert np.array_equal(make_view(images[0], again, view_seed(recipe["seed"], IDS[0], 2)), view)
+
+
+def test_the_digest_follows_what_changes_a_view_and_nothing_else() -> None:
+    base = digest_recipe(TRANSFORMS, seed=7, content_sha256="c")
+    assert base == digest_recipe([dict(entry) for entry in TRANSFORMS], seed=7, content_sha256="c")
+    others = {
+        digest_recipe(TRANSFORMS[:2], seed=7, content_sha256="c"),
+        digest_recipe(TRANSFORMS, seed=8, content_sha256="c"),
+    }
+    assert len(others | {base, digest_recipe(TRANSFORMS, seed=7, content_sha256="d")}) == 4
+
+
+def test_the_preview_shows_plain_pictures_beside_their_views(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    import cv2
+
+    save_preview(tmp_path / "preview.png", images, IDS, TRANSFORMS, num_views=4, seed=7, rows=3)
+    sheet = cv2.imread(str(tmp_path / "preview.png"), cv2.IMREAD_COLOR_RGB)
+    gap = 2
+    assert np.array_equal(sheet[gap : gap + SIZE, gap : gap + SIZE], images[0])
+    view = make_views(images[:1], IDS[:1], build_transforms(TRANSFORMS), view=1, seed=7)[0]
+    left = gap + (SIZE + gap) + gap
+    assert np.array_equal(sheet[gap : gap + SIZE, left : left + SIZE], view)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"HorizontalFlp": {}}, "unknown transform 'HorizontalFlp' (did you mean HorizontalFlip?)"),
+        ({"Affine": {"rotat": 3}}, "unknown argument 'rotat' (did you mean rotate?)"),
+        ({"CoarseDropout": {"max_holes": 3}}, "unknown argument 'max_holes'"),
+        ({"GaussNoise": {"var_limit": 3}}, "unknown argument 'var_limit'"),
+        ({"HorizontalFlip": {"p": 2}}, "less than or equal to 1"),
+        ({"HorizontalFlip": {"p": 0.5}, "Blur": {}}, "expected one transform"),
+        ({"OneOf": {"transforms": []}}, "expected a list of transforms"),
+        ({"OneOf": {"transforms": [{"Blurr": {}}]}}, "did you mean Blur?"),
+        ({"RandomCrop": {"height": 20, "width": 20}}, "keep its shape"),
+        ({"Resize": {"height": 64, "width": 64}}, "keep its shape"),
+        ({"Normalize": {}}, "float32"),
+        ({"ToGray": {"num_output_channels": 1}}, "keep its shape"),
+        ({"RandomCrop": {"height": 200, "width": 200}}, "fails on a picture of 32x32"),
+    ],
+)
+def test_a_mistake_in_a_transform_is_refused_with_the_right_word(entry: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        check_transforms([{"HorizontalFlip": {}}, entry], image_size=32)
+    assert words in str(refusal.value) and "transforms[1]" in str(refusal.value)
+
+
+def test_all_mistakes_are_reported_together() -> None:
+    with pytest.raises(Refused, match="3 problems"):
+        check_transforms([{"Nonsense": {}}, {"Blur": {"blur": 1, "limit": 2}}])
+
+
+def test_the_transforms_people_use_still_run_with_these_libraries() -> None:
+    """Albumentations is frozen while OpenCV and NumPy move on: this is where a break would show."""
+    names = (
+        "HorizontalFlip VerticalFlip RandomRotate90 Transpose Affine Perspective Rotate ElasticTransform GridDistortion RandomGamma "
+        "RandomBrightnessContrast HueSaturationValue ColorJitter RGBShift CLAHE ToGray Posterize Equalize Blur GaussianBlur "
+        "MotionBlur GaussNoise ISONoise ImageCompression CoarseDropout GridDropout Sharpen RandomFog RandomShadow ChannelShuffle"
+    ).split()
+    check_transforms(
+        [{name: {"p": 1.0}} for name in names] + [{"RandomResizedCrop": {"size": [32, 32]}}], image_size=32
+    )
