@@ -9,6 +9,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from frostline.backbones import Base, join_base
+from frostline.classifier import Tail
 from frostline.devices import compile_function, value_and_grad
 from frostline.process import Refused
 from frostline.training import State, Trainer
@@ -78,9 +79,8 @@ def _whole_loss_and_gradients(
         pool = keras.layers.GlobalAveragePooling2D if pooling == "avg" else keras.layers.GlobalMaxPooling2D
         x = pool()(x)
     network = keras.Model(features.input, tail.head(x))
-    trainer.store(params)
-    trained = {id(variable): place for place, variable in enumerate(_trained_variables(trainer))}
-    places = [trained.get(id(variable)) for variable in network.trainable_variables]
+    features.trainable = True
+    places = _places_of_trained_weights(tail, features, network)
     assert len(params) == sum(place is not None for place in places), "the whole network must hold every trained weight"
     fixed = [ops.convert_to_numpy(variable) for variable in network.trainable_variables]
     others = [ops.convert_to_numpy(variable) for variable in network.non_trainable_variables]
@@ -97,6 +97,15 @@ def _whole_loss_and_gradients(
     return float(loss), [ops.convert_to_numpy(gradient) for gradient in gradients]
 
 
-def _trained_variables(trainer: Trainer) -> list[Any]:
-    suffix = trainer.tail.suffix.trainable_variables if trainer.tail.suffix else []
-    return [*suffix, *trainer.tail.head.trainable_variables]
+def _places_of_trained_weights(tail: Tail, features: keras.Model, network: keras.Model) -> list[int | None]:
+    """For each trainable weight of the network its place among the tail's, None where it lies below the cut."""
+    place_of: dict[int, int] = {}
+    suffix_layers = [layer for layer in tail.suffix.layers if layer.trainable_variables] if tail.suffix else []
+    copies = {layer.name: layer for layer in features.layers}
+    trained = {id(variable): place for place, variable in enumerate(tail.suffix.trainable_variables if tail.suffix else [])}
+    for layer in suffix_layers:
+        for variable, copy in zip(layer.trainable_variables, copies[layer.name].trainable_variables, strict=True):
+            place_of[id(copy)] = trained[id(variable)]
+    for place, variable in enumerate(tail.head.trainable_variables, start=len(trained)):
+        place_of[id(variable)] = place
+    return [place_of.get(id(variable)) for variable in network.trainable_variables]

@@ -53,7 +53,7 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str, spa
     folder.mkdir(parents=True, exist_ok=True)
     file = StudyFile(folder / f"{digest}.db", digest)
     with file.locked():
-        if file.path.exists() and file.load().user_attrs.get(CODE) != code:
+        if file.path.exists() and _has_trials_of_other_code(file.load(), code):
             if when_code_changed == "ask":
                 raise Refused(
                     f"The training code has changed since study {digest} began, so its trials and new ones may not compare. "
@@ -71,6 +71,10 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str, spa
             else:
                 _close_killed(study, trial)
     return file
+
+
+def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
+    return study.user_attrs.get(CODE) != code and any(RECORD in trial.user_attrs for trial in study.get_trials(deepcopy=False))
 
 
 def _create(file: StudyFile, code: str, space: Space) -> None:
