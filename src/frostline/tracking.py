@@ -207,6 +207,14 @@ def log_to_run(
         store.client.log_artifact(run_id, str(path), folder or None)
 
 
+def load_artifact(store: Store, run_id: str, name: str, folder: Path) -> Path:
+    """The run's file `name`, copied into `folder`. Refused where the run has no such file."""
+    try:
+        return Path(store.client.download_artifacts(run_id, name, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise Refused(f"Run {run_id} has no file {name} in {store.shown_uri}.") from error
+
+
 def close_run(
     store: Store,
     run_id: str,

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "trace": "Where a version comes from, or what came of a run.",
     "predict": "Label pictures with the champion.",
     "serve": "The champion behind MLflow's scoring server.",
+    "diff": "The test pictures on which two runs give different answers.",
     "clean": "List and remove old runs, studies and unfinished work; registered versions stay.",
 }
 

@@ -4,6 +4,7 @@ Colours are told apart by the colour-blind (Okabe and Ito 2008; cividis), and sh
 """
 
 from frostline.figures.answers import confusion_matrix, coverage, reliability, roc_pr
+from frostline.figures.evaluation import draw_evaluation
 from frostline.figures.search import (
     draw_study,
     frost_line,
@@ -17,6 +18,7 @@ from frostline.figures.sheets import explanations, flips, mistakes, preview_shee
 __all__ = [
     "confusion_matrix",
     "coverage",
+    "draw_evaluation",
     "draw_study",
     "explanations",
     "flips",

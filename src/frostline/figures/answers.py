@@ -25,14 +25,17 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], path: Path) -> N
     counts = np.asarray(counts)
     num_classes = len(class_names)
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = float(np.clip(2.2 + 0.62 * num_classes, 5.5, 11.0))
+    size = float(np.clip(2.2 + 0.62 * num_classes, 5.5, 8.2))
     right = int(np.trace(counts))
     with sheet(path, f"Confusion matrix: {right} of {counts.sum()} test images right", size) as (figure, axes):
         drawn = axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
         names = [shorten(name, 18) for name in class_names]
         if num_classes <= 60:
             turned = num_classes > 4
-            angle = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+            angle: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+            if num_classes > MOST_NUMBERS:
+                angle = {"rotation": 90, "fontsize": 8 if num_classes <= 40 else 6}
+                axes.tick_params(axis="y", labelsize=angle["fontsize"])
             axes.set_xticks(range(num_classes), names, **angle)
             axes.set_yticks(range(num_classes), names)
         if num_classes <= MOST_NUMBERS:
@@ -119,7 +122,7 @@ def reliability(
             curve.errorbar(confidence, accuracy, yerr=reach, **style)
             curve.set_title(f"{name}: ECE {ece[column]:.3f} (chance alone {floor:.3f})")
             curve.set(xlim=(start - 0.02, 1.02), ylim=(-0.03, 1.05))
-            curve.legend(loc="upper left")
+            curve.legend(loc="lower right")
             low = np.array([b["low"] for b in bins])
             width = np.array([b["high"] for b in bins]) - low
             counts.bar(low, number, width, align="edge", color=colour, edgecolor="white")

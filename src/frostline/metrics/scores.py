@@ -42,9 +42,10 @@ def summarize(
 
     Keys: num_images, confidence, resamples; accuracy (with Wilson's interval too), balanced_accuracy, macro_f1,
     log_loss, brier, roc_auc (one class against the rest, averaged; None with a single class in `labels`) and ece, each
-    {value, low, high}; per_class {name: {precision, recall, f1, support}}, the first two with intervals; confusion
-    (rows = truth). Averages over classes leave out classes without an image. The Brier score is halved for two
-    classes, as usual. Intervals are bootstrap percentiles, resampled within each class.
+    {value, low, high}; per_class {name: {precision, recall, f1, support}}, the first two with intervals. Averages over
+    classes leave out classes without an image. The Brier score is halved for two classes, as usual. Intervals are
+    bootstrap percentiles, resampled within each class; where no answer, or every one, is wrong that collapses to a
+    point, and accuracy's interval is Wilson's instead.
     """
     check_answers(labels, probabilities, len(class_names))
     exact = np.asarray(probabilities, np.float64)
@@ -59,7 +60,10 @@ def summarize(
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier"):
         record[name] = interval(name)
     wilson = wilson_interval(int((probabilities.argmax(1) == labels).sum()), len(labels), confidence)
-    record["accuracy"] |= {"wilson_low": wilson.low, "wilson_high": wilson.high}
+    ends = {"low": round(wilson.low, 6), "high": round(wilson.high, 6)}
+    if record["accuracy"]["low"] == record["accuracy"]["high"]:
+        record["accuracy"] |= ends
+    record["accuracy"] |= {f"wilson_{end}": value for end, value in ends.items()}
     record["roc_auc"] = None
     if "roc_auc" in point:
         record["roc_auc"] = interval("roc_auc") | {"resamples": len(draws["roc_auc"])}
@@ -68,8 +72,13 @@ def summarize(
     record["ece"] = asdict(_make_interval(point["ece"], max(low, 0.0), high))
     record["ece"]["floor"] = round(ece_floor(exact), 6)
     record["per_class"] = _describe_classes(labels, exact, class_names, draws, tails)
-    record["confusion"] = sk.confusion_matrix(labels, probabilities.argmax(1), labels=range(len(class_names))).tolist()
     return record
+
+
+def score_losses(labels: Labels, probabilities: NDArray[np.float64]) -> dict[str, float]:
+    """The log loss and the Brier score."""
+    log_loss = float(_log_losses(labels, probabilities).mean())
+    return {"log_loss": log_loss, "brier": float(_brier_scores(labels, probabilities).mean())}
 
 
 def check_answers(labels: Labels, probabilities: Floats, num_classes: int) -> None:
@@ -95,8 +104,7 @@ def _measure_once(labels: Labels, probabilities: NDArray[np.float64]) -> dict[st
         "accuracy": float(sk.accuracy_score(labels, predicted)),
         "balanced_accuracy": float(sk.recall_score(labels, predicted, **average)),
         "macro_f1": float(sk.f1_score(labels, predicted, **average)),
-        "log_loss": float(_log_losses(labels, probabilities).mean()),
-        "brier": float(_brier_scores(labels, probabilities).mean()),
+        **score_losses(labels, probabilities),
         "ece": expected_calibration_error(labels, probabilities),
     }
     if len(present) > 1:

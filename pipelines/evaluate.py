@@ -1,0 +1,74 @@
+"""Stage `evaluate`: final model and test split -> scores with intervals, answers, pictures and the model card."""
+
+from pathlib import Path
+
+import numpy as np
+
+from frostline import figures, tracking
+from frostline.arrays import load_json, load_split, require_complete, save_json
+from frostline.cards import Records, make_model_card
+from frostline.explanation import explain
+from frostline.metrics.answers import Answers, pick_examples, save_answers
+from frostline.metrics.evaluation import make_evaluation
+from frostline.params import load_params
+from frostline.process import project_root, run_stage
+from frostline.seeding import derive_seed
+from frostline.serving import load_network, predict_probabilities
+
+
+def main() -> None:
+    params = load_params()
+    paths, rules = params.paths, params.evaluate
+    prepared, models, study, out = (Path(p) for p in (paths.prepared, paths.refit, paths.study, paths.evaluation))
+    facts, test = require_complete(prepared), load_split(prepared / "test")
+    class_names = tuple(load_json(prepared / "classes.json"))
+    refit, trials = load_json(models / "refit.json"), load_json(study / "trials.json")
+    best = next(trial for trial in trials["trials"] if trial["number"] == refit["trial"])
+
+    labels = np.asarray(test.labels)
+    final = load_network(models / "final.keras", refit["sha256"])
+    baseline = load_network(models / "baseline.keras", refit["baseline"]["sha256"])
+    answers, plain = (
+        Answers(test.ids, labels, predict_probabilities(model, test.images), class_names, "test")
+        for model in (final, baseline)
+    )
+    evaluation = make_evaluation(
+        answers,
+        plain,
+        search_score=best["score"],
+        temperature=refit["temperature"],
+        resamples=rules.resamples,
+        confidence=rules.confidence,
+        seed=derive_seed(params.seed, "evaluate"),
+    )
+    examples = pick_examples(answers, rules.explained)
+    heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), answers.predictions[np.sort(examples)])
+
+    base = load_json(Path(paths.base) / "card.json")
+    records = Records(class_names, facts, base, trials, load_json(study / "study.json"), refit, evaluation)
+    save_json(out / "evaluation.json", evaluation)
+    save_answers(out / "predictions.csv", answers)
+    save_answers(out / "baseline_predictions.csv", plain)
+    (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")
+    pictures = figures.draw_evaluation(
+        answers, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes
+    )
+    pictures.append(out / "learning_curves.png")
+    figures.learning_curves({f"final model, trial {refit['trial']}": refit["curves"]}, pictures[-1])
+
+    store = tracking.open_store(params.tracking, project_root())
+    run_id = tracking.reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
+    texts = [out / name for name in ("model_card.md", "evaluation.json", "predictions.csv")]
+    metrics = {name: evaluation[name]["value"] for name in ("accuracy", "macro_f1", "log_loss", "ece")}
+    metrics = {f"test_{name}": value for name, value in metrics.items()}
+    metrics |= {"selection_optimism": evaluation["selection_optimism"], "test_gain": evaluation["gain"]["value"]}
+    tracking.log_to_run(store, run_id, metrics=metrics, artifacts=[*texts, *pictures])
+    accuracy, gain = evaluation["accuracy"], evaluation["gain"]
+    print(
+        f"test accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}] on {len(labels)} pictures, "
+        f"{100 * gain['value']:+.2f} points over head only (p = {gain['p_value']:.3g})"
+    )
+
+
+if __name__ == "__main__":
+    run_stage("evaluate", main)

@@ -1,0 +1,130 @@
+"""Pictures: each is written, whole, at MLflow's size, whatever the records hold."""
+
+import struct
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from frostline import figures
+from frostline.figures.canvas import shorten
+from frostline.figures.sheets import overlay
+from frostline.metrics.answers import Answers
+from frostline.metrics.evaluation import make_evaluation
+
+
+def size_of(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def make_trial(number, depth=0, score=0.9, state="COMPLETE", **hparams):
+    curves = {name: [0.5, 0.4] for name in ("loss", "val_loss", "accuracy", "val_accuracy")}
+    drawn = {"dropout": 0.1 * number, "unfrozen_blocks": depth, "head_learning_rate": 1e-3, "optimizer": "adam"}
+    return {
+        "number": number,
+        "hparams": drawn | hparams,
+        "state": state,
+        "score": score,
+        "val_loss": 0.3,
+        "seconds": 2.0 + depth,
+        "epochs": 2,
+        "curves": {} if state == "FAIL" else curves,
+    }
+
+
+def make_study(trials, best=0):
+    return {"study": "x", "score": "val_accuracy", "baseline": 0, "best": best, "epochs": 2, "trials": trials}
+
+
+MANY = [
+    make_trial(0),
+    make_trial(1, 2, 0.95, suffix_learning_rate=1e-4),
+    make_trial(2, 2, 0.94, suffix_learning_rate=1e-3),
+    make_trial(3, 1, 0.5, "PRUNED", suffix_learning_rate=1e-3),
+    make_trial(4, 4, None, "FAIL", suffix_learning_rate=1e-3),
+    make_trial(5, 3, 0.3, suffix_learning_rate=1e-2),
+    make_trial(6, 3, 0.93, suffix_learning_rate=3e-5, optimizer="sgd"),
+]
+
+
+@pytest.mark.parametrize("trials", [MANY, MANY[:1], MANY[:2]], ids=["many", "one", "two"])
+def test_a_study_is_drawn_with_many_trials_and_with_one(trials, tmp_path):
+    report = {
+        "cuts": [{"depth": 0, "name": "out"}, {"depth": 2, "name": "a_block_with_a_very_long_name_indeed"}],
+        "importances": {"dropout": 0.7, "unfrozen_blocks": 0.3} if len(trials) > 2 else {},
+    }
+    files = figures.draw_study(make_study(trials, min(1, len(trials) - 1)), report, tmp_path)
+    assert len(files) == 5 == len(set(files))
+    assert {size_of(file)[0] for file in files} == {900}
+
+
+def test_the_same_study_gives_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        figures.frost_line(make_study(MANY, 1), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "b"),
+        ("$x", "a_b^{", "猫", "", "a very long class name that fills a line"),
+        tuple("abcdefghijklmnopqrstuvwxyz"),
+    ],
+)
+def test_an_evaluation_is_drawn_for_any_number_and_kind_of_classes(names, tmp_path):
+    rng = np.random.default_rng(0)
+    num_images, num_classes = 130, len(names)
+    labels = np.arange(num_images) % num_classes
+    probabilities = softmax(rng.normal(size=(num_images, num_classes)) + 3 * np.eye(num_classes)[labels], axis=1)
+    files = tuple(f"folder/{index}.jpg" for index in range(num_images))
+    answers = Answers(files, labels, probabilities.astype(np.float32), names, "test")
+    options = {"resamples": 100, "confidence": 0.95, "seed": 0}
+    evaluation = make_evaluation(answers, answers, search_score=0.9, temperature=1.3, **options)
+    images = rng.integers(0, 256, (num_images, 32, 32, 3)).astype(np.uint8)
+    examples = np.arange(7)
+    heatmaps = rng.random((7, 32, 32), np.float32)
+    drawn = figures.draw_evaluation(answers, evaluation, images, examples, heatmaps, tmp_path, worst=24)
+    assert len(drawn) == 6
+    assert {size_of(file)[0] for file in drawn} == {900}
+
+
+def test_a_model_without_mistakes_is_drawn_too(tmp_path):
+    labels = np.tile([0, 1], 30)
+    answers = Answers(tuple(map(str, range(60))), labels, np.eye(2, dtype=np.float32)[labels], ("a", "b"), "test")
+    options = {"resamples": 100, "confidence": 0.95, "seed": 0}
+    evaluation = make_evaluation(answers, answers, search_score=1.0, temperature=1.0, **options)
+    images = np.zeros((60, 32, 32, 3), np.uint8)
+    none = np.zeros((0, 32, 32), np.float32)
+    for file in figures.draw_evaluation(answers, evaluation, images, np.arange(0), none, tmp_path, worst=24):
+        assert size_of(file)[0] == 900
+
+
+def test_sheets_show_views_and_flips(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 32, 32, 3)).astype(np.uint8)
+    figures.preview_sheet(images, ["a", "b", "c"], tmp_path / "preview.png")
+    labels, old, new = np.array([0, 1, 0]), np.array([1, 1, 1]), np.array([0, 0, 1])
+    run_a, run_b = ("run a", old), ("run b", new)
+    figures.flips(images[:, 0], labels, run_a, run_b, ["1.jpg", "2.jpg", "3.jpg"], ["x", "y"], tmp_path / "flips.png")
+    assert size_of(tmp_path / "preview.png")[0] == size_of(tmp_path / "flips.png")[0] == 900
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_no_file(tmp_path):
+    with pytest.raises(KeyError):
+        figures.learning_curves({"broken": {"loss": [1.0]}}, tmp_path / "curves.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_overlay_is_stronger_where_the_heat_is():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    shown = overlay(image, np.array([[0.0, 1.0], [0.0, 0.0]], np.float32)).astype(int)
+    assert np.ptp(shown[0, 0]) < 10  # grey
+    assert np.ptp(shown[0, 1]) > 50  # coloured
+    assert np.array_equal(image, np.full((2, 2, 3), 100))
+
+
+@pytest.mark.parametrize(("text", "shown"), [("short", "short"), ("abcdefghij", "abc…hij"), ("", "")])
+def test_long_names_lose_their_middle(text, shown):
+    assert shorten(text, 7) == shown
