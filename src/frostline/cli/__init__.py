@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "predict": "Label pictures with the champion.",
     "serve": "The champion behind MLflow's scoring server.",
     "diff": "The test pictures on which two runs give different answers.",
+    "pretrain": "Train a base of your own on a large source set.",
     "clean": "List and remove old runs, studies and unfinished work; registered versions stay.",
 }
 

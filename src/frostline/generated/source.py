@@ -49,14 +49,20 @@ ROUND = ("figure", "contour", "texture", "figure", "fractal", "figure", "contour
 def draw_formula(label: int, rng: Rng, size: int) -> NDArray[np.uint8]:
     """One picture of class `label`: uint8 (size, size, 3)."""
     kind = ROUND[label % len(ROUND)]
+    # Half of the pictures are plain: without them a small network stays at chance for thousands of steps.
+    plain = rng.random() < 0.5
     image = make_background(rng, size)
-    image = add_clutter(rng, image, int(rng.integers(0, 6)), (0.1, 0.45))
+    if plain:
+        image = cv2.GaussianBlur(image, (0, 0), size * 0.12)
+    else:
+        image = add_clutter(rng, image, int(rng.integers(0, 6)), (0.1, 0.45))
     main = hsv(rng.random(), rng.beta(2.5, 1.8), rng.uniform(0.4, 1.0))
     if kind == "texture":
         image = _lay_texture(rng, image, texture_of(label))
     else:
         turn = math.pi if rng.random() < 0.5 else 0.5
-        layer = make_layer(size, main, make_pose(rng, size, (0.55, 1.05), turn, drift=1.1))
+        scale, drift = ((0.85, 1.05), 0.5) if plain else ((0.55, 1.05), 1.1)
+        layer = make_layer(size, main, make_pose(rng, size, scale, turn, drift))
         if kind == "fractal":
             _draw_fractal(rng, layer, fractal_of(label))
         elif kind == "contour":
@@ -64,11 +70,11 @@ def draw_formula(label: int, rng: Rng, size: int) -> NDArray[np.uint8]:
         else:
             _draw_figure(rng, layer, figure_of(label), main)
         if rng.random() < 0.7:
-            add_texture(rng, layer, rng.uniform(0.05, 0.4))
+            add_texture(rng, layer, rng.uniform(0.05, 0.2 if plain else 0.4))
         image = lay(rng, image, layer, rng.uniform(0, 2 * math.pi), rng.uniform(0.1, 0.8))
-    if rng.random() < 0.5:
+    if not plain and rng.random() < 0.5:
         image = add_clutter(rng, image, int(rng.integers(1, 4)), (0.12, 0.35))
-    return photograph(rng, image)
+    return photograph(rng, image, hardness=0.4 if plain else 1.0)
 
 
 def _rng_of(label: int, kind: str) -> Rng:

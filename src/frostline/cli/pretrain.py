@@ -1,0 +1,192 @@
+"""`frostline pretrain`: a base of one's own, trained from scratch on a large source set."""
+
+import fcntl
+import hashlib
+import json
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from frostline.process import Refused, project_root
+
+if TYPE_CHECKING:
+    from frostline.pretraining import Epoch, Progress, Recipe, SourceSet
+
+EVERY = 10.0  # seconds between two lines of progress
+
+
+@click.command(short_help="Train a base of your own on a large source set.")
+@click.argument("source", default="generated")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="New folder for base.weights.h5 and card.json."
+)
+@click.option(
+    "--base", "architecture", default="MobileNetV2", show_default=True, help="A family of keras.applications."
+)
+@click.option("--option", "options", multiple=True, help="Constructor option of the family, for instance alpha=0.35.")
+@click.option("--image-size", default=96, show_default=True, help="Side of the pictures in pixels.")
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.02, show_default=True)
+@click.option("--label-smoothing", type=click.FloatRange(0, 0.9), default=0.1, show_default=True)
+@click.option(
+    "--augmentation", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="0 = none, 1 = strong."
+)
+@click.option(
+    "--small-size", type=click.IntRange(32), help="Train the first epochs at this smaller size: much cheaper."
+)
+@click.option(
+    "--small-share", type=click.FloatRange(0, 1), default=0.6, show_default=True, help="Share of such epochs."
+)
+@click.option("--classes", type=click.IntRange(2), default=256, show_default=True, help="Classes of `generated`.")
+@click.option("--images-per-class", type=click.IntRange(2), default=200, show_default=True, help="Pictures of each.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw `generated`."
+)
+@click.option("--sha256", help="Of an archive, checked before it is unpacked.")
+@click.option("--seed", type=click.IntRange(0), default=7, show_default=True)
+@click.option("--note", "notes", multiple=True, help="A sentence for the card, for instance what did not work.")
+@click.option("--track/--no-track", default=True, show_default=True, help="Record an MLflow run in this project.")
+def command(source: str, out: Path, architecture: str, options: tuple[str, ...], **settings: Any) -> None:
+    """Train a network from scratch on SOURCE and write it as a base: weights and a card.
+
+    SOURCE is `generated` (formula-driven pictures, nothing to download), a folder of class folders, an archive, a URL
+    or tfds:NAME. A killed run goes on where it stopped when the same command is given again. Afterwards set
+    `base.weights: OUT/base.weights.h5` in params.yaml.
+    """
+    if (out / "card.json").exists():
+        raise Refused(f"{out} holds a base already. Give another --out, or remove it.")
+    started = time.time()
+    from frostline.devices import describe_device
+    from frostline.pretraining import Recipe, make_card, make_folder_source, make_generated_source, pretrain, save_base
+
+    bfloat16 = settings["precision"] == "bfloat16" or (
+        settings["precision"] == "auto" and not describe_device().startswith("CPU")
+    )
+    names = ("image_size", "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "augmentation")
+    recipe = Recipe(
+        architecture,
+        _parse_options(options),
+        **{name: settings[name] for name in (*names, "small_size", "small_share", "seed")},
+        mixed_precision=bfloat16,
+    )
+    work = Path(".frostline/work") / f"pretrain-{_digest(source, recipe, settings)}"
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"This very training is already running here (its work is in {work}).") from None
+        click.echo(f"source: {source}; work: {work}")
+        if source == "generated":
+            pictures = make_generated_source(
+                work / "pictures",
+                settings["classes"],
+                settings["images_per_class"],
+                recipe.image_size,
+                recipe.seed,
+                settings["workers"],
+            )
+        else:
+            pictures = make_folder_source(
+                source, work, size=recipe.image_size, seed=recipe.seed, sha256=settings["sha256"]
+            )
+        click.echo(f"{pictures.description}; {len(pictures.val_labels)} more for validation")
+        run = _Run(work, recipe, pictures) if settings["track"] else None
+        base, history = pretrain(pictures, recipe, work, _Printer().show)
+        facts = {
+            "command": shlex.join(["frostline", *sys.argv[1:]]),
+            "commit": _commit(),
+            "notes": list(settings["notes"]),
+        }
+        path = save_base(out, base, make_card(recipe, pictures, history, licence="yours", **facts))
+        if run:
+            run.close(history, out)
+    shutil.rmtree(work)
+    click.echo(f"{path}: validation accuracy {history[-1].val_accuracy:.3f}, {time.time() - started:.0f} s")
+
+
+class _Printer:
+    """Lines of progress, not more often than EVERY seconds."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def show(self, progress: "Progress") -> None:
+        """Prints where training stands, when it is time."""
+        if time.monotonic() - self.last < EVERY and progress.step < progress.steps:
+            return
+        self.last = time.monotonic()
+        click.echo(
+            f"epoch {progress.epoch + 1}/{progress.epochs} step {progress.step}/{progress.steps}: "
+            f"loss {progress.loss:.3f} accuracy {progress.accuracy:.3f}"
+        )
+
+
+class _Run:
+    """The MLflow run of one training, reopened when the training goes on."""
+
+    def __init__(self, work: Path, recipe: "Recipe", source: "SourceSet") -> None:
+        from dataclasses import asdict
+
+        from frostline import tracking
+        from frostline.arrays import load_json, save_json
+        from frostline.params import Tracking, load_params
+
+        root = project_root()
+        section = load_params(root / "params.yaml").tracking if (root / "params.yaml").is_file() else Tracking()
+        self.store = tracking.open_store(section, root)
+        record = work / "run.json"
+        if record.is_file():
+            self.run_id: str = load_json(record)["run_id"]
+            return
+        tags = tracking.lineage_tags(f"seed: {recipe.seed}\n", root)
+        params = {**asdict(recipe), "source": source.description}
+        self.run_id = tracking.open_final_run(
+            self.store, name=f"pretrain {recipe.architecture}", params=params, tags=tags
+        )
+        # `compare` and `promote` look for finals; this is none.
+        tracking.log_to_run(self.store, self.run_id, tags={"frostline.kind": "pretraining"})
+        save_json(record, {"run_id": self.run_id})
+
+    def close(self, history: "list[Epoch]", out: Path) -> None:
+        """Writes curves, card and result, and ends the run."""
+        from frostline import tracking
+
+        names = ("loss", "accuracy", "val_loss", "val_accuracy")
+        curves = {name: [getattr(epoch, name) for epoch in history] for name in names}
+        tracking.log_to_run(self.store, self.run_id, curves=curves, artifacts={out / "card.json": ""})
+        tracking.close_run(self.store, self.run_id, metrics={"val_accuracy": history[-1].val_accuracy})
+
+
+def _parse_options(given: tuple[str, ...]) -> dict[str, int | float | bool]:
+    """`alpha=0.35` -> {"alpha": 0.35}."""
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            options[name] = json.loads(value.lower())
+        except json.JSONDecodeError:
+            equals = ""
+        if not equals or not isinstance(options[name], (int, float)):
+            raise Refused(f"--option {text!r} is not NAME=NUMBER or NAME=true; for instance alpha=0.35.")
+    return options
+
+
+def _digest(source: str, recipe: "Recipe", settings: dict[str, Any]) -> str:
+    drawn = [settings["classes"], settings["images_per_class"]] if source == "generated" else [settings["sha256"]]
+    return hashlib.sha256(repr([source, recipe, drawn]).encode()).hexdigest()[:12]
+
+
+def _commit() -> str | None:
+    import subprocess
+
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
