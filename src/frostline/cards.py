@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.params import Params
-from frostline.sources.downloads import redact_url
 
 Record = Mapping[str, Any]
 WEAK = 5  # classes named as the weakest
@@ -128,10 +127,10 @@ def _describe_data(records: Records, params: Params) -> str:
     prepared = records.prepared
     counts = ", ".join(f"{number} {split}" for split, number in prepared["num_images"].items())
     left_out = ", ".join(f"{number} {kind}" for kind, number in prepared.get("left_out", {}).items() if number)
-    source = params.fetch.source
+    source = params.fetch.source.partition("?")[0] if "://" in params.fetch.source else params.fetch.source
     return "\n".join(
         [
-            f"- Source: {redact_url(source) if '://' in source else source}",
+            f"- Source: {source}",
             f"- Pictures: {counts}, at {prepared['image_size']} × {prepared['image_size']} pixels ({prepared['resize']})",
             f"- Left out: {left_out or 'none'}; exact and near duplicates never cross splits",
             f"- Hash of the prepared data: `{prepared['content_sha256']}`",
