@@ -24,7 +24,7 @@ RESULTS = "locks/results.txt"
 ORDER = """
     __init__ process seeding families params closure arrays decoding folders generated sources presets preparation augmentation
     checks hparams devices backbones classifier optimizers training features probe equivalence search metrics selection
-    figures tracking serving registry leftovers explanation cards trials pretraining planning export cli
+    figures tracking serving registry leftovers explanation cards trials pretraining planning export direct cli
 """.split()
 
 # Library -> the modules that may import it.

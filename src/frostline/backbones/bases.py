@@ -12,9 +12,10 @@ import keras
 
 from frostline import params
 from frostline.arrays import load_json, require_complete, sha256_of
-from frostline.backbones.graph import find_crossings, name_operations
+from frostline.backbones.custom import choose_cuts, load_custom
+from frostline.backbones.graph import find_crossings, is_feature_map, name_operations
 from frostline.backbones.weights import load_weights
-from frostline.families import FAMILIES, Scaling, check_base, cuts_of
+from frostline.families import CUSTOM, FAMILIES, Scaling, check_base, cuts_of
 from frostline.process import Refused
 
 
@@ -62,16 +63,22 @@ def build_base(
     """
     options = dict(options or {})
     check_base(name, image_size, options)
-    with drawn_from(seed):
-        whole = getattr(keras.applications, name)(
-            include_top=False, weights=None, input_shape=(image_size, image_size, 3), **options
-        )
-    model = _truncate(whole, output_layer)
-    if weights is not None:
-        reached = {id(layer) for layer in model.layers}
-        load_weights(weights, whole.layers, [layer for layer in whole.layers if id(layer) in reached], name)
+    if name == CUSTOM:
+        if weights is None:
+            raise Refused("base.weights: a custom base needs the path of its .keras file.")
+        model = truncate(load_custom(weights, image_size), output_layer)
+        scaling, wanted = options.get("scaling", "none"), choose_cuts(model)
+    else:
+        with drawn_from(seed):
+            application = getattr(keras.applications, name)
+            whole = application(include_top=False, weights=None, input_shape=(image_size, image_size, 3), **options)
+        model = truncate(whole, output_layer)
+        if weights is not None:
+            reached = {id(layer) for layer in model.layers}
+            load_weights(weights, whole.layers, [layer for layer in whole.layers if id(layer) in reached], name)
+        scaling, wanted = FAMILIES[name].scaling, cuts_of(name, options)
     model.trainable = False
-    return Base(name, model, FAMILIES[name].scaling, image_size, _cuts(model, cuts_of(name, options)))
+    return Base(name, model, scaling, image_size, _cuts(model, wanted))
 
 
 def load_base(base: params.Base, folder: Path) -> Base:
@@ -104,18 +111,23 @@ def drawn_from(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _truncate(model: keras.Model, output_layer: str | None) -> keras.Model:
+def truncate(model: keras.Model, output_layer: str | None) -> keras.Model:
+    """The model up to `output_layer`, or to the last feature map that everything passes through."""
+    crossings = [operation for operation in find_crossings(model) if is_feature_map(operation.output)]
     if output_layer is None:
-        return model
+        if not crossings:
+            raise Refused(f"{model.name} has no feature map (height, width, channels) that all paths pass through.")
+        return model if crossings[-1].output is model.outputs[0] else keras.Model(model.inputs, crossings[-1].output)
     names = name_operations(model)
-    matches = [operation for operation in model.operations if names.get(id(operation)) == output_layer]
-    if not matches:
-        close = difflib.get_close_matches(output_layer, names.values(), n=3)
+    match = next((operation for operation in crossings if output_layer in (operation.name, names[id(operation)])), None)
+    if match is None:
+        allowed = [names[id(operation)] for operation in crossings]
+        near = difflib.get_close_matches(output_layer, allowed, n=3, cutoff=0.3) or allowed[-3:]
         raise Refused(
-            f"base.output_layer: {model.name} has no layer {output_layer!r}. "
-            f"Near: {', '.join(close) or 'none'}; `frostline blocks` lists the cuts."
+            f"base.output_layer: {output_layer!r} is no layer of {model.name} that all paths pass through. "
+            f"Near: {', '.join(near)}; `frostline blocks` lists the cuts."
         )
-    return keras.Model(model.inputs, matches[0].output, name=model.name)
+    return keras.Model(model.inputs, match.output, name=model.name)
 
 
 def _cuts(model: keras.Model, wanted: Sequence[str]) -> tuple[Cut, ...]:

@@ -1,7 +1,8 @@
 """A functional network as a graph: where a single tensor crosses, and how a part of it is built anew."""
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -68,6 +69,11 @@ def find_crossings(model: keras.Model) -> list[Operation]:
     return crossings
 
 
+def is_feature_map(tensor: Tensor) -> bool:
+    """Has this tensor the shape (batch, height, width, channels), all but the batch known?"""
+    return len(tensor.shape) == 4 and None not in tensor.shape[1:]
+
+
 def name_operations(model: keras.Model) -> dict[int, str]:
     """Names by operation id that do not depend on what else the process has built.
 
@@ -105,7 +111,7 @@ def replay(
     for node in nodes_of([inputs], outputs):
         args, kwargs = node.arguments.fill_in(values)
         operation = node.operation
-        if isinstance(operation, keras.Sequential | keras.Model) and hasattr(operation, "operations"):
+        if is_graph(operation):
             results = replay(operation.inputs[0], operation.outputs, args[0], operation_of)
         else:
             results = keras.tree.flatten(operation_of(operation)(*args, **kwargs))
@@ -113,9 +119,16 @@ def replay(
     return [values[id(tensor)] for tensor in outputs]
 
 
-def copy_operation(operation: Operation) -> Operation:
+def is_graph(operation: Operation) -> bool:
+    """Is this a model made of layers that can be called one by one?"""
+    return isinstance(operation, keras.Sequential) or (
+        isinstance(operation, keras.Model) and hasattr(operation, "operations")
+    )
+
+
+def copy_operation(operation: Operation, name: str) -> Operation:
     """A new operation of the same configuration, trainable, with weights of its own still to be filled."""
-    config = operation.get_config()
+    config = {**operation.get_config(), "name": name}
     if isinstance(operation, keras.Layer):
         # A layer made frozen registers its weights as not trainable for good.
         config["trainable"] = True
@@ -125,10 +138,14 @@ def copy_operation(operation: Operation) -> Operation:
 def copy_graph(inputs: Tensor, outputs: Tensor, start: Tensor) -> Tensor:
     """The graph between two tensors built anew above `start`: layers of its own with the same weights."""
     copies: dict[int, tuple[Operation, Operation]] = {}
+    taken: set[str] = set()
 
     def operation_of(operation: Operation) -> Operation:
         if id(operation) not in copies:
-            copies[id(operation)] = (operation, copy_operation(operation))
+            # Two models taken apart into one may use a name twice, which Keras refuses.
+            name = next(name for name in _names_like(operation.name) if name not in taken)
+            taken.add(name)
+            copies[id(operation)] = (operation, copy_operation(operation, name))
         return copies[id(operation)][1]
 
     (result,) = replay(inputs, [outputs], start, operation_of)
@@ -136,6 +153,12 @@ def copy_graph(inputs: Tensor, outputs: Tensor, start: Tensor) -> Tensor:
         if isinstance(original, keras.Layer):
             copy_weights(original, copy)
     return result
+
+
+def _names_like(name: str) -> Iterator[str]:
+    yield name
+    for number in itertools.count(1):
+        yield f"{name}_copy_{number}"
 
 
 def copy_weights(source: keras.Layer, target: keras.Layer) -> None:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from frostline.backbones.graph import snake_case
 from frostline.process import Refused
 
+DEVIATION = (0.229, 0.224, 0.225)  # of ImageNet's channels, RGB, on 0..1
 SHOWN = 8  # layers named in a refusal
 
 
-def load_weights(path: Path, layers: Sequence[keras.Layer], wanted: Sequence[keras.Layer], name: str) -> set[str]:
-    """Fills every layer of `wanted` from the file; returns the names of all layers in the file.
+def load_weights(path: Path, layers: Sequence[keras.Layer], wanted: Sequence[keras.Layer], name: str) -> None:
+    """Fills every layer of `wanted` from the file.
 
     layers: the whole network's, in Keras's order; wanted: the layers up to the base's output, in that network's order.
     Raises Refused naming each layer that the file does not fill.
@@ -46,7 +47,6 @@ def load_weights(path: Path, layers: Sequence[keras.Layer], wanted: Sequence[ker
             for layer in _leaves(wanted):
                 if layer.weights:
                     _fill(layer, attempts[best][id(layer)], path)
-            return {group.name.rsplit("/", 1)[-1] for group in (groups or [])} or set(file[_roots(file)[0]])
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise Refused(
             f"{path} cannot be read as a weights file ({error}). Give a .weights.h5, a legacy .h5 or a .keras."
@@ -174,6 +174,20 @@ def _fill(layer: keras.Layer, datasets: Sequence[h5py.Dataset], path: Path) -> N
             raise Refused(f"{path} holds values that are not finite, in layer {layer.name}.")
         values[str(index)] = value
     layer.load_own_variables(values)
+    if isinstance(layer, keras.layers.Normalization):
+        _correct_variance(layer)
+
+
+def _correct_variance(layer: keras.layers.Normalization) -> None:
+    """Squares a variance that holds ImageNet's standard deviation.
+
+    That is how EfficientNet's released weights store it; Keras makes up for it with one more Rescaling layer, but only
+    where it downloads them itself. Source: keras.applications.efficientnet, the comment below `layers.Normalization`.
+    """
+    variance = keras.ops.convert_to_numpy(layer.adapt_variance)
+    if np.allclose(variance, DEVIATION, rtol=0.01):
+        layer.adapt_variance.assign(variance * variance)
+        layer.finalize_state()
 
 
 def _describe(path: Path, name: str, missing: dict[str, str], total: int) -> str:
