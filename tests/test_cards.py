@@ -1,0 +1,107 @@
+"""The model card says what a user must know, and nothing that the records do not."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from frostline.cards import Records, make_model_card
+from frostline.metrics.answers import Answers
+from frostline.metrics.evaluation import make_evaluation
+from frostline.params import parse_params
+
+
+def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
+    rng = np.random.default_rng(0)
+    labels = np.arange(num_images) % len(class_names)
+    right = rng.random(num_images) < np.where(labels == 1, 0.6, 0.95)
+    chosen = np.where(right, labels, (labels + 1) % len(class_names))
+    probabilities = np.full((num_images, len(class_names)), 0.1 / (len(class_names) - 1), np.float32)
+    probabilities[np.arange(num_images), chosen] = 0.9
+    answers = Answers(tuple(map(str, range(num_images))), labels, probabilities, class_names, "test")
+    options = {"resamples": 100, "confidence": 0.95, "seed": 0}
+    trial = {"number": 0, "state": "COMPLETE", "hparams": {"unfrozen_blocks": 0}}
+    return Records(
+        class_names=class_names,
+        prepared={
+            "num_images": {"train": 500, "val": 100, "test": num_images},
+            "left_out": {"unreadable": 2, "duplicate": 0},
+            "image_size": 96,
+            "resize": "squash",
+            "content_sha256": "d" * 64,
+        },
+        base={
+            "name": "MobileNetV2",
+            "weights": "bundled",
+            "source": "trained on generated pictures",
+            "licence": "Apache-2.0",
+            "options": {"alpha": 0.35},
+            "sha256": "b" * 64,
+        },
+        trials={"trials": [trial, {"number": 1, "state": "PRUNED", "hparams": {"unfrozen_blocks": 4}}]},
+        study={"cuts": [{"depth": 2, "name": "block_15_add"}]},
+        refit={
+            "hparams": {"unfrozen_blocks": 2, "dropout": 0.25},
+            "study": "feed",
+            "trial": 1,
+            "seeds": [{"val_accuracy": 0.9}, {"val_accuracy": 0.91}],
+            "kept": 1,
+            "sha256": "f" * 64,
+        },
+        evaluation=make_evaluation(answers, answers, search_score=0.9, temperature=1.2, **options),
+    )
+
+
+@pytest.fixture
+def params(params_document):
+    return parse_params(params_document)
+
+
+def test_the_card_names_data_base_search_results_and_use(params):
+    card = make_model_card(make_records(), params)
+    for part in (
+        "# frostline",
+        "500 train, 100 val, 240 test",
+        "2 unreadable",
+        "d" * 64,
+        "b" * 64,
+        "f" * 64,
+        "Licence of the weights: Apache-2.0",
+        "MobileNetV2 (alpha=0.35)",
+        "2 trials over depths 0 to 4: 1 finished, 1 pruned, 0 failed",
+        "everything up to `block_15_add` frozen",
+        "95 % interval",
+        'load_model("models:/frostline@champion")',
+        "frostline predict",
+    ):
+        assert part in card, part
+
+
+def test_the_headline_is_the_test_accuracy_never_the_validation_score(params):
+    records = make_records()
+    first = make_model_card(records, params).split("## Results")[0]
+    assert f"{records.evaluation['accuracy']['value']:.1%}" in first
+    assert "90.0%" not in first
+
+
+def test_the_weakest_class_comes_first_and_its_name_keeps_the_table_whole(params):
+    weak = make_model_card(make_records(), params).split("## Known weaknesses")[1]
+    rows = [line for line in weak.splitlines() if line.startswith("| ")][1:]
+    assert rows[0].startswith("| dog |")
+    assert any("a\\|b" in row for row in rows)
+    assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
+
+
+def test_classes_with_few_or_no_test_pictures_are_named(params):
+    records = make_records(num_images=60)
+    assert "Hardly tested, with fewer than 30 pictures: cat, dog, a|b" in make_model_card(records, params)
+    evaluation = copy.deepcopy(records.evaluation)
+    evaluation["per_class"]["unicorn"] = evaluation["per_class"]["cat"] | {"support": 0}
+    untested = Records(**{**records.__dict__, "evaluation": evaluation})
+    assert "**Not tested at all**: unicorn" in make_model_card(untested, params)
+
+
+def test_what_an_address_carries_besides_its_place_stays_out(params_document):
+    params_document["fetch"] = {"source": "https://example.org/pets.zip?token=secret", "sha256": "0" * 64}
+    card = make_model_card(make_records(), parse_params(params_document))
+    assert "https://example.org/pets.zip" in card and "secret" not in card

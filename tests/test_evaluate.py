@@ -1,0 +1,160 @@
+"""The stage `evaluate` and `frostline diff`, run on a small project with networks made for the purpose."""
+
+import importlib.util
+import json
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from keras import layers
+from ruamel.yaml import YAML
+
+from frostline.arrays import mark_complete, save_json, save_split, sha256_of
+from frostline.cli.diff import command as diff
+from frostline.metrics.answers import load_answers
+from frostline.params import load_params
+from frostline.process import Refused
+from frostline.tracking import log_to_run, open_final_run, open_store
+
+SIZE, CLASSES = 32, ("blue", "red")
+HPARAMS = {"dropout": 0.1, "unfrozen_blocks": 1}
+
+
+def make_images(num_images, seed):
+    """Noise in which one colour is a little stronger; the label says which."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_images) % 2
+    images = rng.integers(0, 200, (num_images, SIZE, SIZE, 3)).astype(np.uint8)
+    strength = rng.integers(0, 24, num_images)
+    for image, label, more in zip(images, labels, strength, strict=True):
+        image[..., 0 if label else 2] += more.astype(np.uint8)
+    return images, labels.astype(np.int32)
+
+
+def save_model(path, error):
+    """Weighs red against blue; `error` shifts the balance, so that more answers are wrong."""
+    pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    maps = layers.AveragePooling2D(4)(layers.Rescaling(1 / 255, dtype="float32")(pixels))
+    dense = layers.Dense(2)
+    model = keras.Model(pixels, layers.Softmax()(dense(layers.GlobalAveragePooling2D()(maps))))
+    dense.set_weights([np.array([[-60, 60], [0, 0], [60, -60]], np.float32), np.array([error, 0], np.float32)])
+    model.save(path)
+    return sha256_of(path)
+
+
+@pytest.fixture
+def project(mlflow_root, params_document, monkeypatch):
+    """A project after `refit`, with its MLflow store; the working directory."""
+    monkeypatch.chdir(mlflow_root)
+    monkeypatch.setenv("DVC_ROOT", str(mlflow_root))
+    params_document["evaluate"]["resamples"] = 100
+    YAML().dump(params_document, mlflow_root / "params.yaml")
+    images, labels = make_images(120, 0)
+    prepared = mlflow_root / "data/prepared"
+    save_split(prepared / "test", [images], SIZE, labels, [f"{CLASSES[k]}/{i}.png" for i, k in enumerate(labels)])
+    save_json(prepared / "classes.json", CLASSES)
+    counts = {"train": 10, "val": 10, "test": 120}
+    mark_complete(prepared, num_images=counts, image_size=SIZE, resize="squash", content_sha256="0" * 64, left_out={})
+    save_json(mlflow_root / "data/base/card.json", {"name": "Tiny", "weights": "random", "options": {}})
+    refit_models(mlflow_root, error=1.0)
+    return mlflow_root
+
+
+def refit_models(root, error):
+    models, study = root / "models", root / "reports/tune"
+    models.mkdir(exist_ok=True)
+    curves = {name: [0.5, 0.6] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+    trial = {"number": 3, "state": "COMPLETE", "hparams": HPARAMS, "score": 0.97, "curves": curves}
+    save_json(study / "trials.json", {"best": 3, "baseline": 3, "trials": [trial]})
+    save_json(study / "study.json", {"cuts": []})
+    store = open_store(load_params().tracking, root)
+    refit = {
+        "run_id": open_final_run(store, name="final", params=HPARAMS, tags={}),
+        "study": "feed",
+        "trial": 3,
+        "hparams": HPARAMS,
+        "seeds": [{"seed": 1, "val_accuracy": 0.9, "val_loss": 0.3}],
+        "kept": 0,
+        "temperature": 2.0,
+        "sha256": save_model(models / "final.keras", error),
+        "curves": curves,
+        "baseline": {"sha256": save_model(models / "baseline.keras", 4.0)},
+    }
+    save_json(models / "refit.json", refit)
+    return refit
+
+
+def evaluate(root):
+    spec = importlib.util.spec_from_file_location("evaluate_stage", root / "pipelines/evaluate.py")
+    stage = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stage)
+    stage.main()
+
+
+def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(project, root, capsys):
+    first = json.loads((project / "models/refit.json").read_text())
+    evaluate(root)
+    assert "test accuracy" in capsys.readouterr().out
+    out = project / "reports/evaluation"
+    record, answers = json.loads((out / "evaluation.json").read_text()), load_answers(out / "predictions.csv")
+    assert record["num_images"] == len(answers.files) == 120
+    assert record["accuracy"]["value"] == pytest.approx(answers.correct.mean(), abs=1e-6)
+    assert 0.6 < record["accuracy"]["value"] < 1.0
+    assert record["selection_optimism"] == pytest.approx(0.97 - answers.correct.mean(), abs=1e-6)
+    assert record["gain"]["wins"] > 0
+    assert "# frostline" in (out / "model_card.md").read_text()
+
+    store = open_store(load_params().tracking, project)
+    logged = {item.path for item in store.client.list_artifacts(first["run_id"])}
+    assert {"model_card.md", "evaluation.json", "predictions.csv", "figures"} <= logged
+    pictures = {item.path.split("/")[1] for item in store.client.list_artifacts(first["run_id"], "figures")}
+    assert pictures == {file.name for file in out.glob("*.png")} and len(pictures) == 7
+    metrics = store.client.get_run(first["run_id"]).data.metrics
+    assert metrics["test_accuracy"] == record["accuracy"]["value"]
+
+    second = refit_models(project, error=0.0)
+    evaluate(root)
+    answer = CliRunner().invoke(diff, [first["run_id"][:10], second["run_id"]], catch_exceptions=False)
+    assert answer.exit_code == 0 and "mended" in answer.output and "McNemar" in answer.output
+    folder = project / "reports/diff" / f"{first['run_id'][:8]}-{second['run_id'][:8]}"
+    found = json.loads((folder / "diff.json").read_text())
+    new = load_answers(out / "predictions.csv")
+    assert found["difference"]["value"] == pytest.approx(new.correct.mean() - answers.correct.mean())
+    rows = (folder / "flips.csv").read_text().splitlines()[1:]
+    assert len(rows) == found["mended"] + found["broken"] == (new.predictions != answers.predictions).sum()
+    place = f"diff/{first['run_id'][:8]}"
+    logged = {item.path for item in store.client.list_artifacts(second["run_id"], place)}
+    assert logged == {f"{place}/{name}" for name in ("diff.json", "flips.csv", "flips.png")}
+
+
+def test_a_model_that_is_not_refits_is_refused(project, root):
+    save_model(project / "models/final.keras", 3.0)
+    with pytest.raises(Refused, match="sha256"):
+        evaluate(root)
+
+
+def test_runs_that_cannot_be_compared_are_refused_by_name(project):
+    store = open_store(load_params().tracking, project)
+    empty, other = (open_final_run(store, name=name, params={}, tags={}) for name in ("one", "two"))
+    table = project / "predictions.csv"
+    table.write_text("file,label,prediction,p(x),p(y),correct,split\na.jpg,x,x,0.9,0.1,true,test\n")
+    log_to_run(store, other, artifacts={table: ""})
+    for given, expected in (
+        (["nothing", other], "no run, version or alias is called 'nothing'"),
+        ([empty, other], "no file predictions.csv"),
+        (["champion", other], "has no champion"),
+    ):
+        with pytest.raises(Refused, match=expected):
+            CliRunner().invoke(diff, given, catch_exceptions=False)
+
+
+def test_a_run_compared_with_itself_has_no_flips(project):
+    store = open_store(load_params().tracking, project)
+    run = open_final_run(store, name="one", params={}, tags={})
+    table = project / "predictions.csv"
+    table.write_text("file,label,prediction,p(x),p(y),correct,split\na.jpg,x,x,0.9,0.1,true,test\n")
+    log_to_run(store, run, artifacts={table: ""})
+    answer = CliRunner().invoke(diff, [run, run, "--no-log"], catch_exceptions=False)
+    assert answer.exit_code == 0 and "mends 0 answers" in answer.output
+    assert [item.path for item in store.client.list_artifacts(run)] == ["predictions.csv"]
