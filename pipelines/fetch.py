@@ -21,6 +21,7 @@ def main() -> None:
     fetch_weights(params.base, WORK / "base", params.seed)
     publish(WORK / "raw", Path(params.paths.raw))
     publish(WORK / "base", Path(params.paths.base))
+    shutil.rmtree(WORK)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frostline.arrays import load_array, replacing, save_array, save_json
-from frostline.process import Refused, count_cores
+from frostline.process import Refused, count_cores, die_with_parent
 from frostline.seeding import derive_seed
 
 Transforms = Sequence[Mapping[str, Mapping[str, Any]]]
@@ -171,12 +171,10 @@ def make_views(
     """View number `view` of each picture: uint8 (num_images, size, size, 3). View 0 is the plain picture."""
     if view == 0:
         return np.array(images)
-    return np.stack(
-        [
-            make_view(image, pipeline, view_seed(seed, image_id, view))
-            for image, image_id in zip(images, ids, strict=True)
-        ]
-    )
+    views = np.empty_like(images)
+    for index, image_id in enumerate(ids):
+        views[index] = make_view(images[index], pipeline, view_seed(seed, image_id, view))
+    return views
 
 
 def save_views(
@@ -193,21 +191,21 @@ def save_views(
 
     workers: processes, by default one per core where there are many views; their number changes nothing in the views.
     """
-    images = load_array(images_file)
+    shape = load_array(images_file).shape
     folder.mkdir(parents=True, exist_ok=True)
     missing = [view for view in range(1, num_views) if not (folder / f"view-{view:03d}.npy").is_file()]
-    pipeline = build_transforms(transforms, images.shape[1])
+    pipeline = build_transforms(transforms, shape[1])
     if workers is None:
-        workers = count_cores() if len(missing) * len(images) >= POOL_FROM else 1
-    tasks = [(start, min(start + CHUNK, len(images))) for start in range(0, len(images), CHUNK)]
+        workers = count_cores() if len(missing) * shape[0] >= POOL_FROM else 1
+    tasks = [(start, min(start + CHUNK, shape[0])) for start in range(0, shape[0], CHUNK)]
 
     def local(view: int) -> Iterator[NDArray[np.uint8]]:
         for start, stop in tasks:
-            yield make_views(images[start:stop], ids[start:stop], pipeline, view=view, seed=seed)
+            yield make_views(_read_rows(images_file, start, stop), ids[start:stop], pipeline, view=view, seed=seed)
 
     def save_all(chunks_of: Callable[[int], Iterator[NDArray[np.uint8]]]) -> None:
         for view in missing:
-            save_array(folder / f"view-{view:03d}.npy", chunks_of(view), images.shape, np.uint8)
+            save_array(folder / f"view-{view:03d}.npy", chunks_of(view), shape, np.uint8)
             print(f"augment: view {view} of {num_views - 1}", flush=True)
 
     threads = cv2.getNumThreads()
@@ -228,15 +226,20 @@ _worker: dict[str, Any] = {}  # what a worker process keeps between its tasks
 
 
 def _start_worker(images_file: Path, ids: Sequence[str], transforms: Transforms, seed: int) -> None:
+    die_with_parent()
     cv2.setNumThreads(1)
     pipeline = tuple(_build(name, arguments) for entry in transforms for name, arguments in entry.items())
-    _worker.update(images=load_array(images_file), ids=ids, pipeline=pipeline, seed=seed)
+    _worker.update(images_file=images_file, ids=ids, pipeline=pipeline, seed=seed)
 
 
 def _work(start: int, stop: int, view: int) -> NDArray[np.uint8]:
-    return make_views(
-        _worker["images"][start:stop], _worker["ids"][start:stop], _worker["pipeline"], view=view, seed=_worker["seed"]
-    )
+    images = _read_rows(_worker["images_file"], start, stop)
+    return make_views(images, _worker["ids"][start:stop], _worker["pipeline"], view=view, seed=_worker["seed"])
+
+
+def _read_rows(images_file: Path, start: int, stop: int) -> NDArray[np.uint8]:
+    # Mapped anew for each chunk: the pages of a mapping that stays open would add up to the whole file.
+    return np.array(load_array(images_file)[start:stop])
 
 
 def _in_order(pool: Executor, tasks: Sequence[tuple[int, int, int]], ahead: int) -> Iterator[NDArray[np.uint8]]:

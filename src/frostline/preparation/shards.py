@@ -16,6 +16,7 @@ from frostline.arrays import COMPLETE, load_array, load_json, mark_complete, sav
 from frostline.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
 from frostline.folders import Entry
 from frostline.params import Prepare
+from frostline.process import die_with_parent
 
 SHARD_BYTES = 16_000_000  # of decoded pictures: the unit of work, what a kill loses, what a worker holds
 THUMB = 16  # side of the grey thumbnail
@@ -75,8 +76,12 @@ def decode_shards(entries: Sequence[Entry], prepare: Prepare, size: int, work: P
     try:
         with _open_pool(workers, sum(len(chunk) for _, chunk in missing)) as pool:
             running = [pool.submit(_decode_shard, folder, chunk, prepare, size) for folder, chunk in missing]
-            for future in running:
-                future.result()
+            try:
+                for future in running:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # or leaving the block would first decode all the rest
+                raise
     finally:
         cv2.setNumThreads(threads)
     shards, row = [], 0
@@ -123,7 +128,12 @@ def _open_pool(workers: int, num_files: int) -> Executor:
     if workers == 1 or num_files < PROCESSES_FROM:
         return ThreadPoolExecutor(workers)
     # Spawned, never forked: the caller may have threads.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    cv2.setNumThreads(1)
 
 
 def _digest(entries: Sequence[Entry], prepare: Prepare, size: int) -> str:
