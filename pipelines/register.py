@@ -16,7 +16,7 @@ def main() -> None:
     paths, name, root = params.paths, params.register_.name, project_root()
     prepared, reports, models = Path(paths.prepared), Path(paths.evaluation), Path(paths.refit)
     refit, evaluation = load_json(models / "refit.json"), load_json(reports / "evaluation.json")
-    classes = tuple(load_json(prepared / "classes.json"))
+    facts, classes = require_complete(prepared), tuple(load_json(prepared / "classes.json"))
     sha256 = sha256_of(models / "final.keras")
     assert sha256 == refit["sha256"], "models/final.keras is not the model that refit wrote"
     registration = {"name": name, "version": None, "sha256": sha256, "run_id": refit["run_id"]}
@@ -30,8 +30,8 @@ def main() -> None:
         )
         print(f"register: not registered, because {registration['reason']}")
     else:
-        prepare = params.prepare
-        card = Card(classes, params.base.image_size, prepare.resize, prepare.min_side, prepare.max_megapixels, sha256)
+        rules = params.prepare
+        card = Card(classes, facts["image_size"], facts["resize"], rules.min_side, rules.max_megapixels, sha256)
         version = registry.register(
             store,
             name,
@@ -44,7 +44,7 @@ def main() -> None:
             params=refit["hparams"],
             tags={
                 **registry.lineage_of(store, run_id),
-                "frostline.data.sha256": require_complete(prepared)["content_sha256"],
+                "frostline.data.sha256": facts["content_sha256"],
                 "frostline.test_accuracy": registry.describe_accuracy(evaluation),
             },
         )

@@ -30,7 +30,7 @@ METRICS = ("best_val_accuracy", "best_val_loss", "test_accuracy", "best_epoch", 
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Rows to show at most.")
 @click.option("--ids", is_flag=True, help="Show each run's id.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record per line.")
-def command(kind: str | None, study: str, sort: str, limit: int, ids: bool, as_json: bool) -> None:
+def command(kind: str | None, study: str, sort: str | None, limit: int, ids: bool, as_json: bool) -> None:
     """Print what was tried, the best first. Columns in which nothing differs stand above the table."""
     from rich.console import Console
     from rich.table import Table
@@ -43,7 +43,8 @@ def command(kind: str | None, study: str, sort: str, limit: int, ids: bool, as_j
     rows = [row for row in list_runs(store, kind) if row["study"].startswith(study)]
     if not rows:
         raise Refused(f"No runs in {store.shown_uri} yet. `dvc repro` makes them.")
-    rows = sort_rows(rows, sort)
+    if sort or any("best_val_accuracy" in row for row in rows):
+        rows = sort_rows(rows, sort or "best_val_accuracy")
     shown = rows[:limit]
     if as_json:
         for row in shown:

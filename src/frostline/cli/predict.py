@@ -23,23 +23,41 @@ STDIN = "-"
 @click.argument("pictures", nargs=-1, metavar="FILES|FOLDERS|GLOBS|-")
 @click.option("--version", "number", type=int, help="Use this version instead of the champion.")
 @click.option("--model", type=click.Path(path_type=Path), help="Use this .keras file, with the classes beside it.")
+@click.option("--base", help="Label with a base as it was released, without any training: its name, as MobileNetV2.")
+@click.option("--weights", type=click.Path(path_type=Path), help="The file of weights for --base.")
+@click.option("--labels", type=click.Path(path_type=Path), help="The names of the classes for --base, as JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Write CSV.")
 @click.option("--json", "form", flag_value="json", help="Write one JSON record per line.")
 @click.option("--tta", is_flag=True, help="Average each picture with its mirror image.")
+@click.option("--explain", type=click.Path(path_type=Path), help="Write a Grad-CAM picture of each into this folder.")
 def command(
     pictures: tuple[str, ...],
     number: int | None,
     model: Path | None,
+    base: str | None,
+    weights: Path | None,
+    labels: Path | None,
     form: str | None,
     tta: bool,
+    explain: Path | None,
 ) -> None:
     """Print label and probability of each picture; `-` reads a picture, or a list of file names, from standard input.
 
     A file that is no picture is reported and does not stop the rest; the exit code is then 1.
     """
+    from frostline.process import Refused
+
+    if base is None and (weights or labels):
+        raise Refused("--weights and --labels go with --base NAME; a model of your own is given as --model FILE.")
+    if base is not None and (number or model or tta or explain):
+        raise Refused("--base labels with a base as it is: --version, --model, --tta and --explain do not go with it.")
     found, unknown = find_pictures(pictures)
+    if base is not None:
+        from frostline.direct import label_images
+
+        sys.exit(write_answers(chain(unknown, label_images(base, weights, found, labels=labels)), form, ()))
     labeller = load_labeller(number, model)
-    rows = answer_all(labeller, found, tta=tta, show_progress=form is None and sys.stderr.isatty())
+    rows = answer_all(labeller, found, tta=tta, explain=explain, show_progress=form is None and sys.stderr.isatty())
     sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes))
 
 
@@ -120,6 +138,7 @@ def answer_all(
     pictures: Sequence[tuple[str, bytes | None]],
     *,
     tta: bool,
+    explain: Path | None,
     show_progress: bool,
 ) -> Iterator[dict[str, Any]]:
     """One record per picture, in order, 32 at a time: file, label, probability and probabilities, or file and error."""
@@ -147,8 +166,27 @@ def answer_all(
                     )
                 for index, answer in zip(images, make_answers(probabilities, labeller.card.classes), strict=True):
                     records[index] = {"file": batch[index][0], **answer}
+                if explain is not None:
+                    # The number keeps pictures of the same name in several folders apart.
+                    names = [f"{start + index:05d}-{Path(batch[index][0]).stem}.png" for index in images]
+                    write_heat_maps(labeller, stacked, probabilities.argmax(axis=1), explain, names)
             bar.update(len(batch))
             yield from (records[index] for index in range(len(batch)))
+
+
+def write_heat_maps(labeller: "FrostlineModel", images: Any, labels: Any, folder: Path, names: Sequence[str]) -> None:
+    """Writes a PNG per picture: the picture beside itself under the Grad-CAM map of its label."""
+    import cv2
+    import numpy as np
+
+    from frostline.explanation import explain
+    from frostline.figures.sheets import overlay
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, heat, name in zip(images, explain(labeller.network, images, labels), names, strict=True):
+        pair = np.concatenate([image, overlay(image, heat)], axis=1)
+        encoded = cv2.imencode(".png", np.ascontiguousarray(pair[..., ::-1]))[1]
+        (folder / name).write_bytes(encoded.tobytes())
 
 
 def write_answers(rows: Iterable[dict[str, Any]], form: str | None, classes: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     from frostline.arrays import save_json
     from frostline.params import load_params
     from frostline.process import Refused, project_root
+    from frostline.registry import CHAMPION, number_at
     from frostline.registry.moves import move_champion, record_refusal, record_verdict
     from frostline.registry.promotion import WORN_AFTER, find_challenger, judge
     from frostline.tracking import open_store
@@ -32,12 +33,12 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     params = load_params()
     store = open_store(params.tracking, project_root())
     challenger = find_challenger(store, params, number)
-    click.echo(f"Scoring {challenger.name} version {challenger.number} in a fresh process ...", err=True)
-    judgement = judge(store, params, challenger, COPIES, count=not dry_run)
     name = f"{challenger.name} version {challenger.number}"
-    if judgement.same:
+    if number_at(store, challenger.name, CHAMPION) == challenger.number:
         click.echo(f"{name} is the champion already.")
         return
+    click.echo(f"Scoring {name} in a fresh process ...", err=True)
+    judgement = judge(store, params, challenger, COPIES, count=not dry_run)
 
     verdict = judgement.verdict
     outcome = "accepted" if verdict.accepted else "forced" if force else "refused"

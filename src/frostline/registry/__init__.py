@@ -1,9 +1,11 @@
 """Registered versions: each model once, with its lineage, its sha256 and its card."""
 
+import contextlib
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +84,10 @@ def register(
                 "frostline.folder.sha256": digest,
                 "frostline.test_uses": "1",
             }
-            made = client.create_model_version(
-                name, f"models:/{model_id}", run_id, given, description=description, model_id=model_id
-            )
+            with _current_store(store):
+                made = client.create_model_version(
+                    name, f"models:/{model_id}", run_id, given, description=description, model_id=model_id
+                )
             client.set_logged_model_tags(
                 model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(made.version)}])}
             )
@@ -215,6 +218,20 @@ def hash_folder(folder: Path) -> str:
 
 def _sha256_or_lost(path: Path) -> str:
     return sha256_of(path) if path.is_file() else ""
+
+
+@contextlib.contextmanager
+def _current_store(store: Store) -> Iterator[None]:
+    # The database's registry looks a model up through MLflow's own idea of the current store, not through its client.
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = store.uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _create_model(client: MlflowClient, name: str) -> None:

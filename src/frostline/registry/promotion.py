@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from frostline.arrays import load_array, load_json, load_split, require_complete
+from frostline.arrays import load_json, load_split, require_complete
 from frostline.params import Params
-from frostline.preparation import MIN_CORRELATION, find_close_pairs, make_thumb
+from frostline.preparation.duplicates import group_near_duplicates
+from frostline.preparation.shards import Record, make_fingerprints
 from frostline.process import Refused
 from frostline.registry import CHALLENGER, CHAMPION, Version, download_version, load_version, number_at
 from frostline.registry.moves import count_test_use
@@ -30,10 +32,6 @@ class Judgement:
     verdict: Verdict
     scores: tuple[Score, ...]
     test_uses: int
-
-    @property
-    def same(self) -> bool:
-        return self.champion is not None and self.champion.number == self.challenger.number
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON and tags."""
@@ -87,7 +85,7 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path, *, co
     test, classes = load_split(prepared / "test"), load_json(prepared / "classes.json")
     number = number_at(store, challenger.name, CHAMPION)
     champion = load_version(store, challenger.name, number) if number is not None else None
-    versions = [challenger, champion] if champion and champion.number != challenger.number else [challenger]
+    versions = [challenger] if champion is None else [challenger, champion]
     folders = [download_version(store, version, folder / str(version.number)) / DATA for version in versions]
     scores = score_in_fresh_process(folders, prepared / "test", Path(params.paths.raw), classes)
     verdict = decide_promotion(
@@ -117,33 +115,26 @@ def find_leaks(prepared: Path, version: Version, facts: Any, bits: int | None) -
         return None
     with (prepared / "manifest.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    seen = [row for row in rows if row["split"] != "test"]
-    test = [row for row in rows if row["split"] == "test"]
-    pixels = {row["pixel_sha256"] for row in seen}
-    leaked = {row["image_id"] for row in test if row["pixel_sha256"] in pixels}
-    if bits is not None:
-        leaked |= _near_duplicates(prepared, seen, test, bits)
-    return sorted(leaked)
+    thumbs = _make_thumbs(prepared, rows)
+    records = [
+        Record(row["image_id"], "", None, "", pixel_sha256=row["pixel_sha256"], dhash=int(row["dhash"], 16), row=index)
+        for index, row in enumerate(rows)
+    ]
+    groups = group_near_duplicates(records, thumbs, bits)
+    is_test = np.array([row["split"] == "test" for row in rows])
+    torn = np.intersect1d(groups[is_test], groups[~is_test])
+    return sorted(
+        row["image_id"] for row, group in zip(rows, groups, strict=True) if row["split"] == "test" and group in torn
+    )
 
 
-def _near_duplicates(prepared: Path, seen: list[dict[str, str]], test: list[dict[str, str]], bits: int) -> set[str]:
-    hashes = np.array([int(row["dhash"], 16) for row in (*test, *seen)], np.uint64)
-    places = {
-        split: {image_id: index for index, image_id in enumerate(load_json(prepared / split / "ids.json"))}
-        for split in ("train", "val", "test")
-    }
-    images = {split: load_array(prepared / split / "images.npy") for split in places}
-
-    def thumb(row: dict[str, str]) -> Any:
-        return make_thumb(np.asarray(images[row["split"]][places[row["split"]][row["image_id"]]]))
-
-    found = set()
-    for left, right in find_close_pairs(hashes, bits):
-        for one, other in zip(left.tolist(), right.tolist(), strict=True):
-            # Only pairs of a test picture and a seen one; test pictures come first.
-            if one < len(test) <= other:
-                first, second = (thumb(row).astype(np.float64) for row in (test[one], seen[other - len(test)]))
-                flat = first.std() < 0.1 and second.std() < 0.1
-                if flat or np.corrcoef(first, second)[0, 1] >= MIN_CORRELATION:
-                    found.add(test[one]["image_id"])
-    return found
+def _make_thumbs(prepared: Path, rows: list[dict[str, str]]) -> NDArray[np.uint8]:
+    place: dict[tuple[str, str], int] = {}
+    images = {}
+    for split in ("train", "val", "test"):
+        loaded = load_split(prepared / split)
+        images[split] = loaded.images
+        place |= {(split, image_id): index for index, image_id in enumerate(loaded.ids)}
+    return np.stack(
+        [make_fingerprints(np.asarray(images[row["split"]][place[row["split"], row["image_id"]]]))[1] for row in rows]
+    )
