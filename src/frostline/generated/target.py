@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +32,27 @@ Rng = np.random.Generator
 
 
 def draw_thing(name: str, rng: Rng, size: int) -> NDArray[np.uint8]:
-    """One picture of the thing: uint8 (size, size, 3), on a random ground, partly hidden, badly lit."""
+    """One picture of the thing: uint8 (size, size, 3), on a random ground, partly hidden, unevenly lit."""
     image = make_background(rng, size)
-    image = add_clutter(rng, image, int(rng.integers(0, 7)), (0.1, 0.45))
-    draw, turn = THINGS[name]
-    main = hsv(rng.random(), rng.beta(2.5, 1.8), rng.uniform(0.5, 1.0))
-    layer = make_layer(size, main, make_pose(rng, size, (0.55, 1.0), turn, drift=1.1))
-    draw(rng, layer, main)
+    image = add_clutter(rng, image, int(rng.integers(0, 4)), (0.1, 0.38))
+    thing = THINGS[name]
+    main = _main_colour(rng, thing.hues)
+    layer = make_layer(size, main, make_pose(rng, size, (0.75, 1.02), thing.turn, drift=0.9))
+    thing.draw(rng, layer, main)
     if rng.random() < 0.7:
-        add_texture(rng, layer, rng.uniform(0.05, 0.3))
-    image = lay(rng, image, layer, rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 0.8))
-    if rng.random() < 0.6:
-        image = add_clutter(rng, image, int(rng.integers(1, 4)), (0.12, 0.38))
-    return photograph(rng, image)
+        add_texture(rng, layer, rng.uniform(0.05, 0.25))
+    image = lay(rng, image, layer, rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 0.7))
+    if rng.random() < 0.5:
+        image = add_clutter(rng, image, int(rng.integers(1, 3)), (0.12, 0.34))
+    return photograph(rng, image, hardness=0.55)
+
+
+def _main_colour(rng: Rng, hues: tuple[float, ...]) -> Colour:
+    """A colour of the thing's own where it has one, in most pictures; else any."""
+    hue = rng.random()
+    if hues and rng.random() < 0.85:
+        hue = rng.choice(hues) + rng.normal(0, 0.03)
+    return hsv(hue, rng.beta(2.5, 1.8), rng.uniform(0.5, 1.0))
 
 
 def _second(rng: Rng) -> Colour:
@@ -225,10 +234,6 @@ def _jellyfish(rng: Rng, layer: Layer, main: Colour) -> None:
 
 
 def _leaf(rng: Rng, layer: Layer, main: Colour) -> None:
-    if rng.random() < 0.6:
-        main = hsv(
-            rng.choice([0.08, 0.14, 0.28, 0.33]) + rng.normal(0, 0.03), rng.uniform(0.5, 1), rng.uniform(0.35, 0.9)
-        )
     vein = shaded(main, rng.choice([0.6, 1.4]))
     stroke(
         layer,
@@ -408,14 +413,22 @@ def _starfish(rng: Rng, layer: Layer, main: Colour) -> None:
             tint(layer, ellipse(r * math.cos(at), r * math.sin(at), 0.03, 0.03, steps=6), dot)
 
 
-# Name -> how it is drawn, and how far it may turn (± radians) from upright.
-THINGS: dict[str, tuple[Callable[[Rng, Layer, Colour], None], float]] = {
-    "butterfly": (_butterfly, math.pi),
-    "fish": (_fish, 0.9),
-    "flower": (_flower, math.pi),
-    "jellyfish": (_jellyfish, 0.9),
-    "leaf": (_leaf, math.pi),
-    "mushroom": (_mushroom, 0.7),
-    "shell": (_shell, math.pi),
-    "starfish": (_starfish, math.pi),
+@dataclass(frozen=True)
+class Thing:
+    """How a thing is drawn, how far it may turn (± radians) from upright, and the hues it likes; empty = any."""
+
+    draw: Callable[[Rng, Layer, Colour], None]
+    turn: float
+    hues: tuple[float, ...] = ()
+
+
+THINGS: dict[str, Thing] = {
+    "butterfly": Thing(_butterfly, 1.2, (0.07, 0.14, 0.6)),
+    "fish": Thing(_fish, 0.7),
+    "flower": Thing(_flower, math.pi, (0.0, 0.8, 0.9, 0.15)),
+    "jellyfish": Thing(_jellyfish, 0.7, (0.55, 0.65, 0.85)),
+    "leaf": Thing(_leaf, 1.2, (0.09, 0.25, 0.3, 0.35)),
+    "mushroom": Thing(_mushroom, 0.6, (0.0, 0.05, 0.1)),
+    "shell": Thing(_shell, 1.2, (0.05, 0.1, 0.95)),
+    "starfish": Thing(_starfish, math.pi, (0.02, 0.06, 0.72)),
 }
