@@ -20,6 +20,8 @@ def main():
         raise Refused("source: 'nowhere' is not a folder. Give one.")
     if what == "crash":
         raise RuntimeError("a mistake of ours")
+    if what == "full":
+        raise OSError(28, "No space left on device", "data/raw/cats/1.jpg")
     Path("started").write_text("yes")
     if what == "sleep":
         time.sleep(60)
@@ -69,6 +71,13 @@ def test_a_refusal_is_one_line_and_exit_code_2(folder):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2
     assert err == "frostline: source: 'nowhere' is not a folder. Give one.\n"
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(folder):
+    process = start(folder, "full")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert err.startswith("frostline: data/raw/cats/1.jpg: No space left on device.") and err.count("\n") == 1
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(folder):

@@ -1,6 +1,7 @@
 """How a stage's process lives and ends: one at a time, with its parent, and with a clear last word."""
 
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What the user mends, not we: a full, read-only or closed disk.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Refused(ValueError):
@@ -56,6 +59,15 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
             main()
         except Refused as refusal:
             print(f"frostline: {refusal}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            place = error.filename or Path.cwd()
+            print(
+                f"frostline: {place}: {error.strerror}. Free space, or change the rights, and run again.",
+                file=sys.stderr,
+            )
             sys.exit(2)
         print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
 

@@ -170,7 +170,10 @@ def write_tfds(name: str, folder: Path, cache: Path) -> None:
         raise Refused(
             f"fetch.source 'tfds:{name}' needs the extra `tfds`, which is not installed. Run `make env EXTRA=tfds`."
         ) from None
-    builder = tfds.builder(name, data_dir=str(cache / "tfds"))
+    try:
+        builder = tfds.builder(name, data_dir=str(cache / "tfds"))
+    except ValueError as error:  # among them DatasetNotFoundError
+        raise Refused(f"tfds:{name}: {str(error).splitlines()[0]}") from None
     features = builder.info.features
     if "image" not in features or "label" not in features:
         raise Refused(f"tfds:{name} has the features {', '.join(features)}; `image` and `label` are needed.")
