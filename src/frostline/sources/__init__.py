@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.arrays import mark_complete, sha256_of
-from frostline.folders import SPLIT_NAMES, Layout, copy_layout, find_layout
+from frostline.folders import SPLIT_NAMES, Layout, copy_layout, find_layout, require_space
 from frostline.params import Fetch
 from frostline.process import Refused
 from frostline.sources.archives import extract_archive
@@ -84,8 +84,10 @@ def _fetch(
     source = fetch.source
     hashes: dict[str, str] = {}
     if source == "generated":
-        from frostline.generated import write_target
+        from frostline.generated import TARGET_CLASSES, write_target
 
+        destination.mkdir(parents=True, exist_ok=True)
+        require_space(destination, len(TARGET_CLASSES) * fetch.images_per_class * image_size**2 * 3)
         write_target(destination, fetch.images_per_class, image_size, seed)
         layout = find_layout(destination)
     elif source.startswith("tfds:"):
