@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
-from frostline.arrays import load_split, mark_complete, publish, require_complete
-from frostline.augmentation import digest_recipe, save_preview, save_recipe, save_views
+from frostline import figures
+from frostline.arrays import load_json, load_split, mark_complete, publish, require_complete
+from frostline.augmentation import digest_recipe, make_preview, save_recipe, save_views
 from frostline.params import load_params
 from frostline.process import run_stage
 
@@ -22,7 +23,9 @@ def main() -> None:
     images_file = prepared / "train" / "images.npy"
     save_views(images_file, train.ids, augment.transforms, work, num_views=augment.views, seed=seed)
     save_recipe(work, augment.transforms, num_views=augment.views, seed=seed, content_sha256=content)
-    save_preview(work / "preview.png", train.images, train.ids, augment.transforms, num_views=augment.views, seed=seed)
+    shown, rows = make_preview(train.images, train.ids, augment.transforms, num_views=augment.views, seed=seed)
+    names = load_json(prepared / "classes.json")
+    figures.preview_sheet(shown, [names[train.labels[row]] for row in rows], work / "preview.png")
     mark_complete(work, num_views=augment.views, num_images=len(train.ids), recipe=digest, pictures_sha256=content)
 
     publish(work, Path(params.paths.views))

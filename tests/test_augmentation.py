@@ -14,9 +14,9 @@ from frostline.augmentation import (
     build_transforms,
     check_transforms,
     digest_recipe,
+    make_preview,
     make_view,
     make_views,
-    save_preview,
     save_recipe,
     save_views,
     view_seed,
@@ -121,16 +121,12 @@ def test_the_digest_follows_what_changes_a_view_and_nothing_else() -> None:
     assert len(others | {base, digest_recipe(TRANSFORMS, seed=7, content_sha256="d")}) == 4
 
 
-def test_the_preview_shows_plain_pictures_beside_their_views(tmp_path: Path, images: NDArray[np.uint8]) -> None:
-    import cv2
-
-    save_preview(tmp_path / "preview.png", images, IDS, TRANSFORMS, num_views=4, seed=7, rows=3)
-    sheet = cv2.imread(str(tmp_path / "preview.png"), cv2.IMREAD_COLOR_RGB)
-    gap = 2
-    assert np.array_equal(sheet[gap : gap + SIZE, gap : gap + SIZE], images[0])
-    view = make_views(images[:1], IDS[:1], build_transforms(TRANSFORMS), view=1, seed=7)[0]
-    left = gap + (SIZE + gap) + gap
-    assert np.array_equal(sheet[gap : gap + SIZE, left : left + SIZE], view)
+def test_the_preview_shows_plain_pictures_beside_their_views(images: NDArray[np.uint8]) -> None:
+    views, rows = make_preview(images, IDS, TRANSFORMS, num_views=4, seed=7, rows=3)
+    assert views.shape == (3, 4, SIZE, SIZE, 3) and rows[0] == 0 and rows[-1] == len(images) - 1
+    assert np.array_equal(views[:, 0], images[rows])
+    expected = make_views(images[:1], IDS[:1], build_transforms(TRANSFORMS), view=1, seed=7)[0]
+    assert np.array_equal(views[0, 1], expected)
 
 
 @pytest.mark.parametrize(

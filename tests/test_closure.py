@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from frostline.closure import hash_code, import_closure
+from frostline.closure import hash_code, import_closure, result_code
 
 
 def make_package(root: Path) -> Path:
@@ -31,6 +31,16 @@ def test_the_closure_follows_imports_through_modules_and_functions(tmp_path: Pat
         f"{package}/deep/__init__.py",
         f"{package}/deep/c.py",
     }
+
+
+def test_what_only_bookkeeping_imports_changes_no_result(tmp_path: Path) -> None:
+    script = make_package(tmp_path)
+    package = tmp_path / "src" / "frostline"
+    (package / "figures.py").write_text("from frostline.deep import c\nfrom frostline import unused\n")
+    script.write_text("from frostline import a, figures\n")
+    found = {path.relative_to(tmp_path).as_posix() for path in result_code(script, tmp_path / "src")}
+    names = ("a", "b", "deep/__init__", "deep/c")
+    assert found == {"stage.py", *(f"src/frostline/{name}.py" for name in names)}
 
 
 def test_a_comment_or_docstring_does_not_change_the_code_hash(tmp_path: Path) -> None:

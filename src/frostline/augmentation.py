@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_array, replacing, save_array, save_json
+from frostline.arrays import load_array, save_array, save_json
 from frostline.process import Refused, count_cores, die_with_parent
 from frostline.seeding import derive_seed
 
@@ -281,8 +281,7 @@ def digest_recipe(transforms: Transforms, *, seed: int, content_sha256: str) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def save_preview(
-    path: Path,
+def make_preview(
     images: NDArray[np.uint8],
     ids: Sequence[str],
     transforms: Transforms,
@@ -291,18 +290,20 @@ def save_preview(
     seed: int,
     rows: int = 6,
     columns: int = 8,
-) -> None:
-    """Writes a sheet: each row one picture, plain on the left, its views beside it."""
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """A few pictures spread over all, with their first views, uint8 (rows, columns, size, size, 3), and their places.
+
+    View 0 is the plain picture.
+    """
     pipeline = build_transforms(transforms)
-    size, gap = images.shape[1], max(2, images.shape[1] // 32)
-    chosen = np.linspace(0, len(images) - 1, min(rows, len(images))).astype(int)
-    columns = min(columns, num_views)
-    step = size + gap
-    sheet = np.full((len(chosen) * step + gap, columns * step + 2 * gap, 3), 255, np.uint8)
-    for row, index in enumerate(chosen):
-        for column in range(columns):
-            view = make_views(images[index : index + 1], [ids[index]], pipeline, view=column, seed=seed)[0]
-            top, left = gap + row * step, gap + column * step + gap * (column > 0)  # a wider gap after the plain ones
-            sheet[top : top + size, left : left + size] = view
-    with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
+    chosen = np.linspace(0, len(images) - 1, min(rows, len(images))).astype(int).tolist()
+    views = [
+        np.stack(
+            [
+                make_views(images[index : index + 1], [ids[index]], pipeline, view=view, seed=seed)[0]
+                for view in range(min(columns, num_views))
+            ]
+        )
+        for index in chosen
+    ]
+    return np.stack(views), chosen

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 PACKAGE = "frostline"
@@ -10,16 +11,17 @@ PACKAGE = "frostline"
 BOOKKEEPING = frozenset({"__init__", "process", "params", "closure", "checks", "tracking", "figures", "cards"})
 
 
-def import_closure(script: Path, source: Path) -> list[Path]:
+def import_closure(script: Path, source: Path, without: Collection[str] = ()) -> list[Path]:
     """The script and every `frostline` module that it imports, directly or not, inside functions too.
 
-    source: the folder that holds the package. Sorted; a package's `__init__` counts where a module below it is imported.
+    source: the folder that holds the package; without: modules (the first name below the package) that are left out
+    with all that only they import. Sorted; a package's `__init__` counts where a module below it is imported.
     """
     found: dict[Path, None] = {}
     waiting = [script]
     while waiting:
         path = waiting.pop()
-        if path not in found:
+        if path not in found and _noun_of(path, source) not in without:
             found[path] = None
             waiting += [module for name in imported_names(path) for module in _files_of(name, source)]
     return sorted(found)
@@ -27,12 +29,7 @@ def import_closure(script: Path, source: Path) -> list[Path]:
 
 def result_code(script: Path, source: Path) -> list[Path]:
     """The import closure of `script` without bookkeeping: what a stage's results depend on."""
-    kept = []
-    for path in import_closure(script, source):
-        ours = path.is_relative_to(source / PACKAGE)
-        if not ours or path.relative_to(source / PACKAGE).parts[0].removesuffix(".py") not in BOOKKEEPING:
-            kept.append(path)
-    return kept
+    return import_closure(script, source, BOOKKEEPING)
 
 
 def imported_names(path: Path) -> set[str]:
@@ -53,10 +50,20 @@ def hash_code(paths: list[Path]) -> str:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
                 body[0].value.value = ""
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
+
+
+def _noun_of(path: Path, source: Path) -> str:
+    package = source / PACKAGE
+    return path.relative_to(package).parts[0].removesuffix(".py") if path.is_relative_to(package) else ""
 
 
 def _files_of(name: str, source: Path) -> list[Path]:
