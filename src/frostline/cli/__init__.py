@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {
     "use": "Set params.yaml from a preset; without a name, list the presets.",
     "check": "Read params.yaml and name every problem in it.",
     "doctor": "What works here, what does not, and what to do.",
+    "blocks": "Where a base can be cut, and what each cut costs.",
     "summary": "The last result: best trial, test accuracy, registered version.",
     "ui": "MLflow's pages on this project's store.",
     "compare": "All trials and finals as a table.",
@@ -53,7 +54,7 @@ def group() -> None:
 def main() -> None:
     """Runs the command; a refusal is one line on stderr and exit code 2."""
     try:
-        group()
+        group(prog_name="frostline")
     except Refused as refusal:
         click.echo(f"frostline: {refusal}", err=True)
         sys.exit(2)

@@ -1,0 +1,44 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frostline import cli
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name, run_cli):
+    answer = run_cli(name, "--help")
+    assert answer.code == 0
+    assert answer.out.startswith(f"Usage: frostline {name}")
+    # One sentence of what it does, beyond usage and options.
+    assert len(answer.out.splitlines()[2].strip()) > 20
+
+
+def test_every_command_stands_in_the_help_with_one_line(run_cli):
+    out = run_cli("--help").out
+    for name, line in cli.COMMANDS.items():
+        assert f"  {name} " in out
+        assert line.endswith(".") and len(line) < 90
+
+
+def test_every_module_of_a_command_is_listed():
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__"}
+    assert modules == set(cli.COMMANDS)
+
+
+def test_an_unknown_command_is_refused(run_cli):
+    answer = run_cli("promte")
+    assert answer.code == 2
+    assert "No such command 'promte'" in answer.err
+
+
+def test_no_command_loads_a_network_library_to_explain_itself():
+    script = (
+        "import importlib, sys\n"
+        "from frostline import cli\n"
+        "for name in cli.COMMANDS: importlib.import_module(f'frostline.cli.{name}')\n"
+        "assert not {'tensorflow', 'keras', 'mlflow', 'optuna', 'matplotlib'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
