@@ -70,7 +70,7 @@ def _describe_results(evaluation: Record) -> str:
         for key, text in names.items()
         if evaluation[key]
     ]
-    gain, before, after = evaluation["gain"], evaluation["calibration"]["before"], evaluation["calibration"]["after"]
+    before, after = evaluation["calibration"]["before"], evaluation["calibration"]["after"]
     optimism = 100 * evaluation["selection_optimism"]
     return "\n".join(
         [
@@ -78,17 +78,30 @@ def _describe_results(evaluation: Record) -> str:
             "|---|---|---|",
             *rows,
             "",
-            f"- Against the same base with nothing unfrozen ({_percent(evaluation['baseline']['accuracy'])}): "
-            f"{100 * gain['value']:+.2f} points [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}], "
-            f"{gain['wins']} pictures won and {gain['losses']} lost, exact one-sided McNemar p = {gain['p_value']:.3g}.",
+            _describe_gain(evaluation),
             f"- The search's best validation score was {evaluation['search_score']:.2%}, {abs(optimism):.2f} points "
-            f"{'above' if optimism >= 0 else 'below'} the test accuracy: the best of many trials looks better than it is. "
-            "Quote the test accuracy.",
+            + (
+                "above the test accuracy: the best of many trials looks better than it is."
+                if optimism > 0
+                else "below the test accuracy, which chance can do."
+            )
+            + " Quote the test accuracy.",
             f"- Temperature {evaluation['calibration']['temperature']:.3f}, fitted on validation, took the calibration "
             f"error from {before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
             f"{after['log_loss']:.4f}. A perfectly calibrated model would show {evaluation['ece']['floor']:.4f} on so "
             "few pictures.",
         ]
+    )
+
+
+def _describe_gain(evaluation: Record) -> str:
+    gain, plain = evaluation["gain"], _percent(evaluation["baseline"]["accuracy"])
+    if gain["wins"] == gain["losses"] == 0:
+        return f"- The same base with nothing unfrozen answers every test picture alike ({plain})."
+    return (
+        f"- Against the same base with nothing unfrozen ({plain}): {100 * gain['value']:+.2f} points "
+        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}], {gain['wins']} pictures won and {gain['losses']} lost, "
+        f"exact one-sided McNemar p = {gain['p_value']:.3g}."
     )
 
 

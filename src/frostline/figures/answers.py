@@ -82,6 +82,7 @@ def roc_pr(labels: Array, probabilities: Array, class_names: Sequence[str], path
             xlabel="False positives (share of the other classes)",
             ylabel="True positives (share of the class)",
             title="ROC",
+            ylim=(-0.03, 1.03),
         )
         pr.set(xlabel="Recall", ylabel="Precision", title="Precision-recall", ylim=(-0.03, 1.03))
         for axes in (roc, pr):

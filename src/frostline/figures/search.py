@@ -13,6 +13,7 @@ from frostline.figures.canvas import BLACK, BLUE, COLOURS, GREY, MARKERS, ORANGE
 Record = Mapping[str, Any]
 PERCENT = PercentFormatter(1.0, decimals=None)
 LOGARITHMIC = ("head_learning_rate", "suffix_learning_rate", "weight_decay")
+UNUSED = -0.14  # height in the parallel coordinates of a choice that a trial did not use
 LABELS = {
     "unfrozen_blocks": "unfrozen\nblocks",
     "head_learning_rate": "learning rate\nof the head",
@@ -102,15 +103,11 @@ def search_history(trials: Record, path: Path) -> None:
             face = colour if kind is finished else "none"
             _scatter(axes, [t["number"] for t in kind], [t["score"] for t in kind], bottom, face, colour, label)
         numbers = [t["number"] for t in finished]
-        scores = [t["score"] for t in finished]
-        axes.step(
-            numbers,
-            np.maximum.accumulate(scores) if scores else [],
-            where="post",
-            color=ORANGE,
-            lw=2,
-            label="best so far",
-        )
+        best = np.maximum.accumulate([t["score"] for t in finished]).tolist() if finished else []
+        if finished:
+            numbers.append(trials["trials"][-1]["number"])
+            best.append(best[-1])
+        axes.step(numbers, best, where="post", color=ORANGE, lw=2, label="best so far")
         baseline = next((t for t in finished if t["number"] == trials["baseline"]), None)
         if baseline is not None:
             axes.axhline(baseline["score"], color=BLACK, ls=":", label=f"head only (trial {trials['baseline']})")
@@ -153,7 +150,7 @@ def importance(importances: Mapping[str, float], path: Path) -> None:
 def parallel_coordinates(trials: Record, path: Path) -> None:
     """Each finished trial as a line through its choices, coloured by its score; the best is drawn thick.
 
-    Choices that never vary are left out. A line leaves out an axis that its trial did not use.
+    Choices that never vary are left out. What a trial did not use lies below the axis.
     """
     finished, _ = _by_state(trials)
     finished = sorted(finished, key=lambda t: t["score"])
@@ -162,10 +159,14 @@ def parallel_coordinates(trials: Record, path: Path) -> None:
         scores = scores.clip(min=np.quantile(scores, 0.1))
     names = [name for name in dict.fromkeys(n for t in finished for n in t["hparams"]) if _varies(finished, name)]
     with sheet(path, "Choices and what they scored", 5.2) as (figure, axes):
+        if not finished:
+            axes.axis("off")
+            axes.text(0.5, 0.5, "No trial finished.", ha="center", va="center")
+            return
         columns = [_Column(name, [t["hparams"].get(name) for t in finished]) for name in names]
         columns.append(_Column("score", scores.tolist()))
-        heights = np.array([column.heights for column in columns]).T  # (trials, columns), NaN where unused
-        lines = [_polyline(row) for row in heights]
+        heights = np.array([column.heights for column in columns]).T  # (trials, columns)
+        lines = [list(enumerate(row)) for row in heights]
         is_best = [t["number"] == trials["best"] for t in finished]
         drawn = LineCollection(
             lines, cmap="cividis_r", alpha=0.85, linewidths=[4.0 if b else 1.4 for b in is_best], array=scores
@@ -176,17 +177,15 @@ def parallel_coordinates(trials: Record, path: Path) -> None:
             for height, text in column.ticks:
                 box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
                 axes.text(at - 0.04, height, text, ha="right", va="center", fontsize=9, bbox=box, zorder=3)
-        axes.set(xlim=(-0.45, len(columns) - 0.9), ylim=(-0.06, 1.06), yticks=[])
+        axes.set(xlim=(-0.45, len(columns) - 0.9), ylim=(UNUSED - 0.06, 1.06), yticks=[])
         labels = [LABELS.get(column.name, column.name) for column in columns[:-1]]
         axes.set_xticks(range(len(columns)), [*labels, "validation\naccuracy"])
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)
         axes.tick_params(length=0)
-        if len(scores):
-            figure.colorbar(drawn, ax=axes, label="Validation accuracy", format=PERCENT, pad=0.01)
-        axes.set_title(
-            "Thick: the best trial. A missing point: the trial did not use this choice.", fontsize=10, loc="left"
-        )
+        figure.colorbar(drawn, ax=axes, label="Validation accuracy", format=PERCENT, pad=0.01)
+        note = "Thick: the best trial. The lowest tenth of the scores is drawn as one."
+        axes.set_title(note, fontsize=10, loc="left")
 
 
 def learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
@@ -209,34 +208,27 @@ def learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: P
 
 
 class _Column:
-    """One axis of the parallel coordinates: heights 0..1 and the ticks beside it."""
+    """One axis of the parallel coordinates: heights 0..1, UNUSED where a trial has no value, and the ticks beside it."""
 
     def __init__(self, name: str, values: Sequence[Any]) -> None:
         self.name = name
         used = [value for value in values if value is not None]
-        self.heights: list[float]
-        self.ticks: list[tuple[float, str]]
-        words = bool(used) and isinstance(used[0], str)
-        if words or (len(set(used)) <= 6 and all(float(value).is_integer() for value in used)):
+        if isinstance(used[0], str) or (len(set(used)) <= 6 and all(float(value).is_integer() for value in used)):
             kinds = sorted(set(used))
-            step = {kind: (i / (len(kinds) - 1) if len(kinds) > 1 else 0.5) for i, kind in enumerate(kinds)}
-            self.heights = [float("nan") if value is None else step[value] for value in values]
-            self.ticks = [(height, str(kind)) for kind, height in step.items()]
-            return
-        scale = np.log10 if name in LOGARITHMIC else np.asarray
-        numbers = scale(np.array([np.nan if value is None else value for value in values], float))
-        low, high = (float(np.nanmin(numbers)), float(np.nanmax(numbers))) if used else (0.0, 1.0)
-        span = high - low or 1.0
-        self.heights = list((numbers - low) / span)
-        marks = np.linspace(low, high, 4)
-        texts = [
-            f"{10**m:.1e}" if name in LOGARITHMIC else f"{m:.1%}" if name == "score" else f"{m:.2g}" for m in marks
-        ]
-        self.ticks = [(float((mark - low) / span), text) for mark, text in zip(marks, texts, strict=True)]
-
-
-def _polyline(heights: Sequence[float]) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in enumerate(heights) if np.isfinite(y)]
+            place = {kind: (i / (len(kinds) - 1) if len(kinds) > 1 else 0.5) for i, kind in enumerate(kinds)}
+            self.ticks = [(height, str(kind)) for kind, height in place.items()]
+        else:
+            logarithmic = name in LOGARITHMIC and min(used) > 0
+            scale = np.log10 if logarithmic else float
+            low, high = float(scale(min(used))), float(scale(max(used)))
+            span = high - low or 1.0
+            place = {value: float((scale(value) - low) / span) for value in used}
+            marks = [low + share * span for share in (0, 1 / 3, 2 / 3, 1)]
+            shown = [f"{10**m:.1e}" if logarithmic else f"{m:.1%}" if name == "score" else f"{m:.2g}" for m in marks]
+            self.ticks = [((mark - low) / span, text) for mark, text in zip(marks, shown, strict=True)]
+        self.heights = [UNUSED if value is None else place[value] for value in values]
+        if len(used) < len(values):
+            self.ticks.append((UNUSED, "not used"))
 
 
 def _varies(trials: Sequence[Record], name: str) -> bool:
