@@ -51,7 +51,8 @@ def frost_line(trials: Record, path: Path, *, cuts: Sequence[Record] = ()) -> No
     """
     finished, pruned = _by_state(trials)
     names = {cut["depth"]: cut["name"] for cut in cuts}
-    depths = sorted({_depth(trial) for trial in finished + pruned})
+    tried = {_depth(trial) for trial in finished + pruned}
+    depths = range(min(tried, default=0), max(tried, default=0) + 1)
     title = "The frost line: how deep to unfreeze"
     with sheet(path, title, 6.0, nrows=2, sharex=True, height_ratios=[3, 1]) as (_, (scores, cost)):
         _draw_scores(scores, finished, pruned, depths)
@@ -65,7 +66,8 @@ def frost_line(trials: Record, path: Path, *, cuts: Sequence[Record] = ()) -> No
         seconds = [[t["seconds"] for t in finished if _depth(t) == depth] for depth in depths]
         cost.bar(range(len(depths)), [float(np.median(s)) if s else 0.0 for s in seconds], width=0.5, color=GREY)
         for column, taken in enumerate(seconds):
-            text = f"{np.median(taken):.3g} s" if taken else "none finished"
+            missing = "none finished" if depths[column] in tried else "not tried"
+            text = f"{np.median(taken):.3g} s" if taken else missing
             cost.text(column, np.median(taken) if taken else 0.0, text, ha="center", va="bottom", fontsize=10)
         cost.set_ylabel("Seconds\nper trial")
         cost.margins(y=0.3)
