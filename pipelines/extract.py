@@ -3,7 +3,16 @@
 import time
 from pathlib import Path
 
-from frostline.arrays import digest_facts, load_array, load_json, load_split, mark_complete, publish, require_complete, save_json
+from frostline.arrays import (
+    digest_facts,
+    load_array,
+    load_json,
+    load_split,
+    mark_complete,
+    publish,
+    require_complete,
+    save_json,
+)
 from frostline.backbones import load_base
 from frostline.features import extract_views
 from frostline.params import load_params
@@ -33,10 +42,15 @@ def main() -> None:
 
     work = Path(".frostline/work") / f"extract-{digest_facts(facts)}"
     started = time.monotonic()
-    for done, name in enumerate(extract_views(base, depths, params.tune.pooling, sources, work, params.extract.batch_size), 1):
+    for done, name in enumerate(
+        extract_views(base, depths, params.tune.pooling, sources, work, params.extract.batch_size), 1
+    ):
         print(f"extract: {name} ({done}/{len(sources)}), {time.monotonic() - started:.1f} s", flush=True)
     cuts = [{"depth": depth, "name": base.cuts[depth].name, "shape": base.cuts[depth].shape} for depth in depths]
-    save_json(work / "features.json", {"base": base.name, "cuts": cuts, "pooling": params.tune.pooling, "views": params.augment.views})
+    save_json(
+        work / "features.json",
+        {"base": base.name, "cuts": cuts, "pooling": params.tune.pooling, "views": params.augment.views},
+    )
     mark_complete(work, depths=depths, num_images=len(train.labels), num_val=len(val.labels))
     publish(work, Path(paths.features))
 

@@ -38,9 +38,19 @@ def main() -> None:
             "frostline.trial_run": best["run_id"],
         },
     )
-    record = {"run_id": run_id, "study": study["study"], "trial": best["number"], **final.to_record(), "baseline": baseline.to_record()}
+    record = {
+        "run_id": run_id,
+        "study": study["study"],
+        "trial": best["number"],
+        **final.to_record(),
+        "baseline": baseline.to_record(),
+    }
     save_json(out / "refit.json", record)
-    metrics = {"best_val_accuracy": final.val_accuracy, "best_val_loss": final.val_loss, "temperature": final.temperature}
+    metrics = {
+        "best_val_accuracy": final.val_accuracy,
+        "best_val_loss": final.val_loss,
+        "temperature": final.temperature,
+    }
     tracking.log_to_run(store, run_id, metrics=metrics, curves=final.curves, artifacts=[out / "refit.json"])
 
 

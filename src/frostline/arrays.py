@@ -79,7 +79,9 @@ class ArrayWriter:
         self._file.write(np.ascontiguousarray(chunk, dtype=self.dtype).data)
         self.rows += len(chunk)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None and self.rows != self.shape[0]:
             error = ValueError(f"{self.path.name} got {self.rows} rows, expected {self.shape[0]}.")
             self._stack.__exit__(type(error), error, None)
@@ -139,7 +141,9 @@ def publish(work: Path, folder: Path) -> None:
     work.replace(folder)
 
 
-def save_split(folder: Path, images: Iterable[NDArray[np.uint8]], size: int, labels: NDArray[np.int32], ids: list[str]) -> None:
+def save_split(
+    folder: Path, images: Iterable[NDArray[np.uint8]], size: int, labels: NDArray[np.int32], ids: list[str]
+) -> None:
     """Writes one split: `images.npy`, `labels.npy`, `ids.json`; `images` yields (k, size, size, 3) chunks."""
     save_array(folder / "images.npy", images, (len(ids), size, size, 3), np.uint8)
     save_array(folder / "labels.npy", [labels], labels.shape, np.int32)
@@ -148,4 +152,6 @@ def save_split(folder: Path, images: Iterable[NDArray[np.uint8]], size: int, lab
 
 def load_split(folder: Path) -> ImageSplit:
     """One split, its pictures memory-mapped."""
-    return ImageSplit(load_array(folder / "images.npy"), load_array(folder / "labels.npy"), tuple(load_json(folder / "ids.json")))
+    return ImageSplit(
+        load_array(folder / "images.npy"), load_array(folder / "labels.npy"), tuple(load_json(folder / "ids.json"))
+    )

@@ -41,7 +41,9 @@ class Tail:
     head: keras.Model
 
 
-def build_head(feature_shape: tuple[int, ...], num_classes: int, *, units: int, pooling: str, dropout: layers.Layer) -> keras.Model:
+def build_head(
+    feature_shape: tuple[int, ...], num_classes: int, *, units: int, pooling: str, dropout: layers.Layer
+) -> keras.Model:
     """A head: features (batch, *feature_shape) float32 -> logits (batch, num_classes).
 
     A feature map is pooled ("avg", "max") or flattened first; `units` > 0 adds one ReLU layer. Dropout stands before
@@ -59,14 +61,18 @@ def build_head(feature_shape: tuple[int, ...], num_classes: int, *, units: int, 
 def build_tail(base: Base, depth: int, num_classes: int, *, units: int, pooling: str, seed: int) -> Tail:
     """A tail of its own, that shares no weight with the base or with another tail."""
     suffix = build_suffix(base, depth)
-    feature_shape = base.cuts[0].shape
+    feature_shape: tuple[int, ...] = base.cuts[0].shape
     if suffix is None and pooling != "flatten":
         feature_shape = feature_shape[-1:]  # pooled once, by the prefix
-    head = build_head(feature_shape, num_classes, units=units, pooling=pooling, dropout=MaskDropout(seed, name=MASK_DROPOUT))
+    head = build_head(
+        feature_shape, num_classes, units=units, pooling=pooling, dropout=MaskDropout(seed, name=MASK_DROPOUT)
+    )
     return Tail(depth, suffix, head)
 
 
-def make_head_weights(tail: Tail, seed: int, probe: tuple[NDArray[np.float32], NDArray[np.float32]] | None) -> list[NDArray[np.float32]]:
+def make_head_weights(
+    tail: Tail, seed: int, probe: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+) -> list[NDArray[np.float32]]:
     """Start values of the head's trainable weights: drawn (Glorot uniform, zero biases), or the probe's where one fits.
 
     probe: kernel (num_features, num_classes) and bias (num_classes,) of a linear probe on the pooled features.

@@ -16,7 +16,9 @@ else:
     raise ImportError(f"KERAS_BACKEND is {BACKEND!r}; Frostline runs on tensorflow (the default) and on jax.")
 
 
-def value_and_grad(function: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[tuple[Tensor, Any], list[Tensor]]]:
+def value_and_grad(
+    function: Callable[..., tuple[Tensor, Any]],
+) -> Callable[..., tuple[tuple[Tensor, Any], list[Tensor]]]:
     """`function(params, *args) -> (loss, aux)` turned into `(params, *args) -> ((loss, aux), gradients)`.
 
     `params` is a list of tensors; the gradients come in the same order and shapes, zeros where the loss does not

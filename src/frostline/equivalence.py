@@ -39,7 +39,13 @@ class Receipt:
 
 
 def check_equivalence(
-    base: Base, trainer: Trainer, state: State, images: NDArray[np.uint8], features: NDArray[Any], labels: NDArray[np.int32], pooling: str
+    base: Base,
+    trainer: Trainer,
+    state: State,
+    images: NDArray[np.uint8],
+    features: NDArray[Any],
+    labels: NDArray[np.int32],
+    pooling: str,
 ) -> Receipt:
     """Compares loss and gradients of the trained part: from stored features, and from pixels through one whole network.
 
@@ -70,7 +76,12 @@ def check_equivalence(
 
 
 def _whole_loss_and_gradients(
-    base: Base, trainer: Trainer, params: list[NDArray[Any]], images: NDArray[np.uint8], labels: NDArray[np.int32], pooling: str
+    base: Base,
+    trainer: Trainer,
+    params: list[NDArray[Any]],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int32],
+    pooling: str,
 ) -> tuple[float, list[NDArray[Any]]]:
     tail = trainer.tail
     features = join_base(base, tail.depth, tail.suffix)
@@ -102,7 +113,9 @@ def _places_of_trained_weights(tail: Tail, features: keras.Model, network: keras
     place_of: dict[int, int] = {}
     suffix_layers = [layer for layer in tail.suffix.layers if layer.trainable_variables] if tail.suffix else []
     copies = {layer.name: layer for layer in features.layers}
-    trained = {id(variable): place for place, variable in enumerate(tail.suffix.trainable_variables if tail.suffix else [])}
+    trained = {
+        id(variable): place for place, variable in enumerate(tail.suffix.trainable_variables if tail.suffix else [])
+    }
     for layer in suffix_layers:
         for variable, copy in zip(layer.trainable_variables, copies[layer.name].trainable_variables, strict=True):
             place_of[id(copy)] = trained[id(variable)]

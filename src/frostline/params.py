@@ -112,7 +112,9 @@ class Range(Section):
         if isinstance(given, list) and len(given) == 2:
             given = {"low": given[0], "high": given[1]}
         if isinstance(given, dict):
-            return {key: float(value) if isinstance(value, int) and key != "log" else value for key, value in given.items()}
+            return {
+                key: float(value) if isinstance(value, int) and key != "log" else value for key, value in given.items()
+            }
         return given
 
     @model_validator(mode="after")

@@ -3,10 +3,12 @@
 Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 MAX_IMAGES = 20_000
@@ -41,7 +43,10 @@ def fit_probe(
     standard, val_standard = (x - mean) / scale, (np.asarray(val, np.float32) - mean) / scale
     fits = []
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=300).fit(standard, y)
+        with warnings.catch_warnings():
+            # A fit that has not converged is a candidate like any other: the validation loss judges it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression(C=strength, max_iter=300).fit(standard, y)
         probabilities = model.predict_proba(val_standard)
         columns = np.searchsorted(model.classes_, val_labels)
         loss = -np.log(np.maximum(probabilities[np.arange(len(val_labels)), columns], 1e-12)).mean()

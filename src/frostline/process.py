@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -43,33 +44,43 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     """
     die_with_parent()
     signal.signal(signal.SIGTERM, _terminate)
-    lock = Path(".frostline") / f"{name}.lock"
-    lock.parent.mkdir(exist_ok=True)
+    started = time.monotonic()
+    try:
+        with held(Path(".frostline") / f"{name}.lock", f"stage {name}"):
+            main()
+    except Refused as refusal:
+        print(f"frostline: {refusal}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = error.filename or Path.cwd()
+        print(
+            f"frostline: {place}: {error.strerror}. Free space, or change the rights, and run again.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+@contextmanager
+def held(lock: Path, what: str) -> Iterator[None]:
+    """Holds a lock file for this process alone; Refused, naming the holder, where another process has it.
+
+    The kernel gives it back when the process ends, however it ends.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            sys.exit(f"frostline: stage {name} is already running here, as process {file.read().strip() or '?'}.")
+            holder = file.read().strip() or "?"
+            raise Refused(f"{what} is already running, as process {holder}. Wait for it, or end it.") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        started = time.monotonic()
-        try:
-            main()
-        except Refused as refusal:
-            print(f"frostline: {refusal}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            place = error.filename or Path.cwd()
-            print(
-                f"frostline: {place}: {error.strerror}. Free space, or change the rights, and run again.",
-                file=sys.stderr,
-            )
-            sys.exit(2)
-        print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+        yield
 
 
 def die_with_parent() -> None:

@@ -74,7 +74,9 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str, spa
 
 
 def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
-    return study.user_attrs.get(CODE) != code and any(RECORD in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+    return study.user_attrs.get(CODE) != code and any(
+        RECORD in trial.user_attrs for trial in study.get_trials(deepcopy=False)
+    )
 
 
 def _create(file: StudyFile, code: str, space: Space) -> None:
@@ -101,7 +103,7 @@ def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def baseline(space: Space) -> dict[str, Any]:
     """The first trial of every study: head only, the middle of each range, the first of each list."""
-    drawn = {"unfrozen_blocks": 0, "optimizer": space.optimizer[0], "head_units": space.head_units[0]}
+    drawn: dict[str, Any] = {"unfrozen_blocks": 0, "optimizer": space.optimizer[0], "head_units": space.head_units[0]}
     for name in ("dropout", "head_learning_rate", "weight_decay", "label_smoothing"):
         drawn[name] = _middle(getattr(space, name))
     drawn["label_smoothing"] = space.label_smoothing.low
@@ -160,7 +162,8 @@ def suggest(trial: Trial, number: int, space: Space) -> Hparams:
 def _draw(trial: Trial, name: str, drawn: Range) -> float:
     if drawn.low == drawn.high:
         return drawn.low
-    return trial.suggest_float(name, drawn.low, drawn.high, log=drawn.log)
+    value: float = trial.suggest_float(name, drawn.low, drawn.high, log=drawn.log)
+    return value
 
 
 def _choose(trial: Trial, name: str, choices: list[Any]) -> Any:
@@ -180,14 +183,26 @@ def keep_record(trial: Trial, record: Mapping[str, Any]) -> None:
 
 def list_records(study: optuna.Study, num_trials: int) -> list[dict[str, Any]]:
     """The records of the trials 0 to `num_trials` - 1: going from 24 trials back to 12 gives what 12 gave."""
-    records = [json.loads(trial.user_attrs[RECORD]) for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs]
+    records = [
+        json.loads(trial.user_attrs[RECORD]) for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs
+    ]
     return sorted((record for record in records if record["number"] < num_trials), key=lambda record: record["number"])
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """The share of the score's variance that each hparam explains (fANOVA), empty with too few different trials."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
+def importances(study: optuna.Study, num_trials: int) -> dict[str, float]:
+    """The share of the score's variance that each hparam explains over trials 0 to `num_trials` - 1 (fANOVA).
+
+    Empty with too few different scores. Source: Hutter, Hoos and Leyton-Brown, ICML 2014.
+    """
+    known = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if json.loads(trial.user_attrs[RECORD])["number"] < num_trials
+    ]
+    if len(known) < 4 or len({trial.value for trial in known}) < 2:
         return {}
+    judged = optuna.create_study(direction="maximize")
+    judged.add_trials(known)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return {name: float(share) for name, share in optuna.importance.get_param_importances(study, evaluator=evaluator).items()}
+    shares = optuna.importance.get_param_importances(judged, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items()}

@@ -77,7 +77,9 @@ class Trainer:
         self._suffix_start = [ops.convert_to_numpy(v) for v in suffix.trainable_variables] if suffix else []
         self._suffix_fixed = [ops.convert_to_numpy(v) for v in suffix.non_trainable_variables] if suffix else []
         self._draws_start = [ops.convert_to_numpy(v) for v in tail.head.non_trainable_variables]
-        self._rate_index = [v.path.endswith(f"{MASK_DROPOUT}/rate") for v in tail.head.non_trainable_variables].index(True)
+        self._rate_index = [v.path.endswith(f"{MASK_DROPOUT}/rate") for v in tail.head.non_trainable_variables].index(
+            True
+        )
         self._run_chunk = compile_function(self._chunk)
         self._predict_chunk = compile_function(self._logits)
 
@@ -91,7 +93,17 @@ class Trainer:
                 draws[index] = np.asarray([seed, 0], value.dtype)
         return State(params, slots, draws, np.float32(0.0))
 
-    def epochs(self, state: State, data: TrainingData, hparams: Hparams, *, num_epochs: int, schedule: str, seed: int, first: int = 0) -> Iterator[Epoch]:
+    def epochs(
+        self,
+        state: State,
+        data: TrainingData,
+        hparams: Hparams,
+        *,
+        num_epochs: int,
+        schedule: str,
+        seed: int,
+        first: int = 0,
+    ) -> Iterator[Epoch]:
         """Trains and yields after every epoch; the caller stops by not asking for the next one.
 
         `first` goes on with a state that has had so many epochs. Order and views depend on (seed, epoch) alone.
@@ -132,7 +144,9 @@ class Trainer:
         for variable, value in zip([*suffix, *self.tail.head.trainable_variables], params, strict=True):
             variable.assign(value)
 
-    def loss_and_gradients(self, params: Sequence[Array], features: Array, labels: NDArray[np.int32]) -> tuple[float, list[Array]]:
+    def loss_and_gradients(
+        self, params: Sequence[Array], features: Array, labels: NDArray[np.int32]
+    ) -> tuple[float, list[Array]]:
         """Plain cross-entropy and its gradients on one batch with dropout off: what the equivalence receipt compares."""
 
         def loss_of(values: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,10 +161,14 @@ class Trainer:
 
     def _rows_per_chunk(self, features: Array) -> int:
         """A multiple of the batch size: all rows, or as many as CHUNK_BYTES hold."""
-        batches = min(math.ceil(len(features) / self.batch_size), int(CHUNK_BYTES // (features[0].nbytes * self.batch_size)))
+        batches = min(
+            math.ceil(len(features) / self.batch_size), int(CHUNK_BYTES // (features[0].nbytes * self.batch_size))
+        )
         return max(1, batches) * self.batch_size
 
-    def _train_epoch(self, state: State, view: Array, data: TrainingData, order: Array, hyper: dict[str, Any]) -> tuple[State, float, float]:
+    def _train_epoch(
+        self, state: State, view: Array, data: TrainingData, order: Array, hyper: dict[str, Any]
+    ) -> tuple[State, float, float]:
         """One pass over a view in the given order; memory stays at one chunk of features."""
         rows = self._rows_per_chunk(view)
         sums = np.zeros(3)
@@ -172,7 +190,9 @@ class Trainer:
             return state, math.inf, 0.0
         return state, float(sums[0] / sums[1]), float(sums[2] / len(order))
 
-    def _chunk(self, carry: Any, features: Tensor, labels: Tensor, weights: Tensor, hyper: dict[str, Tensor], num_steps: Tensor) -> Any:
+    def _chunk(
+        self, carry: Any, features: Tensor, labels: Tensor, weights: Tensor, hyper: dict[str, Tensor], num_steps: Tensor
+    ) -> Any:
         """Runs `num_steps` batches of a chunk; returns the new carry and (sum of weighted losses, of weights, of hits)."""
         self.num_traces += 1  # runs at trace time only
         size = self.batch_size
@@ -189,20 +209,28 @@ class Trainer:
             factor = 1.0 - hyper["cosine"] * (1.0 - wave)
             rates = [hyper["suffix_rate" if i < num_suffix else "head_rate"] * factor for i in range(len(params))]
             step = step + 1.0
-            params, slots = apply_gradients(self.optimizer, params, gradients, slots, rates, step, hyper["weight_decay"])
+            params, slots = apply_gradients(
+                self.optimizer, params, gradients, slots, rates, step, hyper["weight_decay"]
+            )
             return (params, slots, draws, step), sums + part
 
         return ops.fori_loop(0, num_steps, body, (carry, ops.zeros((3,), "float32")))
 
-    def _loss(self, params: list[Tensor], draws: list[Tensor], x: Tensor, y: Tensor, w: Tensor, smoothing: Tensor) -> Any:
+    def _loss(
+        self, params: list[Tensor], draws: list[Tensor], x: Tensor, y: Tensor, w: Tensor, smoothing: Tensor
+    ) -> Any:
         logits, draws = self._forward(params, draws, x, training=True)
         targets = ops.one_hot(y, self.num_classes) * (1.0 - smoothing) + smoothing / self.num_classes
         losses = ops.categorical_crossentropy(targets, logits, from_logits=True)
-        hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), y), "float32") * ops.cast(w > 0, "float32")
+        hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), y), "float32") * ops.cast(
+            w > 0, "float32"
+        )
         total, weight = ops.sum(losses * w), ops.sum(w)
         return total / weight, (draws, ops.stack([total, weight, ops.sum(hits)]))
 
-    def _forward(self, params: list[Tensor], draws: list[Tensor], x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
+    def _forward(
+        self, params: list[Tensor], draws: list[Tensor], x: Tensor, *, training: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         x = ops.cast(x, "float32")
         num_suffix = len(self._suffix_start)
         if self.tail.suffix is not None:
@@ -237,7 +265,7 @@ def fit(
     schedule: str,
     seed: int,
     patience: int | None = None,
-    go_on: Callable[[Epoch], bool] = lambda epoch: True,
+    go_on: Callable[[Epoch], bool] | None = None,
 ) -> Fit:
     """Trains for `num_epochs`, fewer where `patience` epochs bring nothing better or `go_on` says no.
 
@@ -253,7 +281,7 @@ def fit(
             values.append(getattr(epoch, name))
         if best is None or epoch.rank > best.rank:
             best = epoch
-        if patience and epoch.number - best.number >= patience or not go_on(epoch):
+        if (patience and epoch.number - best.number >= patience) or (go_on and not go_on(epoch)):
             break
     assert best is not None
     return Fit(best, curves, epoch.state)

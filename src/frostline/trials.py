@@ -4,7 +4,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,21 @@ class Bench:
         if depth not in self._data:
             params = self.params
             self._data[depth] = load_training_data(
-                Path(params.paths.features), Path(params.paths.prepared), depth, params.augment.views, params.tune.class_weights
+                Path(params.paths.features),
+                Path(params.paths.prepared),
+                depth,
+                params.augment.views,
+                params.tune.class_weights,
             )
         return self._data[depth]
 
-    def train(self, hparams: Hparams, seed: int, go_on: Any = lambda epoch: True) -> Fit:
+    def train(self, hparams: Hparams, seed: int, go_on: Callable[[Epoch], bool] | None = None) -> Fit:
         """One training from the start state, as `params.tune` says."""
         tune, trainer = self.params.tune, self.trainer(hparams)
         probe = (self.probe.kernel, self.probe.bias) if self.probe else None
-        start = trainer.start(make_head_weights(trainer.tail, derive_seed(seed, "head"), probe), derive_seed(seed, "dropout"))
+        start = trainer.start(
+            make_head_weights(trainer.tail, derive_seed(seed, "head"), probe), derive_seed(seed, "dropout")
+        )
         return fit(
             trainer,
             start,
@@ -105,7 +111,13 @@ class Bench:
         chosen = np.linspace(0, len(val.labels) - 1, min(PROBE_BATCH, len(val.labels))).astype(int)
         state = trainer.start(make_head_weights(trainer.tail, 0, None), 0)
         return check_equivalence(
-            self.base, trainer, state, val.images[chosen], np.asarray(data.val[chosen]), val.labels[chosen], self.params.tune.pooling
+            self.base,
+            trainer,
+            state,
+            val.images[chosen],
+            np.asarray(data.val[chosen]),
+            val.labels[chosen],
+            self.params.tune.pooling,
         )
 
 
@@ -125,6 +137,54 @@ def make_baseline(space: Space, depth: int = 0) -> Hparams:
     return Hparams.from_record({**drawn, "unfrozen_blocks": depth, "suffix_learning_rate": suffix_rate})
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to: the records of its trials, the proof of its features, and what it cost."""
+
+    records: list[dict[str, Any]]
+    receipts: list[Receipt]
+    probe: Probe | None
+    importances: dict[str, float]
+    seconds: dict[str, float]
+
+    @property
+    def trials_per_minute(self) -> float:
+        return 60 * len(self.records) / max(self.seconds["trials"], 1e-9)
+
+    def to_record(self) -> dict[str, Any]:
+        """All but the records, for study.json."""
+        probe = self.probe and {"strength": self.probe.strength, "val_accuracy": self.probe.val_accuracy}
+        return {
+            "receipts": [receipt.to_record() for receipt in self.receipts],
+            "probe": probe,
+            "importances": self.importances,
+            "seconds": self.seconds,
+            "trials_per_minute": self.trials_per_minute,
+        }
+
+
+def run_study(
+    params: Params, study: search.StudyFile, store: tracking.Store, parent_run_id: str, class_names: tuple[str, ...]
+) -> Outcome:
+    """Probe, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`."""
+    started = time.monotonic()
+    probe = fit_shared_probe(params)
+    probed = time.monotonic()
+    bench = Bench(params, len(class_names), probe)
+    space = params.tune.space
+    receipts = [bench.receipt(make_baseline(space, depth)) for depth in sorted({0, space.unfrozen_blocks[1]})]
+    checked = time.monotonic()
+    run_trials(Job(params, study, store, parent_run_id, class_names, probe), bench)
+    records = search.list_records(study.load(), params.tune.num_trials)
+    seconds = {
+        "probe": probed - started,
+        "receipt": checked - probed,
+        # Of all trials that are reported, whenever they ran.
+        "trials": sum(record["seconds"] for record in records),
+    }
+    return Outcome(records, receipts, probe, search.importances(study.load(), params.tune.num_trials), seconds)
+
+
 def run_trials(job: Job, bench: Bench) -> None:
     """Runs trials until the study has `tune.num_trials`: on `bench` here, or in `tune.workers` processes."""
     if job.params.tune.workers == 1:
@@ -138,7 +198,9 @@ def run_trials(job: Job, bench: Bench) -> None:
     for worker in workers:
         worker.join()
     if failed := [worker.exitcode for worker in workers if worker.exitcode]:
-        raise RuntimeError(f"{len(failed)} of {len(workers)} workers ended early, with exit codes {failed}. Run `dvc repro` to go on.")
+        raise RuntimeError(
+            f"{len(failed)} of {len(workers)} workers ended early, with exit codes {failed}. Run `dvc repro` to go on."
+        )
 
 
 def _work_alone(job: Job) -> None:
@@ -182,7 +244,7 @@ def _run_trial(trial: optuna.trial.Trial, number: int, hparams: Hparams, bench: 
     try:
         fitted = bench.train(hparams, derive_seed(bench.params.seed, "trial", number), go_on)
     except FloatingPointError as error:
-        empty = {"score": None, "val_loss": None, "best_epoch": None, "epochs": 0, "curves": {}}
+        empty: dict[str, Any] = {"score": None, "val_loss": None, "best_epoch": None, "epochs": 0, "curves": {}}
         return {**record, "state": "FAIL", "reason": str(error), **empty, "seconds": time.monotonic() - started}
     return {
         **record,
@@ -200,7 +262,11 @@ def _log(job: Job, record: Mapping[str, Any], started: float) -> str:
     hparams = record["hparams"]
     metrics = {"seconds": record["seconds"], "epochs": record["epochs"]}
     if record["score"] is not None:
-        metrics |= {"best_val_accuracy": record["score"], "best_val_loss": record["val_loss"], "best_epoch": record["best_epoch"]}
+        metrics |= {
+            "best_val_accuracy": record["score"],
+            "best_val_loss": record["val_loss"],
+            "best_epoch": record["best_epoch"],
+        }
     return tracking.log_trial(
         job.store,
         job.parent_run_id,
@@ -224,7 +290,11 @@ def describe_trial(record: Mapping[str, Any], num_trials: int) -> str:
     """One line for a log: number, depth, dropout, score, time."""
     hparams = record["hparams"]
     score = "failed" if record["score"] is None else f"val accuracy {record['score']:.4f}"
-    note = {"COMPLETE": "", "PRUNED": f", pruned after epoch {record['epochs']}", "FAIL": f": {record.get('reason', '')}"}
+    note = {
+        "COMPLETE": "",
+        "PRUNED": f", pruned after epoch {record['epochs']}",
+        "FAIL": f": {record.get('reason', '')}",
+    }
     return (
         f"trial {record['number'] + 1}/{num_trials}: depth {hparams['unfrozen_blocks']}, dropout {hparams['dropout']:.2f}, "
         f"{score}, {record['seconds']:.1f} s{note[record['state']]}"
@@ -252,7 +322,12 @@ class Refit:
         return self.seeds[self.kept]["val_loss"]
 
     def to_record(self) -> dict[str, Any]:
-        return {**asdict(self), "hparams": self.hparams.to_record(), "val_accuracy": self.val_accuracy, "val_loss": self.val_loss}
+        return {
+            **asdict(self),
+            "hparams": self.hparams.to_record(),
+            "val_accuracy": self.val_accuracy,
+            "val_loss": self.val_loss,
+        }
 
 
 def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images: NDArray[np.uint8]) -> Refit:
@@ -271,7 +346,9 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
     logits = trainer.predict(best.state, data.val)
     temperature = fit_temperature(data.val_labels, logits)
     trainer.store(best.state.params)
-    model = join_model(bench.base, trainer.tail, pooling=bench.params.tune.pooling, dropout=hparams.dropout, temperature=temperature)
+    model = join_model(
+        bench.base, trainer.tail, pooling=bench.params.tune.pooling, dropout=hparams.dropout, temperature=temperature
+    )
     difference = float(np.abs(_predict(model, images) - softmax(logits[: len(images)] / temperature, axis=1)).max())
     assert difference <= JOIN_TOLERANCE, f"the joined model differs from its parts by {difference:.3g}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +357,10 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
     temporary.replace(path)
     return Refit(
         hparams=hparams,
-        seeds=[{"seed": seed, "val_accuracy": f.best.val_accuracy, "val_loss": f.best.val_loss} for seed, f in zip(seeds, fits, strict=True)],
+        seeds=[
+            {"seed": seed, "val_accuracy": f.best.val_accuracy, "val_loss": f.best.val_loss}
+            for seed, f in zip(seeds, fits, strict=True)
+        ],
         kept=kept,
         temperature=temperature,
         sha256=sha256_of(path),
@@ -290,4 +370,6 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
 
 
 def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate([keras.ops.convert_to_numpy(model(images[i : i + 16], training=False)) for i in range(0, len(images), 16)])
+    return np.concatenate(
+        [keras.ops.convert_to_numpy(model(images[i : i + 16], training=False)) for i in range(0, len(images), 16)]
+    )
