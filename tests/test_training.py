@@ -93,7 +93,9 @@ def test_batch_normalization_keeps_its_statistics_while_it_trains(trainer: Train
     trainer_model = trainer.tail.suffix
     before = {v.path: np.array(keras.ops.convert_to_numpy(v)) for v in trainer_model.variables}
     trainer.store(fitted.best.state.params)
-    changed = {v.path for v in trainer_model.variables if not np.array_equal(before[v.path], keras.ops.convert_to_numpy(v))}
+    changed = {
+        v.path for v in trainer_model.variables if not np.array_equal(before[v.path], keras.ops.convert_to_numpy(v))
+    }
     trainer.store([*trainer._suffix_start, *make_head_weights(trainer.tail, 3, None)])
     assert any(path.endswith("gamma") for path in changed)
     assert not any("moving" in path for path in changed)
