@@ -43,6 +43,36 @@ def test_trial_is_a_finished_child_with_its_curves(store):
     assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.5)]
 
 
+def test_trial_carries_its_studys_lineage(store):
+    lineage = {"frostline.git.commit": "f00", "frostline.md5.prepared": "abc", "mlflow.user": "me"}
+    parent = tracking.open_study_run(store, "d1", params={}, tags=lineage)
+    tags = store.client.get_run(log_one(store, parent)).data.tags
+    assert tags.items() >= lineage.items()
+    assert tags["frostline.study"] == "d1"
+    assert "frostline.pid" not in tags
+
+
+def test_trial_that_a_kill_left_open_is_closed(store, monkeypatch):
+    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    monkeypatch.setattr(type(store.client), "set_terminated", lambda *_: None)
+    left = log_one(store, parent)
+    monkeypatch.undo()
+    assert tracking.sweep_dead_runs(store) == 1
+    assert store.client.get_run(left).info.status == "KILLED"
+
+
+def test_the_run_table_opens_with_our_columns(store):
+    import json
+
+    view = json.loads(store.client.get_experiment(store.experiment_id).tags["mlflow.sharedViewState.frostline"])
+    assert "metrics.`best_val_accuracy`" in view["selectedColumns"]
+    assert "params.`unfrozen_blocks`" in view["selectedColumns"]
+    # An experiment of an older version gets today's view.
+    store.client.set_experiment_tag(store.experiment_id, "mlflow.sharedViewState.frostline", "{}")
+    tracking.open_store(Tracking(), store.root)
+    assert json.loads(store.client.get_experiment(store.experiment_id).tags["mlflow.sharedViewState.frostline"]) == view
+
+
 def test_infinite_metric_is_not_logged(store):
     # MLflow's "best first" order would put it at the top.
     parent = tracking.open_study_run(store, "d1", params={}, tags={})

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import getpass
+import json
 import logging
 import math
 import os
@@ -46,8 +47,25 @@ LIBRARIES = ("keras", "tensorflow", "jax", "numpy", "optuna", "albumentations", 
 EXPERIMENT_NOTE = (
     "How deep to unfreeze? Each **study** is a parent run with one child run per trial; each **final** run is the "
     "winner, trained again with several seeds, with its report and its model.\n\n"
-    "`score` is the best validation accuracy of a trial; `epoch/…` are its curves. Trials stopped early by the pruner "
-    "are KILLED, not failed. `frostline compare` prints the same table in a terminal."
+    "`best_val_accuracy` is what the search maximises; `epoch/…` are the curves. A red cross beside PRUNED is a trial that "
+    "the pruner stopped early to save time, not a failure. `frostline compare` prints the same table in a terminal."
+)
+# A view of the run table that `frostline ui` opens: without it MLflow folds the trials away and shows no number at all.
+VIEW = "frostline"
+# Prefixes of the tags that say where a run comes from.
+LINEAGE = (
+    *("frostline.study", "frostline.git.", "frostline.params.", "frostline.seed", "frostline.md5."),
+    *("frostline.versions", "frostline.device", "frostline.dvc_", "mlflow.source.git."),
+)
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+VIEW_METRICS = ("best_val_accuracy", "best_val_loss", "test_accuracy")
+VIEW_PARAMS = (
+    "unfrozen_blocks",
+    "dropout",
+    "head_learning_rate",
+    "suffix_learning_rate",
+    "label_smoothing",
+    "optimizer",
 )
 # MLflow takes at most so many metrics, and so many params or tags, in one call.
 MAX_METRICS, MAX_ENTRIES = 1000, 100
@@ -154,8 +172,10 @@ def log_trial(
     """
     tags = {
         "frostline.state": STATES[status],
+        **_lineage_of(store, parent_run_id),
         **tags,
-        **owner_tags(),
+        # No pid: it is closed at once, and one that a kill left open is swept for not naming a process.
+        "frostline.host": socket.gethostname(),
         "frostline.kind": "trial",
         "mlflow.parentRunId": parent_run_id,
     }
@@ -163,6 +183,17 @@ def log_trial(
     _log(store, run_id, params=params, metrics=metrics, curves=curves, at=ended)
     store.client.set_terminated(run_id, status, int(ended * 1000))
     return run_id
+
+
+@functools.cache
+def _lineage_of(store: Store, run_id: str) -> dict[str, str]:
+    # A study's trials share where they come from; read once per process.
+    tags = store.client.get_run(run_id).data.tags
+    return {
+        key: value
+        for key, value in tags.items()
+        if key.startswith(LINEAGE) or key in ("mlflow.user", "mlflow.source.name", "mlflow.source.type")
+    }
 
 
 def open_final_run(store: Store, *, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
@@ -378,13 +409,30 @@ def create_database(path: Path, root: Path) -> None:
         fresh.replace(path)
 
 
+def _make_view() -> str:
+    columns = ["attributes.`Duration`", "tags.`frostline.state`"]
+    columns += [f"metrics.`{name}`" for name in VIEW_METRICS] + [f"params.`{name}`" for name in VIEW_PARAMS]
+    view = {
+        # Sorted by a metric, trials stand beside finals instead of below their folded study.
+        "searchFilter": "tags.`frostline.kind` != 'study'",
+        "orderByKey": "metrics.`best_val_accuracy`",
+        "orderByAsc": False,
+        "selectedColumns": columns,
+    }
+    return json.dumps(view)
+
+
 def _experiment(client: MlflowClient, name: str, uri: str, root: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         # A server keeps artifacts where it was told to; beside a database of ours the place must be absolute, because
         # MLflow would take the working directory, which in `dvc exp run --temp` vanishes.
         place = None if uri.startswith("http") else (root / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri()
-        tags = {"mlflow.note.content": EXPERIMENT_NOTE, "mlflow.experimentKind": "custom_model_development"}
+        tags = {
+            "mlflow.note.content": EXPERIMENT_NOTE,
+            "mlflow.experimentKind": "custom_model_development",
+            VIEW_TAG: _make_view(),
+        }
         identifier: str = client.create_experiment(name, place, tags)
         return identifier
     if found.lifecycle_stage != "active":
@@ -392,6 +440,8 @@ def _experiment(client: MlflowClient, name: str, uri: str, root: Path) -> str:
             f"The experiment {name!r} was deleted. `mlflow experiments restore --experiment-id {found.experiment_id}` "
             "brings it back; or choose another name as tracking.experiment."
         )
+    if found.tags.get(VIEW_TAG) != _make_view():
+        client.set_experiment_tag(found.experiment_id, VIEW_TAG, _make_view())
     return str(found.experiment_id)
 
 
@@ -416,7 +466,10 @@ def _log(
     now = int((at or time.time()) * 1000)
     # MLflow sorts infinity first, so what is not finite is left out; the trial's own record says why it stopped.
     points = [
-        Metric(_allowed(name), float(value), now, 0) for name, value in (metrics or {}).items() if math.isfinite(value)
+        # Six digits: MLflow's table shows all there are. Exact values stand in the stages' own records.
+        Metric(_allowed(name), float(f"{value:.6g}"), now, 0)
+        for name, value in (metrics or {}).items()
+        if math.isfinite(value)
     ]
     points += [
         Metric(_allowed(f"epoch/{name}"), float(value), now, epoch)

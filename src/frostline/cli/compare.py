@@ -17,6 +17,8 @@ PARAMS = (
     "optimizer",
     "head_units",
 )
+# Columns that a narrower window would cut off.
+WIDTH = 132
 METRICS = ("best_val_accuracy", "best_val_loss", "test_accuracy", "best_epoch", "epochs", "seconds")
 
 
@@ -52,18 +54,17 @@ def command(kind: str | None, study: str, sort: str | None, limit: int, ids: boo
         return
     columns = [name for name in (*PARAMS, *METRICS) if any(row.get(name) is not None for row in rows)]
     same = {name: rows[0].get(name) for name in columns if len(rows) > 1 and len({row.get(name) for row in rows}) == 1}
-    console = Console(highlight=False)
+    # A table that is cut off says nothing; in a narrow terminal its lines wrap instead.
+    console = Console(highlight=False, width=max(Console().width, WIDTH), soft_wrap=False)
     if same:
-        console.print("all: " + ", ".join(f"{title_of(name)} {show(name, value)}" for name, value in same.items()))
+        console.print("all: " + ", ".join(f"{name} {show(name, value)}" for name, value in same.items()))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("run", no_wrap=True)
-    table.add_column("state")
-    for name in columns:
+    for name in ("run", "state", *columns):
         if name not in same:
-            table.add_column(title_of(name), justify="right")
+            table.add_column(title_of(name), justify="left" if name in ("run", "state") else "right", no_wrap=True)
     for row in shown:
         values = [show(name, row.get(name)) for name in columns if name not in same]
-        table.add_row(row["name"] + (f"\n{row['id']}" if ids else ""), row["state"], *values)
+        table.add_row(short_name(row) + (f" {row['id']}" if ids else ""), row["state"], *values)
     console.print(table)
     if len(rows) > limit:
         console.print(f"and {len(rows) - limit} more; --limit N shows more")
@@ -87,8 +88,13 @@ def sort_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
 
 
 def title_of(name: str) -> str:
-    """A column's heading: words on lines of their own, so that the table stays narrow."""
-    return {"seconds": "seconds"}.get(name, name.replace("_", " "))
+    """A column's heading: the UI's name with its words on lines of their own, so that the table stays narrow."""
+    return name.replace("_", "\n")
+
+
+def short_name(row: Mapping[str, Any]) -> str:
+    """The run's name without the hparams in it, which have columns of their own: "trial 07", "final · trial 07"."""
+    return " · ".join(part for part in str(row["name"]).split(" · ") if not part.startswith(("depth ", "dropout ")))
 
 
 def show(name: str, value: Mapping[str, Any] | float | str | None) -> str:

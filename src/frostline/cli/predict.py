@@ -92,7 +92,7 @@ def find_pictures(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]],
 
 def read_stdin() -> list[tuple[str, bytes | None]]:
     """What standard input holds: the names of files, one a line, or the bytes of one picture."""
-    data = click.get_binary_stream("stdin").read()
+    data = sys.stdin.buffer.read()
     try:
         names = data.decode().split("\n")
     except UnicodeDecodeError:

@@ -31,6 +31,9 @@ def command(target: str) -> None:
     else:
         facts = trace_run(store, target)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    # Hashes are to be copied whole.
+    table.add_column(overflow="fold")
     for title, value in facts:
         table.add_row(title, value)
     Console(highlight=False).print(table)
