@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from frostline.arrays import publish
+from frostline.checks import refuse_problems
 from frostline.params import load_params
 from frostline.process import run_stage
 from frostline.sources import fetch_source
@@ -12,6 +13,8 @@ WORK = Path(".frostline/work/fetch")
 
 
 def main() -> None:
+    # What could not work in any later stage is refused here, before any work.
+    refuse_problems()
     params = load_params()
     shutil.rmtree(WORK, ignore_errors=True)
     fetch_source(params.fetch, WORK / "raw", seed=params.seed, image_size=params.base.image_size)

@@ -24,9 +24,10 @@ def main() -> None:
     store = tracking.open_store(params.tracking, root)
     run_id = tracking.reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
     if experiment := os.environ.get("DVC_EXP_NAME"):
-        # An experiment must not move an alias; `dvc exp apply` and `dvc repro` register what it found.
+        # An experiment must not move an alias. To DVC its stage is done, so what it found is registered by force.
         registration["reason"] = (
-            f"it was made by the DVC experiment {experiment}; `dvc exp apply {experiment}`, then `dvc repro`"
+            f"it was made by the DVC experiment {experiment}; `dvc exp apply {experiment}`, then "
+            "`dvc repro --force --single-item register`"
         )
         print(f"register: not registered, because {registration['reason']}")
     else:
