@@ -6,6 +6,7 @@ from pathlib import Path
 from frostline import figures
 from frostline.arrays import load_json, load_split, mark_complete, publish, require_complete
 from frostline.augmentation import digest_recipe, make_preview, save_recipe, save_views
+from frostline.checks import refuse_problems
 from frostline.params import load_params
 from frostline.process import run_stage
 
@@ -13,6 +14,7 @@ WORK = Path(".frostline/work/augment")
 
 
 def main() -> None:
+    refuse_problems()
     params = load_params()
     prepared, augment, seed = Path(params.paths.prepared), params.augment, params.seed
     content = require_complete(prepared)["content_sha256"]

@@ -14,12 +14,14 @@ from frostline.arrays import (
     save_json,
 )
 from frostline.backbones import load_base
+from frostline.checks import refuse_problems
 from frostline.features import extract_views
 from frostline.params import load_params
-from frostline.process import run_stage
+from frostline.process import Refused, run_stage
 
 
 def main() -> None:
+    refuse_problems()
     params = load_params()
     paths = params.paths
     views_folder, prepared = Path(paths.views), Path(paths.prepared)
@@ -33,6 +35,11 @@ def main() -> None:
     }
     base = load_base(params.base, Path(paths.base))
     depths = sorted({0, *range(params.tune.space.unfrozen_blocks[0], params.tune.space.unfrozen_blocks[1] + 1)})
+    if depths[-1] >= len(base.cuts):
+        raise Refused(
+            f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks between its first cut and "
+            f"{base.cuts[0].name}; given was {depths[-1]}."
+        )
 
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
     sources = {"view-000": train.images}

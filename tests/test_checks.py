@@ -3,6 +3,7 @@ import copy
 import pytest
 
 from frostline import checks
+from frostline.arrays import save_json
 from frostline.checks import find_problems
 from frostline.params import parse_params
 
@@ -133,3 +134,21 @@ def test_a_custom_base_is_a_keras_file(params_document, tmp_path):
 def test_what_has_no_problem_can_be_parsed(params_document, root):
     assert find_problems(params_document, root) == []
     assert parse_params(params_document).seed == params_document["seed"]
+
+
+def test_what_was_fetched_need_not_be_there_any_more(params_document, tmp_path):
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    (tmp_path / "mine.weights.h5").touch()
+    document = changed(params_document, fetch__source="pictures", base__weights="mine.weights.h5", base__options={})
+    raw, base = tmp_path / "data" / "raw", tmp_path / "data" / "base"
+    for folder, record in ((raw, {"source": "pictures"}), (base, {"name": "MobileNetV2"})):
+        folder.mkdir(parents=True)
+        save_json(folder / "complete.json", record)
+    save_json(base / "card.json", {"name": "MobileNetV2", "weights": "file", "source": "mine.weights.h5"})
+    # A teammate has pulled the results, and neither the pictures nor the weights.
+    (tmp_path / "pictures" / "cats").rmdir()
+    (tmp_path / "pictures").rmdir()
+    (tmp_path / "mine.weights.h5").unlink()
+    assert find_problems(document, tmp_path) == []
+    problems = find_problems(changed(document, fetch__source="other", base__weights="other.h5"), tmp_path)
+    assert len(problems) == 2

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from frostline import families
-from frostline.arrays import load_json
+from frostline.arrays import COMPLETE, load_json
 from frostline.families import BUNDLED_BASE, FAMILIES, cuts_of
 from frostline.generated import TARGET_CLASSES
 from frostline.params import (
@@ -65,19 +65,21 @@ def find_problems(document: Any, root: Path = Path()) -> list[str]:
     augment = parse_section(document, "augment", Augment)
     extract = parse_section(document, "extract", Extract)
     prepare = parse_section(document, "prepare", Prepare)
-    if fetch:
+    paths = parse_section(document, "paths", Paths)
+    # What was fetched already, here or by a teammate whose results were pulled, need not be there any more.
+    if fetch and not (paths and _was_fetched(fetch, root / paths.raw)):
         problems += check_source(fetch, root)
     if fetch and prepare:
         problems += check_shares(fetch, prepare)
     if base:
-        problems += check_base(base, root)
+        problems += check_base(base, root, fetched=paths is not None and _base_was_fetched(base, root / paths.base))
     if base and tune:
         problems += check_depth(base, tune)
     if augment:
         problems += check_views(augment)
     if fetch and base and augment and extract:
         problems += check_budget(fetch, base, augment, extract, root)
-    if paths := parse_section(document, "paths", Paths):
+    if paths:
         problems += check_paths(paths)
     if tracking := parse_section(document, "tracking", Tracking):
         problems += check_tracking(tracking)
@@ -126,15 +128,18 @@ def check_shares(fetch: Fetch, prepare: Prepare) -> list[str]:
     return problems
 
 
-def check_base(base: Base, root: Path) -> list[str]:
-    """Problems of the base: its family, options, image size, weights and output layer."""
+def check_base(base: Base, root: Path, *, fetched: bool = False) -> list[str]:
+    """Problems of the base: its family, options, image size, weights and output layer.
+
+    fetched: its weights file was copied to `paths.base` already, and need not be where it was.
+    """
     family = FAMILIES.get(base.name)
     if base.name == "custom":
-        return [*_custom_problems(base), *_weights_problems(base, root)]
+        return [*_custom_problems(base), *_weights_problems(base, root, fetched)]
     if family is None:
         words = [*FAMILIES, "custom"]
         problem = f"base.name: given was {base.name!r}{_nearest(base.name, words)}; allowed: {', '.join(words)}"
-        return [problem] if base.weights == "bundled" else [problem, *_weights_problems(base, root)]
+        return [problem] if base.weights == "bundled" else [problem, *_weights_problems(base, root, fetched)]
     problems = []
     for name, value in base.options.items():
         kind = family.options.get(name)
@@ -146,7 +151,7 @@ def check_base(base: Base, root: Path) -> list[str]:
         elif not _is_of(value, kind):
             problems.append(f"base.options.{name}: must be {kind.__name__}; given was {value!r}")
     if not problems or base.weights != "bundled":
-        problems += _weights_problems(base, root)
+        problems += _weights_problems(base, root, fetched)
     if base.image_size < family.min_size:
         problems.append(f"base.image_size: {base.name} needs at least {family.min_size}; given was {base.image_size}")
     if base.output_layer is not None and not any(problem.startswith("base.options") for problem in problems):
@@ -238,6 +243,17 @@ def check_tracking(tracking: Tracking) -> list[str]:
     return _url_problems("tracking.uri", tracking.uri, STORES)
 
 
+def _was_fetched(fetch: Fetch, folder: Path) -> bool:
+    return (folder / COMPLETE).is_file() and load_json(folder / COMPLETE).get("source") == fetch.source
+
+
+def _base_was_fetched(base: Base, folder: Path) -> bool:
+    if not (folder / COMPLETE).is_file():
+        return False
+    card = load_json(folder / "card.json")
+    return bool(card["name"] == base.name and card["source"] == Path(base.weights).name)
+
+
 def _custom_problems(base: Base) -> list[str]:
     try:
         families.check_base(base.name, base.image_size, base.options)
@@ -246,7 +262,7 @@ def _custom_problems(base: Base) -> list[str]:
     return []
 
 
-def _weights_problems(base: Base, root: Path) -> list[str]:
+def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
     weights = base.weights
     if base.name == "custom" and not weights.endswith(".keras"):
         return [f"base.weights: a custom base is a .keras file; given was {weights!r}"]
@@ -255,7 +271,7 @@ def _weights_problems(base: Base, root: Path) -> list[str]:
     if weights in WEIGHTS:
         return []
     path = root / Path(weights).expanduser()
-    if not path.is_file():
+    if not path.is_file() and not fetched:
         return [
             f"base.weights: given was {weights!r}, which is no file{_nearest(weights, WEIGHTS)}; "
             f"allowed: {', '.join(WEIGHTS)}, or the path of a .weights.h5, .h5 or .keras file"
