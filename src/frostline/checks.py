@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from frostline import families
 from frostline.arrays import COMPLETE, load_json
-from frostline.families import BUNDLED_BASE, FAMILIES, cuts_of
+from frostline.families import BUNDLED_BASE, FAMILIES, Family, cuts_of
 from frostline.generated import TARGET_CLASSES
 from frostline.params import (
     Augment,
@@ -140,21 +140,12 @@ def check_base(base: Base, root: Path, *, fetched: bool = False) -> list[str]:
         words = [*FAMILIES, "custom"]
         problem = f"base.name: given was {base.name!r}{_nearest(base.name, words)}; allowed: {', '.join(words)}"
         return [problem] if base.weights == "bundled" else [problem, *_weights_problems(base, root, fetched)]
-    problems = []
-    for name, value in base.options.items():
-        kind = family.options.get(name)
-        allowed = ", ".join(f"{option} ({wanted.__name__})" for option, wanted in family.options.items()) or "none"
-        if kind is None:
-            problems.append(
-                f"base.options.{name}: unknown option of {base.name}{_nearest(name, family.options)}; allowed: {allowed}"
-            )
-        elif not _is_of(value, kind):
-            problems.append(f"base.options.{name}: must be {kind.__name__}; given was {value!r}")
+    problems = _option_problems(base, family)
     if not problems or base.weights != "bundled":
         problems += _weights_problems(base, root, fetched)
     if base.image_size < family.min_size:
         problems.append(f"base.image_size: {base.name} needs at least {family.min_size}; given was {base.image_size}")
-    if base.output_layer is not None and not any(problem.startswith("base.options") for problem in problems):
+    if base.output_layer is not None and not _option_problems(base, family):
         cuts = cuts_of(base.name, base.options)
         if base.output_layer not in cuts:
             problems.append(
@@ -167,7 +158,7 @@ def check_base(base: Base, root: Path, *, fetched: bool = False) -> list[str]:
 def check_depth(base: Base, tune: Tune) -> list[str]:
     """Problems of the depths to try: more blocks than the base has below its output layer."""
     family = FAMILIES.get(base.name)
-    if family is None or any(name not in family.options for name in base.options):
+    if family is None or _option_problems(base, family):
         return []
     deepest = tune.space.unfrozen_blocks[1]
     if family.head_only_reason and deepest > 0:
@@ -241,6 +232,20 @@ def check_tracking(tracking: Tracking) -> list[str]:
     if tracking.uri is None:
         return []
     return _url_problems("tracking.uri", tracking.uri, STORES)
+
+
+def _option_problems(base: Base, family: Family) -> list[str]:
+    problems = []
+    for name, value in base.options.items():
+        kind = family.options.get(name)
+        allowed = ", ".join(f"{option} ({wanted.__name__})" for option, wanted in family.options.items()) or "none"
+        if kind is None:
+            problems.append(
+                f"base.options.{name}: unknown option of {base.name}{_nearest(name, family.options)}; allowed: {allowed}"
+            )
+        elif not _is_of(value, kind):
+            problems.append(f"base.options.{name}: must be {kind.__name__}; given was {value!r}")
+    return problems
 
 
 def _was_fetched(fetch: Fetch, folder: Path) -> bool:
