@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -74,24 +74,55 @@ def _inception_resnet_v2() -> tuple[str, ...]:
     )
 
 
-def _mobilenet_v2() -> tuple[str, ...]:
-    # Blocks that change the stride or the number of channels have no residual sum.
-    without_sum = {1, 3, 6, 10, 13, 16}
-    ends = (f"block_{block}_{'project_BN' if block in without_sum else 'add'}" for block in range(1, 17))
-    return ("Conv1_relu", "expanded_conv_project_BN", *ends, "out_relu")
+# Inverted residual blocks as (channels, stride), in the order of the networks.
+_V2_BLOCKS = (
+    *((16, 1), (24, 2), (24, 1), (32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1)),
+    *((64, 1), (96, 1), (96, 1), (96, 1), (160, 2), (160, 1), (160, 1), (320, 1)),
+)
+_V3_SMALL_BLOCKS = (
+    *((16, 2), (24, 2), (24, 1), (40, 2), (40, 1), (40, 1), (48, 1), (48, 1), (96, 2)),
+    *((96, 1), (96, 1)),
+)
+_V3_LARGE_BLOCKS = (
+    *((16, 1), (24, 2), (24, 1), (40, 2), (40, 1), (40, 1), (80, 2), (80, 1), (80, 1)),
+    *((80, 1), (112, 1), (112, 1), (160, 2), (160, 1), (160, 1)),
+)
+
+
+def _mobilenet_v2(options: Mapping[str, Any]) -> tuple[str, ...]:
+    alpha = options.get("alpha", 1.0)
+    widths = [(_round_to_8(int(channels * alpha)), stride) for channels, stride in _V2_BLOCKS]
+    sums = _residual_sums(_round_to_8(32 * alpha), widths)
+    names = ["expanded_conv", *(f"block_{block}" for block in range(1, len(sums)))]
+    ends = (f"{name}_{'add' if has_sum else 'project_BN'}" for name, has_sum in zip(names, sums, strict=True))
+    return ("Conv1_relu", *ends, "out_relu")
 
 
 def _mobilenet_v3(
-    with_sum: tuple[int, ...], num_blocks: int, activations: int, relus: int
+    blocks: Sequence[tuple[int, int]], activations: int, relus: int
 ) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
     def cuts(options: Mapping[str, Any]) -> tuple[str, ...]:
-        minimal = bool(options.get("minimalistic", False))
-        names = ["expanded_conv"] + [f"expanded_conv_{block}" for block in range(1, num_blocks)]
-        ends = (f"{name}_{'add' if block in with_sum else 'project_bn'}" for block, name in enumerate(names))
-        stem, output = ("re_lu", f"re_lu_{relus - 1}") if minimal else ("activation", f"activation_{activations - 1}")
-        return (stem, *ends, output)
+        alpha = options.get("alpha", 1.0)
+        sums = _residual_sums(16, [(_round_to_8(channels * alpha), stride) for channels, stride in blocks])
+        names = ["expanded_conv", *(f"expanded_conv_{block}" for block in range(1, len(sums)))]
+        ends = (f"{name}_{'add' if has_sum else 'project_bn'}" for name, has_sum in zip(names, sums, strict=True))
+        if options.get("minimalistic", False):
+            return ("re_lu", *ends, f"re_lu_{relus - 1}")
+        return ("activation", *ends, f"activation_{activations - 1}")
 
     return cuts
+
+
+def _residual_sums(channels: int, blocks: Sequence[tuple[int, int]]) -> list[bool]:
+    """Has each block a residual sum: only where it keeps the size of the map and the number of channels."""
+    before = [channels, *(width for width, _ in blocks[:-1])]
+    return [stride == 1 and width == given for (width, stride), given in zip(blocks, before, strict=True)]
+
+
+def _round_to_8(channels: float) -> int:
+    # keras.applications.mobilenet_v2._make_divisible: the nearest multiple of 8, not more than 10 % below.
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def _resnet(*blocks: int) -> tuple[str, ...]:
@@ -159,11 +190,9 @@ _TABLE = (
         ("conv1_relu", *(f"conv_pw_{block}_relu" for block in range(1, 14))),
         options={"alpha": float, "depth_multiplier": int},
     ),
-    _family("MobileNetV2", "tf", _mobilenet_v2(), options={"alpha": float}, tried=True),
-    _family("MobileNetV3Small", "none", _mobilenet_v3((2, 4, 5, 7, 9, 10), 11, 18, 23), options=_V3_OPTIONS),
-    _family(
-        "MobileNetV3Large", "none", _mobilenet_v3((0, 2, 4, 5, 7, 8, 9, 11, 13, 14), 15, 20, 31), options=_V3_OPTIONS
-    ),
+    _family("MobileNetV2", "tf", _mobilenet_v2, options={"alpha": float}, tried=True),
+    _family("MobileNetV3Small", "none", _mobilenet_v3(_V3_SMALL_BLOCKS, 18, 23), options=_V3_OPTIONS),
+    _family("MobileNetV3Large", "none", _mobilenet_v3(_V3_LARGE_BLOCKS, 20, 31), options=_V3_OPTIONS),
     _family("InceptionV3", "tf", _inception_v3(), 299, 75, tried=True),
     _family("InceptionResNetV2", "tf", _inception_resnet_v2(), 299, 75),
     _family(

@@ -1,0 +1,471 @@
+"""Bases: built, filled, cut, joined, for every family of `keras.applications`."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from frostline import params
+from frostline.arrays import load_json, require_complete, sha256_of
+from frostline.backbones import build_base, build_prefix, build_suffix, fetch_weights, flops_of, join_base, load_base
+from frostline.backbones.custom import choose_cuts
+from frostline.backbones.graph import find_crossings, name_operations
+from frostline.backbones.splitting import scale_pixels
+from frostline.backbones.whole import build_whole
+from frostline.families import FAMILIES, cuts_of
+from frostline.process import Refused
+
+SMALL = {"alpha": 0.35}
+# The smallest of each line in the usual run; the others share their code and are built by hand when the table changes.
+SMALLEST = [
+    "MobileNet",
+    "MobileNetV2",
+    "MobileNetV3Small",
+    "InceptionV3",
+    "Xception",
+    "VGG16",
+    "ResNet50",
+    "ResNet50V2",
+    "DenseNet121",
+    "EfficientNetB0",
+    "EfficientNetV2B0",
+    "ConvNeXtTiny",
+]
+
+
+def draw_pictures(size, count=2, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def numbers(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return build_base("MobileNetV2", 32, options=SMALL, seed=1)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The network that weights files are saved from; its BatchNorm is not at its start values."""
+    model = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(32, 32, 3), alpha=0.35)
+    rng = np.random.default_rng(3)
+    for variable in model.weights:
+        variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def section(tmp_path, **values):
+    return params.Base(**({"name": "MobileNetV2", "weights": "random", "image_size": 32, "options": SMALL} | values))
+
+
+# ---------------------------------------------------------------- every family
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_suffix_of_prefix_is_the_base(name):
+    keras.backend.clear_session()
+    family = FAMILIES[name]
+    size = family.min_size
+    options = SMALL if "alpha" in family.options else {}
+    base = build_base(name, size, options=options)
+    deepest = len(base.cuts) - 1
+    assert tuple(cut.name for cut in reversed(base.cuts)) == cuts_of(name, options)
+    prefix = build_prefix(base, [0, 1, deepest], None)
+    whole, *features = map(numbers, prefix(draw_pictures(size)))
+    assert np.ptp(whole) > 0
+    for depth, given in zip([1, deepest], features, strict=True):
+        assert given.shape[1:] == base.cuts[depth].shape
+        np.testing.assert_array_equal(numbers(build_suffix(base, depth)(given, training=False)), whole)
+
+
+@pytest.mark.parametrize(("name", "size"), [("InceptionResNetV2", 75), ("NASNetMobile", 32), ("EfficientNetV2S", 32)])
+def test_cuts_of_deeper_families_are_crossings_of_their_graph(name, size):
+    keras.backend.clear_session()
+    base = build_base(name, size)
+    assert tuple(cut.name for cut in reversed(base.cuts)) == cuts_of(name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("MobileNetV2", {"alpha": 0.1}),
+        ("MobileNetV3Small", {"minimalistic": True, "alpha": 0.75}),
+        ("MobileNetV3Large", {"minimalistic": True}),
+        ("MobileNetV3Large", {"alpha": 0.35}),
+    ],
+)
+def test_cuts_follow_the_options(name, options):
+    # Where a narrow network rounds two widths alike, a block gains a residual sum.
+    base = build_base(name, 32, options=options)
+    assert tuple(cut.name for cut in reversed(base.cuts)) == cuts_of(name, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("MobileNetV2", "mobilenet_v2"),
+        ("ResNet50", "resnet"),
+        ("DenseNet121", "densenet"),
+        ("ConvNeXtTiny", "convnext"),
+    ],
+)
+def test_scaling_is_that_of_keras(name, module):
+    pixels = draw_pictures(4)
+    wanted = getattr(keras.applications, module).preprocess_input(pixels.astype("float32"))
+    inputs = keras.Input((4, 4, 3), dtype="uint8")
+    scaled = keras.Model(inputs, scale_pixels(inputs, FAMILIES[name].scaling))(pixels)
+    np.testing.assert_allclose(numbers(scaled), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "giga"),
+    # Multiply-adds x 2. Sandler et al. 2018 (300 M) without the top's 1.3 M; Szegedy et al. 2016 as counted by
+    # torchvision (5.71 G); He et al. 2016 as counted by Bianco et al. 2018 (3.87 G).
+    [("MobileNetV2", 224, {}, 0.598), ("InceptionV3", 299, {}, 11.42), ("ResNet50", 224, {}, 7.73)],
+)
+def test_flops_are_the_published_ones(name, size, options, giga):
+    cost = flops_of(build_base(name, size, options=options))
+    assert cost["total"] == pytest.approx(giga * 1e9, rel=0.03)
+    assert cost["prefix"] == sorted(cost["prefix"], reverse=True)
+    assert all(below + above == cost["total"] for below, above in zip(cost["prefix"], cost["suffix"], strict=True))
+    assert cost["parameters_above"][0] == 0 < cost["parameters_above"][1]
+
+
+# ---------------------------------------------------------------- one base
+
+
+def test_same_seed_same_weights_and_another_seed_others():
+    first, again, other = (
+        build_base("MobileNetV2", 32, options=SMALL, seed=seed).model.get_weights() for seed in (5, 5, 6)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_cut_names_do_not_depend_on_what_the_process_built_before():
+    first, second = (build_base("InceptionV3", 75) for _ in range(2))
+    assert [cut.name for cut in first.cuts] == [cut.name for cut in second.cuts]
+    assert second.model.operations[second.cuts[-1].index].name != "max_pooling2d"
+    assert [cut.index for cut in first.cuts] == [cut.index for cut in second.cuts]
+
+
+def test_depth_0_is_pooled_and_the_others_are_not(base):
+    pixels = draw_pictures(32)
+    pooled, deeper = build_prefix(base, [0, 2], "avg")(pixels)
+    whole, plain = build_prefix(base, [0, 2], None)(pixels)
+    np.testing.assert_allclose(numbers(pooled), numbers(whole).mean((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(numbers(deeper), numbers(plain))
+    largest = build_prefix(base, [0], "max")(pixels)
+    largest = largest[0] if isinstance(largest, list) else largest
+    np.testing.assert_array_equal(numbers(largest), numbers(whole).max((1, 2)))
+
+
+def test_training_a_suffix_changes_neither_the_base_nor_another_suffix(base):
+    before = [value.copy() for value in base.model.get_weights()]
+    one, other = build_suffix(base, 2), build_suffix(base, 2)
+    assert len(one.trainable_variables) > 0
+    for variable in one.weights:
+        variable.assign(variable + 1)
+    assert all(np.array_equal(a, b) for a, b in zip(before, base.model.get_weights(), strict=True))
+    features = build_prefix(base, [2, 0], None)(draw_pictures(32))
+    np.testing.assert_array_equal(numbers(other(features[0], training=False)), numbers(features[1]))
+
+
+def test_there_is_no_suffix_at_depth_0(base):
+    assert build_suffix(base, 0) is None
+
+
+def test_joined_model_is_prefix_and_trained_suffix_before_and_after_saving(base, tmp_path):
+    suffix = build_suffix(base, 3)
+    rng = np.random.default_rng(4)
+    for variable in suffix.trainable_variables:
+        variable.assign_add(rng.normal(0, 0.1, variable.shape))
+    pixels = draw_pictures(32)
+    wanted = numbers(suffix(build_prefix(base, [3, 0], None)(pixels)[0], training=False))
+    joined = join_base(base, 3, suffix)
+    np.testing.assert_array_equal(numbers(joined(pixels)), wanted)
+    joined.save(tmp_path / "joined.keras")
+    loaded = keras.models.load_model(tmp_path / "joined.keras", safe_mode=True)
+    np.testing.assert_array_equal(numbers(loaded(pixels)), wanted)
+
+
+def test_joined_model_keeps_batchnorm_in_inference_mode_however_it_is_called(base):
+    joined = join_base(base, 0, None)
+    pixels = draw_pictures(32)
+    np.testing.assert_array_equal(numbers(joined(pixels, training=True)), numbers(joined(pixels, training=False)))
+
+
+def test_joined_model_shares_nothing_with_the_suffix(base):
+    suffix = build_suffix(base, 1)
+    joined = join_base(base, 1, suffix)
+    before = numbers(joined(draw_pictures(32)))
+    for variable in suffix.weights:
+        variable.assign(variable + 1)
+    np.testing.assert_array_equal(numbers(joined(draw_pictures(32))), before)
+
+
+def test_flipped_channels_survive_saving_in_safe_mode(tmp_path):
+    base = build_base("VGG16", 32, output_layer="block1_pool")
+    joined, pixels = join_base(base, 0, None), draw_pictures(32)
+    joined.save(tmp_path / "vgg.keras")
+    loaded = keras.models.load_model(tmp_path / "vgg.keras", safe_mode=True)
+    np.testing.assert_array_equal(numbers(loaded(pixels)), numbers(joined(pixels)))
+
+
+def test_output_layer_cuts_the_base_short():
+    base = build_base("MobileNetV2", 32, options=SMALL, output_layer="block_12_add")
+    assert base.cuts[0].name == "block_12_add"
+    assert tuple(cut.name for cut in reversed(base.cuts)) == cuts_of("MobileNetV2", SMALL)[:-5]
+
+
+@pytest.mark.parametrize("layer", ["block_12_ad", "block_12_expand"])
+def test_an_output_layer_that_all_paths_do_not_pass_is_refused(layer):
+    with pytest.raises(Refused, match="block_12_add"):
+        build_base("MobileNetV2", 32, options=SMALL, output_layer=layer)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def assert_filled_from(base, network):
+    """Every weight of the base is the network's, compared layer by layer."""
+    source = {layer.name: layer.get_weights() for layer in network.layers}
+    weighted = [layer for layer in base.model.layers if layer.weights]
+    assert weighted
+    for layer in weighted:
+        for value, wanted in zip(layer.get_weights(), source[layer.name], strict=True):
+            np.testing.assert_array_equal(value, wanted)
+
+
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.h5", "a.keras"])
+def test_each_kind_of_file_fills_every_layer(network, tmp_path, name):
+    path = tmp_path / name
+    network.save_weights(path) if name.endswith(".weights.h5") else network.save(path)
+    assert_filled_from(build_base("MobileNetV2", 32, options=SMALL, weights=path), network)
+
+
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.h5"])
+def test_a_file_with_its_top_serves_a_base_without(tmp_path, name):
+    whole = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35, classes=7)
+    whole.save_weights(tmp_path / name) if name.endswith(".weights.h5") else whole.save(tmp_path / name)
+    assert_filled_from(build_base("MobileNetV2", 32, options=SMALL, weights=tmp_path / name), whole)
+
+
+def test_a_truncated_file_serves_what_it_reaches_and_no_more(network, tmp_path):
+    path = tmp_path / "short.weights.h5"
+    keras.Model(network.input, network.get_layer("block_12_add").output).save_weights(path)
+    for layer in ("block_12_add", "block_5_add"):
+        assert_filled_from(build_base("MobileNetV2", 32, options=SMALL, output_layer=layer, weights=path), network)
+    with pytest.raises(Refused, match=r"does not fill 26 of the 104 layers .*block_13_expand \(absent\)"):
+        build_base("MobileNetV2", 32, options=SMALL, weights=path)
+
+
+def test_a_base_inside_a_saved_classifier_is_found(network, tmp_path):
+    outer = keras.Sequential(
+        [keras.Input((32, 32, 3)), network, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    )
+    outer.save_weights(tmp_path / "outer.weights.h5")
+    assert_filled_from(build_base("MobileNetV2", 32, options=SMALL, weights=tmp_path / "outer.weights.h5"), network)
+
+
+def test_nested_layers_are_filled_too(tmp_path):
+    network = keras.applications.ConvNeXtTiny(include_top=False, weights=None, input_shape=(32, 32, 3))
+    network.save_weights(tmp_path / "a.weights.h5")
+    base = build_base("ConvNeXtTiny", 32, weights=tmp_path / "a.weights.h5", seed=9)
+    assert all(np.array_equal(a, b) for a, b in zip(base.model.get_weights(), network.get_weights(), strict=True))
+
+
+def test_weights_of_another_width_are_refused_with_both_shapes(network, tmp_path):
+    network.save_weights(tmp_path / "a.weights.h5")
+    with pytest.raises(Refused, match=r"Conv1 \(3x3x3x16 instead of 3x3x3x32\)"):
+        build_base("MobileNetV2", 32, weights=tmp_path / "a.weights.h5")
+
+
+def test_weights_that_are_not_finite_are_refused(network, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    network.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        file["layers/conv2d/vars/0"][0, 0, 0, 0] = np.nan
+    with pytest.raises(Refused, match="not finite, in layer Conv1"):
+        build_base("MobileNetV2", 32, options=SMALL, weights=path)
+
+
+def test_a_file_that_is_no_weights_file_is_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    path.write_bytes(b"not a weights file")
+    with pytest.raises(Refused, match="cannot be read as a weights file"):
+        build_base("MobileNetV2", 32, options=SMALL, weights=path)
+
+
+def test_a_link_out_of_the_file_is_refused(network, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    network.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        del file["layers/conv2d/vars/0"]
+        file["layers/conv2d/vars/0"] = h5py.ExternalLink("other.h5", "/x")
+    with pytest.raises(Refused, match="link to elsewhere"):
+        build_base("MobileNetV2", 32, options=SMALL, weights=path)
+
+
+def test_efficientnets_released_variance_is_squared(tmp_path):
+    network = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3))
+    layer = next(layer for layer in network.layers if isinstance(layer, keras.layers.Normalization))
+    layer.adapt_mean.assign([0.485, 0.456, 0.406])
+    layer.adapt_variance.assign([0.229, 0.224, 0.225])
+    network.save_weights(tmp_path / "a.weights.h5")
+    base = build_base("EfficientNetB0", 32, weights=tmp_path / "a.weights.h5")
+    pixels = draw_pictures(32)
+    index = next(i for i, layer in enumerate(base.model.layers) if isinstance(layer, keras.layers.Normalization))
+    normalized = keras.Model(base.model.input, base.model.layers[index].output)(pixels.astype("float32"))
+    wanted = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(numbers(normalized), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_real_inception_weights_up_to_mixed8_serve_mixed7(shared):
+    path = shared / "weights" / "inception_v3" / "inception_v3_mixed8.weights.h5"
+    base = build_base("InceptionV3", 75, output_layer="mixed7", weights=path)
+    assert [cut.name for cut in base.cuts][:8] == [f"mixed{block}" for block in range(7, -1, -1)]
+    keras.backend.clear_session()
+    network = keras.applications.InceptionV3(include_top=False, weights=None, input_shape=(75, 75, 3))
+    short = keras.Model(network.input, network.get_layer("mixed8").output)
+    short.load_weights(path)
+    pixels = draw_pictures(75)
+    wanted = keras.Model(network.input, network.get_layer("mixed7").output)(pixels / np.float32(127.5) - 1)
+    np.testing.assert_allclose(
+        numbers(build_prefix(base, [0, 1], None)(pixels)[0]), numbers(wanted), rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(Refused, match="does not fill 36 of the 188 layers"):
+        build_base("InceptionV3", 75, weights=path)
+
+
+# ---------------------------------------------------------------- a model of one's own
+
+
+@pytest.fixture
+def own(network, tmp_path):
+    layers = [keras.Input((32, 32, 3)), network, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    keras.Sequential(layers).save(tmp_path / "own.keras")
+    return tmp_path / "own.keras"
+
+
+def test_a_model_of_ones_own_is_cut_where_its_branches_meet(own, network):
+    base = build_base("custom", 32, options={"scaling": "tf"}, weights=own)
+    assert [cut.name for cut in base.cuts][:3] == ["out_relu", "block_15_add", "block_14_add"]
+    pixels = draw_pictures(32)
+    whole, features = map(numbers, build_prefix(base, [0, 2], None)(pixels))
+    np.testing.assert_allclose(whole, numbers(network(pixels / np.float32(127.5) - 1)), rtol=1e-4)
+    np.testing.assert_array_equal(numbers(build_suffix(base, 2)(features, training=False)), whole)
+
+
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "InceptionV3"])
+def test_the_graph_alone_finds_the_blocks_of_known_families(name):
+    keras.backend.clear_session()
+    size = FAMILIES[name].min_size
+    network = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(size, size, 3))
+    assert choose_cuts(network) == cuts_of(name, {})
+
+
+def test_a_plain_chain_is_cut_before_it_shrinks():
+    x = inputs = keras.Input((32, 32, 3))
+    for name, stride in (("a", 1), ("b", 2), ("c", 1), ("d", 2)):
+        x = keras.layers.Conv2D(4, 3, padding="same", strides=stride, name=name)(x)
+    network = keras.Model(inputs, x)
+    assert choose_cuts(network) == ("a", "c", "d")
+
+
+def test_a_tensor_that_a_shortcut_passes_by_is_no_crossing():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(3, 1, name="inner")(inputs)
+    model = keras.Model(inputs, keras.layers.Conv2D(3, 1, name="last")(x + inputs))
+    names = name_operations(model)
+    assert [names[id(operation)] for operation in find_crossings(model)] == ["add", "last"]
+
+
+def test_a_layer_called_twice_is_no_crossing():
+    inputs = keras.Input((8, 8, 3))
+    twice = keras.layers.Conv2D(3, 1, name="twice")
+    model = keras.Model(inputs, keras.layers.ReLU(name="end")(twice(twice(inputs))))
+    assert [operation.name for operation in find_crossings(model)] == ["end"]
+
+
+@pytest.mark.parametrize(
+    ("size", "output_layer", "words"),
+    [
+        (64, None, "given was 64"),
+        (32, "dense", "no layer of custom that all paths pass"),
+        (32, "block_2_expand", "Near"),
+    ],
+)
+def test_what_a_model_of_ones_own_cannot_do_is_refused(own, size, output_layer, words):
+    with pytest.raises(Refused, match=words):
+        build_base("custom", size, weights=own, output_layer=output_layer)
+
+
+def test_a_model_with_code_in_it_is_refused(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x * 2)(inputs)).save(tmp_path / "code.keras")
+    with pytest.raises(Refused, match="safe mode"):
+        build_base("custom", 8, weights=tmp_path / "code.keras")
+
+
+def test_a_torn_model_is_refused(own):
+    own.write_bytes(own.read_bytes()[:1000])
+    with pytest.raises(Refused, match="cannot be loaded"):
+        build_base("custom", 32, weights=own)
+
+
+# ---------------------------------------------------------------- data/base
+
+
+def test_a_random_base_is_fetched_as_a_seed_alone(tmp_path):
+    folder = tmp_path / "base"
+    fetch_weights(section(tmp_path), folder, seed=11)
+    require_complete(folder)
+    card = load_json(folder / "card.json")
+    assert (card["weights"], card["file"], card["seed"]) == ("random", None, 11)
+    one, other = (load_base(section(tmp_path), folder).model.get_weights() for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_file_is_copied_with_its_card_and_checked_before_it_is_loaded(network, tmp_path):
+    network.save_weights(tmp_path / "mine.weights.h5")
+    base, folder = section(tmp_path, weights=str(tmp_path / "mine.weights.h5")), tmp_path / "base"
+    fetch_weights(base, folder, seed=0)
+    card = load_json(folder / "card.json")
+    assert card["sha256"] == sha256_of(tmp_path / "mine.weights.h5")
+    assert (card["weights"], card["source"]) == ("file", "mine.weights.h5")
+    assert_filled_from(load_base(base, folder), network)
+    with (folder / card["file"]).open("r+b") as file:
+        file.seek(5000)
+        file.write(b"x")
+    with pytest.raises(Refused, match="sha256 differs"):
+        load_base(base, folder)
+
+
+def test_a_model_of_ones_own_goes_through_fetch(own, tmp_path):
+    base = section(tmp_path, name="custom", weights=str(own), options={"scaling": "tf"})
+    fetch_weights(base, tmp_path / "base", seed=0)
+    assert load_json(tmp_path / "base" / "card.json")["weights"] == "keras"
+    assert load_base(base, tmp_path / "base").cuts[0].name == "out_relu"
+
+
+@pytest.mark.parametrize("weights", ["absent.weights.h5", "notes.txt"])
+def test_a_weights_path_that_cannot_be_is_refused(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(Refused, match=r"base\.weights"):
+        fetch_weights(section(tmp_path, weights=weights), tmp_path / "base", seed=0)
+
+
+def test_the_whole_network_labels_and_needs_its_top(network, tmp_path):
+    whole = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35)
+    whole.save_weights(tmp_path / "whole.weights.h5")
+    network.save_weights(tmp_path / "part.weights.h5")
+    pixels = draw_pictures(32)
+    built = build_whole("MobileNetV2", 32, options=SMALL, weights=tmp_path / "whole.weights.h5")
+    np.testing.assert_allclose(numbers(built(pixels)), numbers(whole(pixels / np.float32(127.5) - 1)), rtol=1e-4)
+    with pytest.raises(Refused, match=r"predictions \(absent\)"):
+        build_whole("MobileNetV2", 32, options=SMALL, weights=tmp_path / "part.weights.h5")
