@@ -58,15 +58,9 @@ LINEAGE = (
     *("frostline.versions", "frostline.device", "frostline.dvc_", "mlflow.source.git."),
 )
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-VIEW_METRICS = ("best_val_accuracy", "best_val_loss", "test_accuracy")
-VIEW_PARAMS = (
-    "unfrozen_blocks",
-    "dropout",
-    "head_learning_rate",
-    "suffix_learning_rate",
-    "label_smoothing",
-    "optimizer",
-)
+# Few enough that all stand in a common window; the others are a click away under Columns.
+VIEW_METRICS = ("best_val_accuracy", "test_accuracy")
+VIEW_PARAMS = ("unfrozen_blocks", "dropout", "head_learning_rate")
 # MLflow takes at most so many metrics, and so many params or tags, in one call.
 MAX_METRICS, MAX_ENTRIES = 1000, 100
 
@@ -256,7 +250,8 @@ def close_run(
     status: str = "FINISHED",
 ) -> None:
     """Adds to a run and ends it; all its files are there before it counts as ended."""
-    log_to_run(store, run_id, metrics=metrics, tags=tags, artifacts=artifacts)
+    state = {"frostline.state": STATES[status]}
+    log_to_run(store, run_id, metrics=metrics, tags={**state, **(tags or {})}, artifacts=artifacts)
     store.client.set_terminated(run_id, status)
 
 

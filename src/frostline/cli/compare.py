@@ -26,9 +26,7 @@ METRICS = ("best_val_accuracy", "best_val_loss", "test_accuracy", "best_epoch", 
 @click.option("--finals", "kind", flag_value="final", help="Only final models.")
 @click.option("--trials", "kind", flag_value="trial", help="Only trials.")
 @click.option("--study", default="", help="Only runs of the study whose digest begins so.")
-@click.option(
-    "--sort", default="best_val_accuracy", show_default=True, help="A metric or hparam; -NAME turns it round."
-)
+@click.option("--sort", help="A metric or hparam, the largest first; -NAME turns it round. [best_val_accuracy]")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Rows to show at most.")
 @click.option("--ids", is_flag=True, help="Show each run's id.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record per line.")
