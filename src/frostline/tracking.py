@@ -38,6 +38,8 @@ from frostline.process import Refused
 # A server that is down is reported after seconds; MLflow's own patience is four minutes a call.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# A bar for each file of a model that lies on this very disk.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # The creation of the database is not news.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
