@@ -123,9 +123,9 @@ def augment_batch(images: Pictures, rng: np.random.Generator, strength: float, s
     count, side = images.shape[:2]
     result = np.empty((count, size, size, 3), np.uint8)
     # Share of the area kept, as in Inception-style crops; mirrored at the rim where a turn leaves the picture.
-    zoom: NDArray[np.float64] = np.sqrt(rng.uniform(1 - 0.6 * strength, 1.0, count)) * side / size
+    zoom: NDArray[np.float64] = np.asarray(np.sqrt(rng.uniform(1 - 0.6 * strength, 1.0, count)) * (side / size))
     aspect: NDArray[np.float64] = np.exp(rng.uniform(-0.25, 0.25, count) * strength)
-    turn: NDArray[np.float64] = rng.normal(0, 0.2 * strength, count)
+    turn = np.asarray(rng.normal(0, 0.2 * strength, count))
     flip = np.where(rng.random(count) < 0.5, -1.0, 1.0) if strength > 0 else np.ones(count)
     room = np.maximum(side - zoom * size, 0) / 2 + 0.06 * side * strength
     centre: NDArray[np.float64] = side / 2 - 0.5 + rng.uniform(-1, 1, (count, 2)) * room[:, None]
@@ -270,9 +270,23 @@ def pretrain(
         loss, accuracy = fitted.history["loss"][-1], fitted.history["accuracy"][-1]
         history.append(Epoch(epoch, size, loss, accuracy, val_loss, val_accuracy, time.monotonic() - started))
         _save_checkpoint(network, history, work)
+    settle_statistics(network, base, source, recipe)
     stock = build_stock(recipe, recipe.image_size)
     stock.set_weights(base.get_weights())
     return stock, history
+
+
+def settle_statistics(network: keras.Model, base: keras.Model, source: SourceSet, recipe: Recipe) -> None:
+    """Replaces BatchNorm's running averages by the mean over up to 32 batches of pictures at full size.
+
+    Running averages trail behind the weights (Wu and Johnson, "Rethinking Batch in BatchNorm", 2021, section 3).
+    """
+    norms = [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    batches = EpochBatches(source, recipe, recipe.epochs, recipe.image_size)
+    for step in range(min(32, len(batches))):
+        for layer in norms:
+            layer.momentum = step / (step + 1)
+        network(batches[step][0], training=True)
 
 
 def _compile(network: keras.Model, recipe: Recipe, steps: int) -> None:

@@ -1,0 +1,164 @@
+"""How well a base transfers: a linear probe on its pooled features, against random and ImageNet weights.
+
+    python benchmarks/transfer.py [--shared ../shared] [--base FILE] [--seeds 5] [--json FILE]
+    python benchmarks/transfer.py --base mine/base.weights.h5 --image-size 64 --tasks horses_or_humans --per-class 30
+
+Three small tasks: the generated target set with 20 pictures per class, horses_or_humans and cats_vs_dogs with 100.
+A seed draws the training pictures and, for the lower line, the random weights. Prints a Markdown table.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegressionCV
+
+from frostline.backbones import Base, build_base, build_prefix
+from frostline.decoding import decode_image
+from frostline.generated import BUNDLED_BASE, TARGET_CLASSES, draw_target
+from frostline.seeding import derive_seed
+
+ALPHA = 0.35
+TEST_PER_CLASS = 75  # of the generated target set
+PENALTIES = np.logspace(-5, 1, 7)  # inverse strength of L2, chosen by 5-fold cross-validation on the training pictures
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures to draw training sets from, and pictures to test on."""
+
+    name: str
+    per_class: int
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+
+
+def make_target(per_class: int, seeds: int, size: int) -> Task:
+    """The generated target set, enough of it for disjoint training sets."""
+    classes, numbers = range(len(TARGET_CLASSES)), range(per_class * seeds)
+    draw = lambda part, number, label: draw_target(label, derive_seed(1, "transfer", part, number), size)  # noqa: E731
+    return Task(
+        "generated target",
+        per_class,
+        np.stack([draw("train", number, label) for number in numbers for label in classes]),
+        np.tile(np.arange(len(classes)), len(numbers)),
+        np.stack([draw("test", number, label) for number in range(TEST_PER_CLASS) for label in classes]),
+        np.tile(np.arange(len(classes)), TEST_PER_CLASS),
+    )
+
+
+def load_task(folder: Path, per_class: int, size: int) -> Task:
+    """A folder with train/<class> and validation/<class>; tested on validation."""
+    splits = []
+    for split in ("train", "validation"):
+        classes = sorted(path for path in (folder / split).iterdir() if path.is_dir())
+        files = [(file, label) for label, path in enumerate(classes) for file in sorted(path.iterdir())]
+        splits.append(np.stack([decode_image(file.read_bytes(), size) for file, _ in files]))
+        splits.append(np.array([label for _, label in files]))
+    return Task(folder.name, per_class, *splits)
+
+
+def sample(task: Task, seed: int) -> NDArray[np.intp]:
+    """Rows of one balanced training set."""
+    rng = np.random.default_rng(derive_seed(seed, "sample", task.name))
+    rows = [rng.permutation(np.flatnonzero(task.labels == label))[: task.per_class] for label in np.unique(task.labels)]
+    return np.concatenate(rows)
+
+
+def calibrate(base: Base, images: NDArray[np.uint8]) -> None:
+    """Sets the BatchNorm statistics of a random base from the pictures.
+
+    Untouched, they leave features so small that a probe sees constants, and the comparison would flatter us.
+    """
+    norms = [layer for layer in base.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    base.model.trainable = True
+    for step in range(8):
+        for layer in norms:
+            layer.momentum = step / (step + 1)  # a plain mean over the batches
+        batch = images[step::8][:64].astype(np.float32) / 127.5 - 1
+        base.model(batch, training=True)
+    base.model.trainable = False
+
+
+def extract(base: Base, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Pooled features: (num_images, channels)."""
+    prefix = build_prefix(base, [0], "avg")
+    (features,) = [np.asarray(part) for part in prefix.predict(images, batch_size=128, verbose=0)]
+    return features.astype(np.float64)
+
+
+def probe(
+    train: NDArray[np.float64], labels: NDArray[np.int64], test: NDArray[np.float64], answers: NDArray[np.int64]
+) -> float:
+    """Test accuracy of a logistic regression on standardised features."""
+    mean, deviation = train.mean(0), train.std(0)
+    # Relative to the largest, not absolute: a small feature is no constant.
+    scale = np.where(deviation > 1e-6 * deviation.max(), deviation, np.inf)
+    model = LogisticRegressionCV(Cs=PENALTIES, cv=5, max_iter=300, l1_ratios=(0,), use_legacy_attributes=False)
+    model.fit((train - mean) / scale, labels)
+    return float(model.score((test - mean) / scale, answers))
+
+
+def measure(weights: Path | str, tasks: list[Task], seeds: int) -> Iterator[tuple[str, list[float]]]:
+    """Task name and one accuracy per seed."""
+    for task in tasks:
+        scores = []
+        for seed in range(seeds):
+            rows = sample(task, seed)
+            base = build_base(
+                "MobileNetV2",
+                task.images.shape[1],
+                options={"alpha": ALPHA},
+                weights=None if weights == "random" else Path(weights),
+                seed=seed,
+            )
+            if weights == "random":
+                calibrate(base, task.images[rows])
+            features = extract(base, np.concatenate([task.images[rows], task.test_images]))
+            scores.append(probe(features[: len(rows)], task.labels[rows], features[len(rows) :], task.test_labels))
+            keras.utils.clear_session()
+        yield task.name, scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--base", type=Path, default=BUNDLED_BASE / "base.weights.h5", help="the weights to judge")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--tasks", nargs="+", default=["target", "horses_or_humans", "cats_vs_dogs"])
+    parser.add_argument("--per-class", type=int, default=100, help="training pictures per class of the photo sets")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    started = time.time()
+    tasks = [make_target(20, given.seeds, given.image_size)] if "target" in given.tasks else []
+    folders = [given.shared / "data" / name for name in given.tasks if name != "target"]
+    tasks += [load_task(folder, given.per_class, given.image_size) for folder in folders if folder.is_dir()]
+    bases: dict[str, Path | str] = {
+        "random, calibrated": "random",
+        "bundled" if given.base.parent == BUNDLED_BASE else str(given.base): given.base,
+    }
+    imagenet = given.shared / "weights/mobilenet_v2_035/mobilenet_v2_035_notop.weights.h5"
+    if imagenet.is_file():
+        bases["ImageNet"] = imagenet
+    results = {name: dict(measure(weights, tasks, given.seeds)) for name, weights in bases.items()}
+    print("| weights | " + " | ".join(f"{task.name}, {task.per_class} per class" for task in tasks) + " |")
+    print("|---" * (len(tasks) + 1) + "|")
+    for name, scores in results.items():
+        cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for values in scores.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print(f"\n{given.seeds} seeds, mean ± standard deviation; {time.time() - started:.0f} s")
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

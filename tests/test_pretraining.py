@@ -1,0 +1,189 @@
+"""A base trained from scratch: resumed after a kill, whole on disk, and readable by the stock constructor."""
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from frostline import generated, pretraining
+from frostline.arrays import load_json, sha256_of
+from frostline.cli.pretrain import command
+from frostline.pretraining import (
+    EpochBatches,
+    Recipe,
+    augment_batch,
+    make_card,
+    make_generated_source,
+    pretrain,
+    save_base,
+)
+from frostline.process import Refused
+
+RECIPE = Recipe("MobileNet", {"alpha": 0.25}, image_size=32, epochs=2, batch_size=8, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return make_generated_source(tmp_path_factory.mktemp("source"), num_classes=4, images_per_class=6, size=32, seed=1)
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+    return pretrain(source, RECIPE, tmp_path_factory.mktemp("work"))
+
+
+def test_generated_source_holds_every_class_equally_often(source):
+    assert np.bincount(source.labels).tolist() == [6, 6, 6, 6]
+    rows = np.array([0, 5, 23])
+    assert np.array_equal(source.take(rows)[1], generated.draw_source(1, generated.derive_seed(1, 1), 32))
+
+
+def test_a_killed_drawing_keeps_its_whole_shards(tmp_path):
+    first = make_generated_source(tmp_path, 4, 6, 32, seed=1)
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+    (tmp_path / "val.npy").unlink()
+    again = make_generated_source(tmp_path, 4, 6, 32, seed=1)
+    assert (tmp_path / "shard-00000.npy").stat().st_mtime_ns == times["shard-00000.npy"]
+    assert np.array_equal(first.val_images, again.val_images)
+
+
+def test_training_killed_in_an_epoch_goes_on_and_ends_alike(source, trained, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(progress):
+        if progress.epoch == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        pretrain(source, RECIPE, tmp_path, kill)
+    (tmp_path / ".123.epoch-0009.weights.h5").write_bytes(b"half a checkpoint, not to be read")
+    seen = []
+    base, history = pretrain(source, RECIPE, tmp_path, lambda progress: seen.append(progress.epoch))
+    assert set(seen) == {1}, "the first epoch is not run again"
+    assert [epoch.epoch for epoch in history] == [0, 1]
+    # Thread order changes the last digits of a sum; a lost optimizer state or schedule would change the first.
+    for ours, theirs in zip(base.get_weights(), trained[0].get_weights(), strict=True):
+        assert np.allclose(ours, theirs, atol=2e-3)
+
+
+def test_small_pictures_first_give_a_base_for_the_full_size(source, tmp_path):
+    recipe = replace(RECIPE, image_size=64, small_size=32, small_share=0.5)
+    base, history = pretrain(source, recipe, tmp_path)
+    assert [epoch.size for epoch in history] == [32, 64]
+    assert base.input_shape == (None, 64, 64, 3)
+
+
+def test_the_written_weights_load_into_the_stock_constructor(source, trained, tmp_path):
+    base, history = trained
+    path = save_base(tmp_path, base, make_card(RECIPE, source, history))
+    stock = keras.applications.MobileNet(include_top=False, weights=path, input_shape=(32, 32, 3), alpha=0.25)
+    images = np.linspace(-1, 1, 2 * 32 * 32 * 3, dtype=np.float32).reshape(2, 32, 32, 3)
+    assert np.allclose(stock(images), base(images), atol=1e-5)
+
+
+def test_the_card_says_what_the_base_is(source, trained, tmp_path):
+    base, history = trained
+    path = save_base(
+        tmp_path, base, make_card(RECIPE, source, history, command="frostline pretrain", commit="abc", notes=["no"])
+    )
+    card = load_json(tmp_path / "card.json")
+    assert card["sha256"] == sha256_of(path)
+    assert (card["name"], card["options"], card["image_size"], card["scaling"]) == (
+        "MobileNet",
+        {"alpha": 0.25},
+        32,
+        "tf",
+    )
+    assert card["num_classes"] == 4
+    assert card["val_accuracy"] == round(history[-1].val_accuracy, 4)
+    assert card["generator"]["source"] == generated.source_digest()
+    assert {"recipe", "commit", "command", "notes", "versions", "device"} <= set(card)
+
+
+def test_an_epochs_batches_depend_on_seed_and_epoch_alone(source):
+    backwards = [EpochBatches(source, RECIPE, 1, 32)[index] for index in (2, 1, 0)][::-1]
+    forwards = [EpochBatches(source, RECIPE, 1, 32)[index] for index in (0, 1, 2)]
+    for (images, targets), (same_images, same_targets) in zip(forwards, backwards, strict=True):
+        assert np.array_equal(images, same_images)
+        assert np.array_equal(targets, same_targets)
+    assert not np.array_equal(EpochBatches(source, RECIPE, 2, 32)[0][0], forwards[0][0])
+
+
+def test_every_row_is_seen_once_in_an_epoch(source):
+    batches = EpochBatches(source, replace(RECIPE, augmentation=0.0), 0, 32)
+    seen = np.concatenate([batches[index][0] for index in range(len(batches))])
+    assert {image.tobytes() for image in seen.astype(np.uint8)} == {
+        image.tobytes() for image in source.take(np.arange(24))
+    }
+
+
+def test_no_augmentation_leaves_pictures_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    before = images.copy()
+    assert np.array_equal(augment_batch(images, np.random.default_rng(1), 0.0, 32), images)
+    assert not np.array_equal(augment_batch(images, np.random.default_rng(1), 1.0, 32), images)
+    assert np.array_equal(images, before)
+
+
+def test_residual_branches_begin_silent_and_the_classifier_undecided():
+    recipe = Recipe(options={"alpha": 0.35}, image_size=32)
+    network, base = pretraining.build_network(recipe, 5)
+    adds = [layer for layer in base.layers if isinstance(layer, keras.layers.Add)]
+    silent = [
+        layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization) and not np.any(layer.gamma)
+    ]
+    assert len(silent) == len(adds) == 10
+    assert np.allclose(network(np.full((1, 32, 32, 3), 99, np.float32)), 0)
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(Refused, match="MobileNetV2"):
+        pretraining.build_stock(Recipe(architecture="MobileNetV"), 96)
+
+
+def test_the_command_writes_a_base_and_refuses_to_overwrite_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "--base",
+        "MobileNet",
+        "--option",
+        "alpha=0.25",
+        "--image-size",
+        "32",
+        "--epochs",
+        "1",
+        "--classes",
+        "3",
+        "--images-per-class",
+        "4",
+    ]
+    arguments = ["generated", "--out", "mine", *small, "--batch-size", "4", "--no-track"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "epoch 1/1" in result.output
+    card = json.loads((tmp_path / "mine" / "card.json").read_text())
+    assert card["file"] == "base.weights.h5"
+    assert not list((tmp_path / ".frostline" / "work").iterdir()), "finished work is removed"
+    with pytest.raises(Refused, match="holds a base already"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+def test_an_option_without_a_number_is_refused(tmp_path):
+    with pytest.raises(Refused, match=r"alpha=0\.35"):
+        CliRunner().invoke(command, ["--out", str(tmp_path / "x"), "--option", "alpha=big"], catch_exceptions=False)
+
+
+def test_the_bundled_base_is_small_whole_and_readable():
+    card = load_json(generated.BUNDLED_BASE / "card.json")
+    path = generated.BUNDLED_BASE / card["file"]
+    assert path.stat().st_size <= 2_500_000
+    assert sha256_of(path) == card["sha256"]
+    size = card["image_size"]
+    stock = getattr(keras.applications, card["name"])(
+        include_top=False, weights=path, input_shape=(size, size, 3), **card["options"]
+    )
+    assert all(np.isfinite(weight).all() for weight in stock.get_weights())
