@@ -1,7 +1,18 @@
 """Versions, moves of the champion, the gate on real versions, and where they come from."""
 
+import base64
+import contextlib
 import csv
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -299,9 +310,106 @@ def test_the_whole_life_of_a_version(workspace):
     assert "final · trial 03" in call("trace", "champion")[1]
     assert call("rollback")[0] == 2
     assert call("trace", "7")[0] == 2
+    predict_everything(workspace)
+    serve_the_champion(workspace)
     compared = call("compare")[1]
     assert "final · trial 03" in compared
     assert "dropout" in compared
+
+
+def predict_everything(workspace: Path) -> None:
+    """Files, a folder, a pattern and standard input, with one that is no picture among them."""
+    images = np.load("data/prepared/test/images.npy")[:4]
+    wanted = list(csv.DictReader(Path("reports/evaluation/predictions.csv").read_text().splitlines()))[:4]
+    folder = workspace / "pictures"
+    folder.mkdir()
+    for index, image in enumerate(images):
+        (folder / f"{index}.png").write_bytes(encode(image))
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    code, said = call("predict", "pictures", "--json")
+    assert code == 1
+    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png", "bad.jpg"]
+    for row, want in zip(rows, wanted, strict=False):
+        assert row["probabilities"] == pytest.approx({name: float(want[f"p({name})"]) for name in CLASSES}, abs=1e-5)
+    code, said = call("predict", "pictures/[01].png", "pictures/2.png", "--csv")
+    assert code == 0, said
+    table = list(csv.DictReader(said.splitlines()))
+    assert [row["label"] for row in table] == [row["label"] for row in rows[:3]]
+    assert set(table[0]) == {"file", "label", "probability", "error", *(f"p({name})" for name in CLASSES)}
+    piped = CliRunner().invoke(group, ["predict", "-"], input=encode(images[0]))
+    assert piped.output.startswith(f"(stdin)\t{rows[0]['label']}\t")
+    listed = CliRunner().invoke(group, ["predict", "-", "--tta", "--explain", "maps"], input="pictures/1.png\n")
+    assert listed.output.startswith(f"pictures/1.png\t{rows[1]['label']}\t"), listed.output
+    assert [path.name for path in Path("maps").iterdir()] == ["00000-1.png"]
+    code, said = call("predict", "nowhere.png")
+    assert code == 1
+    assert "no such file" in said
+    assert call("predict")[0] == 2
+
+
+def encode(image: np.ndarray) -> bytes:
+    import cv2
+
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def serve_the_champion(workspace: Path) -> None:
+    """The real server, asked as anyone would ask it."""
+    image = np.load("data/prepared/test/images.npy")[0]
+    wanted = json.loads(call("predict", "pictures/0.png", "--json")[1])
+    with running("serve", "/ping") as url:
+        answer = ask(f"{url}/invocations", {"dataframe_records": [{"image": base64.b64encode(encode(image)).decode()}]})
+        assert answer["predictions"][0]["label"] == wanted["label"]
+        assert answer["predictions"][0]["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            ask(f"{url}/invocations", {"dataframe_records": [{"image": "bm8gcGljdHVyZQ=="}]})
+        assert refusal.value.code == 400
+        refusal.value.close()
+
+
+def test_the_pages_answer_this_machine_alone(workspace):
+    with running("ui", "/health") as url:
+        with urllib.request.urlopen(f"{url}/version", timeout=60) as answer:
+            assert answer.status == 200
+        rebound = urllib.request.Request(f"{url}/", headers={"Host": "10.evil.com"})
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(rebound, timeout=60)
+        assert refusal.value.code == 403
+        refusal.value.close()
+
+
+@contextlib.contextmanager
+def running(name: str, healthy: str):
+    """The address of `frostline NAME`, running and answering; ended with the block."""
+    program = "from frostline.cli import main; main()"
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        command = [sys.executable, "-c", program, name, "--port", "0"]
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            # Half a minute on an idle machine; a loaded one imports these libraries ten times as slowly.
+            while time.monotonic() < started + 400:
+                log.seek(0)
+                said = log.read()
+                assert process.poll() is None, said
+                found = re.search(r"http://127\.0\.0\.1:\d+", said)
+                with contextlib.suppress(OSError):
+                    if found and urllib.request.urlopen(found.group() + healthy, timeout=5).status == 200:
+                        break
+                time.sleep(0.5)
+            else:
+                raise AssertionError(said)
+            yield found.group()
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def ask(url: str, body: object) -> dict[str, list[dict[str, object]]]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
 
 
 def test_a_worse_model_is_refused_and_force_is_recorded(workspace):

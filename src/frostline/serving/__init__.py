@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 MODEL, CARD, GOLDEN = "model.keras", "frostline.json", "golden.npz"
 DATA = Path("data/data")  # where these lie in MLflow's folder of the model
-BATCH_SIZE = 32
+BATCH_SIZES = (1, 8, 32)
+BATCH_SIZE = BATCH_SIZES[-1]
 # What a server needs besides the code that travels with the model.
 REQUIREMENTS = ("mlflow", "keras", "numpy", "pandas", "opencv-python-headless")
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax"}
@@ -142,8 +143,8 @@ def predict_probabilities(network: Any, images: NDArray[np.uint8]) -> NDArray[np
     parts = []
     for start in range(0, len(images), BATCH_SIZE):
         batch = np.asarray(images[start : start + BATCH_SIZE])
-        # Batches of 1, 2, 4, .. 32 pictures: every other size would be compiled anew.
-        size = 1 << (len(batch) - 1).bit_length()
+        # Every other size would be compiled anew.
+        size = next(size for size in BATCH_SIZES if size >= len(batch))
         padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
         parts.append(np.asarray(network.predict_on_batch(padded), dtype=np.float32)[: len(batch)])
     return np.concatenate(parts) if parts else np.zeros((0, network.output_shape[-1]), np.float32)
