@@ -1,5 +1,7 @@
 """Bases: built, filled, cut, joined, for every family of `keras.applications`."""
 
+import os
+
 import h5py
 import keras
 import numpy as np
@@ -16,8 +18,8 @@ from frostline.families import FAMILIES, cuts_of
 from frostline.process import Refused
 
 SMALL = {"alpha": 0.35}
-# The smallest of each line in the usual run; the others share their code and are built by hand when the table changes.
-SMALLEST = [
+# The smallest of each line; FROSTLINE_ALL_FAMILIES=1 compares all forty, in half an hour and 8 GB.
+NAMES = [
     "MobileNet",
     "MobileNetV2",
     "MobileNetV3Small",
@@ -31,6 +33,8 @@ SMALLEST = [
     "EfficientNetV2B0",
     "ConvNeXtTiny",
 ]
+if os.environ.get("FROSTLINE_ALL_FAMILIES"):
+    NAMES = [name for name, family in FAMILIES.items() if not family.head_only_reason]
 
 
 def draw_pictures(size, count=2, seed=0):
@@ -63,7 +67,7 @@ def section(tmp_path, **values):
 # ---------------------------------------------------------------- every family
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", NAMES)
 def test_suffix_of_prefix_is_the_base(name):
     keras.backend.clear_session()
     family = FAMILIES[name]
@@ -80,7 +84,7 @@ def test_suffix_of_prefix_is_the_base(name):
         np.testing.assert_array_equal(numbers(build_suffix(base, depth)(given, training=False)), whole)
 
 
-@pytest.mark.parametrize(("name", "size"), [("InceptionResNetV2", 75), ("NASNetMobile", 32), ("EfficientNetV2S", 32)])
+@pytest.mark.parametrize(("name", "size"), [("InceptionResNetV2", 75), ("NASNetMobile", 32)])
 def test_cuts_of_deeper_families_are_crossings_of_their_graph(name, size):
     keras.backend.clear_session()
     base = build_base(name, size)
@@ -145,10 +149,10 @@ def test_same_seed_same_weights_and_another_seed_others():
 
 
 def test_cut_names_do_not_depend_on_what_the_process_built_before():
-    first, second = (build_base("InceptionV3", 75) for _ in range(2))
+    first, second = (build_base("MobileNetV3Small", 32, options=SMALL) for _ in range(2))
     assert [cut.name for cut in first.cuts] == [cut.name for cut in second.cuts]
-    assert second.model.operations[second.cuts[-1].index].name != "max_pooling2d"
     assert [cut.index for cut in first.cuts] == [cut.index for cut in second.cuts]
+    assert second.cuts[-1].name == "activation" != second.model.operations[second.cuts[-1].index].name
 
 
 def test_depth_0_is_pooled_and_the_others_are_not(base):
@@ -220,9 +224,9 @@ def test_output_layer_cuts_the_base_short():
     assert tuple(cut.name for cut in reversed(base.cuts)) == cuts_of("MobileNetV2", SMALL)[:-5]
 
 
-@pytest.mark.parametrize("layer", ["block_12_ad", "block_12_expand"])
-def test_an_output_layer_that_all_paths_do_not_pass_is_refused(layer):
-    with pytest.raises(Refused, match="block_12_add"):
+@pytest.mark.parametrize(("layer", "near"), [("block_12_ad", "block_12_add"), ("block_12_expand", "block_1_expand")])
+def test_an_output_layer_that_all_paths_do_not_pass_is_refused(layer, near):
+    with pytest.raises(Refused, match=f"that all paths pass through. Near: .*{near}"):
         build_base("MobileNetV2", 32, options=SMALL, output_layer=layer)
 
 
@@ -359,7 +363,7 @@ def test_a_model_of_ones_own_is_cut_where_its_branches_meet(own, network):
     np.testing.assert_array_equal(numbers(build_suffix(base, 2)(features, training=False)), whole)
 
 
-@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "InceptionV3"])
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50"])
 def test_the_graph_alone_finds_the_blocks_of_known_families(name):
     keras.backend.clear_session()
     size = FAMILIES[name].min_size

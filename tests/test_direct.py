@@ -5,8 +5,10 @@ import json
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from frostline import direct
+from frostline.cli import group
 from frostline.direct import label_images, load_class_names
 from frostline.process import Refused
 
@@ -75,6 +77,22 @@ def test_a_file_that_does_not_name_the_classes_is_refused(tmp_path, text):
 def test_a_base_without_imagenet_classes_is_refused(name):
     with pytest.raises(Refused):
         label_images(name, None, [])
+
+
+def test_the_command_prints_the_five_likeliest_classes(picture, names, tmp_path, monkeypatch):
+    import keras
+
+    path = tmp_path / "whole.weights.h5"
+    keras.applications.MobileNetV2(weights=None).save_weights(path)
+    monkeypatch.chdir(tmp_path)  # no project is needed
+    arguments = ["predict", "--base", "MobileNetV2", "--weights", str(path), "--labels", str(names), str(picture)]
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    lines = [line.split("\t") for line in result.stdout.splitlines()]
+    assert [line[0] for line in lines] == [str(picture), "", "", "", ""]
+    assert all(line[1].startswith("thing ") for line in lines)
+    scores = [float(line[2]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_real_weights_know_a_cat(shared):

@@ -208,4 +208,6 @@ def write_answers(rows: Iterable[dict[str, Any]], form: str | None, classes: Seq
             )
         elif "error" not in row:
             click.echo(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}")
+            for other in row.get("top", ())[1:]:
+                click.echo(f"\t{other['label']}\t{other['probability']:.4f}")
     return 1 if failed else 0
