@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from frostline import params
-from frostline.arrays import load_json, require_complete, sha256_of
+from frostline.arrays import load_json, require_complete, save_json, sha256_of
 from frostline.backbones import build_base, build_prefix, build_suffix, fetch_weights, flops_of, join_base, load_base
 from frostline.backbones.custom import choose_cuts
 from frostline.backbones.graph import find_crossings, name_operations
@@ -462,6 +462,58 @@ def test_a_weights_path_that_cannot_be_is_refused(tmp_path, monkeypatch, weights
     (tmp_path / "notes.txt").touch()
     with pytest.raises(Refused, match=r"base\.weights"):
         fetch_weights(section(tmp_path, weights=weights), tmp_path / "base", seed=0)
+
+
+def test_the_card_beside_a_file_goes_with_it(network, tmp_path):
+    path = tmp_path / "mine.weights.h5"
+    network.save_weights(path)
+    facts = {"name": "MobileNetV2", "options": SMALL, "source": "my roads", "licence": "CC0", "sha256": sha256_of(path)}
+    save_json(tmp_path / "card.json", facts)
+    fetch_weights(section(tmp_path, weights=str(path)), tmp_path / "base", seed=0)
+    card = load_json(tmp_path / "base" / "card.json")
+    assert (card["source"], card["licence"]) == ("my roads", "CC0")
+    with pytest.raises(Refused, match="Set both alike"):
+        fetch_weights(section(tmp_path, weights=str(path), options={"alpha": 0.5}), tmp_path / "other", seed=0)
+
+
+def test_the_bundled_base_is_fetched_and_loads(tmp_path):
+    base = section(tmp_path, weights="bundled")
+    fetch_weights(base, tmp_path / "base", seed=0)
+    assert load_json(tmp_path / "base" / "card.json")["weights"] == "bundled"
+    assert np.ptp(numbers(build_prefix(load_base(base, tmp_path / "base"), [0, 1], "avg")(draw_pictures(32))[0])) > 0
+    with pytest.raises(Refused, match="The bundled base is MobileNetV2 with options"):
+        fetch_weights(section(tmp_path, weights="bundled", options={}), tmp_path / "other", seed=0)
+
+
+def test_what_keras_downloads_is_kept_as_a_file(network, tmp_path, monkeypatch):
+    given = {}
+
+    def download(**arguments):
+        given.update(arguments)
+        return network
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", download)
+    base = section(tmp_path, weights="imagenet")
+    fetch_weights(base, tmp_path / "base", seed=0)
+    monkeypatch.undo()
+    assert (given["weights"], given["include_top"], given["alpha"]) == ("imagenet", False, 0.35)
+    assert_filled_from(load_base(base, tmp_path / "base"), network)
+
+
+def test_a_download_that_fails_is_refused(tmp_path, monkeypatch):
+    def download(**_):
+        raise Exception("URL fetch failure")  # as Keras does
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", download)
+    with pytest.raises(Refused, match="URL fetch failure"):
+        fetch_weights(section(tmp_path, weights="imagenet"), tmp_path / "base", seed=0)
+    assert not (tmp_path / "base" / "complete.json").exists()
+
+
+@pytest.mark.parametrize("weights", ["random", "bundled", "imagenet"])
+def test_a_custom_base_is_a_file(tmp_path, weights):
+    with pytest.raises(Refused, match=r"\.keras file"):
+        fetch_weights(section(tmp_path, name="custom", weights=weights, options={}), tmp_path / "base", seed=0)
 
 
 def test_the_whole_network_labels_and_needs_its_top(network, tmp_path):

@@ -41,6 +41,7 @@ def test_only_families_with_real_weights_tried_are_marked_so():
         ("MobileNetV2", 96, {"alpha": True}, "alpha of MobileNetV2 is a float"),
         ("MobileNetV2", 96, {"alpha": -1.0}, "alpha of MobileNetV2 is a float"),
         ("MobileNetV2", 96, {"alpha": "0.5"}, "alpha of MobileNetV2 is a float"),
+        ("MobileNet", 96, {"depth_multiplier": 1.5}, "depth_multiplier of MobileNet is a int"),
         ("ResNet50", 96, {"alpha": 0.5}, "allowed: none"),
         ("InceptionV3", 64, {}, "at least 75 px; given was 64"),
         ("custom", 64, {"scaling": "tg"}, "tf, caffe, torch, none"),

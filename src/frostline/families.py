@@ -265,10 +265,11 @@ def check_base(name: str, image_size: int, options: Mapping[str, Any]) -> None:
                 f"base.options: {name} has no option {option!r}{_hint(option, list(family.options))}; allowed: {allowed}."
             )
         kind = family.options[option]
+        numeric = bool if kind is bool else int if kind is int else (int, float)
         if (
             isinstance(value, bool) != (kind is bool)
-            or not isinstance(value, (int, float))
-            or (kind is float and value <= 0)
+            or not isinstance(value, numeric)
+            or (kind is not bool and value <= 0)
         ):
             raise Refused(f"base.options: {option} of {name} is a {kind.__name__}; given was {value!r}.")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from frostline import params
 from frostline.arrays import load_json, mark_complete, replacing, save_json, sha256_of
-from frostline.families import BUNDLED_BASE, FAMILIES, check_base
+from frostline.families import BUNDLED_BASE, CUSTOM, check_base
 from frostline.process import Refused, project_root
 
 SUFFIXES = (".weights.h5", ".h5", ".keras")
@@ -32,6 +32,8 @@ def fetch_weights(base: params.Base, folder: Path, seed: int) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     match base.weights:
+        case "random" | "bundled" | "imagenet" if base.name == CUSTOM:
+            raise Refused(f"base.weights: a custom base is the path of a .keras file; given was {base.weights!r}.")
         case "random":
             card |= {"source": "drawn from the seed; not pre-trained", "licence": "none"}
         case "bundled":
@@ -70,13 +72,28 @@ def _copy_file(base: params.Base, folder: Path) -> dict[str, Any]:
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
         raise Refused(f"base.weights: {path.name} does not end in one of {', '.join(SUFFIXES)}.")
+    if base.name == CUSTOM and suffix != ".keras":
+        raise Refused(f"base.weights: a custom base is a .keras file; given was {path.name}.")
     _copy(path, folder / f"base{suffix}")
-    return {"weights": "keras" if suffix == ".keras" else "file", "file": f"base{suffix}", "source": path.name}
+    facts = {"weights": "keras" if suffix == ".keras" else "file", "file": f"base{suffix}", "source": path.name}
+    return facts | _known_facts(path, base)
+
+
+def _known_facts(path: Path, base: params.Base) -> dict[str, Any]:
+    """What the card beside the file says of it, where `frostline pretrain` wrote one for these very bytes."""
+    beside = path.with_name("card.json")
+    card = load_json(beside) if beside.is_file() else {}
+    if not isinstance(card, dict) or card.get("sha256") != sha256_of(path):
+        return {}
+    if base.name != CUSTOM and (card.get("name"), card.get("options", {})) != (base.name, dict(base.options)):
+        raise Refused(
+            f"base.weights: {beside} says that {path.name} is {card.get('name')} with options {card.get('options', {})}; "
+            f"base.name is {base.name} with {dict(base.options)}. Set both alike."
+        )
+    return {key: card[key] for key in ("source", "licence") if card.get(key)}
 
 
 def _download(base: params.Base, folder: Path) -> dict[str, Any]:
-    if base.name not in FAMILIES:
-        raise Refused(f"base.weights: imagenet exists for the families of keras.applications, not for {base.name!r}.")
     import keras
 
     size = base.image_size
