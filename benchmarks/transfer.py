@@ -9,15 +9,16 @@ A seed draws the training pictures and, for the lower line, the random weights. 
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 
 from frostline.backbones import Base, build_base, build_prefix
 from frostline.decoding import decode_image
@@ -88,9 +89,8 @@ def calibrate(base: Base, images: NDArray[np.uint8]) -> None:
     base.model.trainable = False
 
 
-def extract(base: Base, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+def extract(prefix: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Pooled features: (num_images, channels)."""
-    prefix = build_prefix(base, [0], "avg")
     (features,) = [np.asarray(part) for part in prefix.predict(images, batch_size=128, verbose=0)]
     return features.astype(np.float64)
 
@@ -102,30 +102,34 @@ def probe(
     mean, deviation = train.mean(0), train.std(0)
     # Relative to the largest, not absolute: a small feature is no constant.
     scale = np.where(deviation > 1e-6 * deviation.max(), deviation, np.inf)
-    model = LogisticRegressionCV(Cs=PENALTIES, cv=5, max_iter=300, l1_ratios=(0,), use_legacy_attributes=False)
+    model = GridSearchCV(LogisticRegression(max_iter=300), {"C": PENALTIES}, cv=5)
     model.fit((train - mean) / scale, labels)
     return float(model.score((test - mean) / scale, answers))
 
 
-def measure(weights: Path | str, tasks: list[Task], seeds: int) -> Iterator[tuple[str, list[float]]]:
-    """Task name and one accuracy per seed."""
+def measure(weights: Path | None, tasks: list[Task], seeds: int) -> dict[str, list[float]]:
+    """Task name -> one accuracy per seed; weights None draws new ones for every seed."""
+    results = {}
+    fixed = _build(weights, tasks[0], 0, None) if weights else None
     for task in tasks:
         scores = []
         for seed in range(seeds):
             rows = sample(task, seed)
-            base = build_base(
-                "MobileNetV2",
-                task.images.shape[1],
-                options={"alpha": ALPHA},
-                weights=None if weights == "random" else Path(weights),
-                seed=seed,
-            )
-            if weights == "random":
-                calibrate(base, task.images[rows])
-            features = extract(base, np.concatenate([task.images[rows], task.test_images]))
-            scores.append(probe(features[: len(rows)], task.labels[rows], features[len(rows) :], task.test_labels))
-            keras.utils.clear_session()
-        yield task.name, scores
+            prefix = fixed or _build(None, task, seed, task.images[rows])
+            if seed == 0 or not fixed:
+                test = extract(prefix, task.test_images)
+            scores.append(probe(extract(prefix, task.images[rows]), task.labels[rows], test, task.test_labels))
+        results[task.name] = scores
+        print(f"{weights or 'random'}, {task.name}: {np.mean(scores):.3f}", file=sys.stderr, flush=True)
+    return results
+
+
+def _build(weights: Path | None, task: Task, seed: int, pictures: NDArray[np.uint8] | None) -> keras.Model:
+    keras.utils.clear_session()
+    base = build_base("MobileNetV2", task.images.shape[1], options={"alpha": ALPHA}, weights=weights, seed=seed)
+    if pictures is not None:
+        calibrate(base, pictures)
+    return build_prefix(base, [0], "avg")
 
 
 def main() -> None:
@@ -142,14 +146,12 @@ def main() -> None:
     tasks = [make_target(20, given.seeds, given.image_size)] if "target" in given.tasks else []
     folders = [given.shared / "data" / name for name in given.tasks if name != "target"]
     tasks += [load_task(folder, given.per_class, given.image_size) for folder in folders if folder.is_dir()]
-    bases: dict[str, Path | str] = {
-        "random, calibrated": "random",
-        "bundled" if given.base.parent == BUNDLED_BASE else str(given.base): given.base,
-    }
+    name = "bundled" if given.base.parent == BUNDLED_BASE else str(given.base)
+    bases: dict[str, Path | None] = {name: given.base, "random, calibrated": None}
     imagenet = given.shared / "weights/mobilenet_v2_035/mobilenet_v2_035_notop.weights.h5"
     if imagenet.is_file():
         bases["ImageNet"] = imagenet
-    results = {name: dict(measure(weights, tasks, given.seeds)) for name, weights in bases.items()}
+    results = {name: measure(weights, tasks, given.seeds) for name, weights in bases.items()}
     print("| weights | " + " | ".join(f"{task.name}, {task.per_class} per class" for task in tasks) + " |")
     print("|---" * (len(tasks) + 1) + "|")
     for name, scores in results.items():

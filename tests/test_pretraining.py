@@ -25,6 +25,21 @@ from frostline.process import Refused
 RECIPE = Recipe("MobileNet", {"alpha": 0.25}, image_size=32, epochs=2, batch_size=8, learning_rate=1e-3)
 
 
+def build_tiny(recipe, size):
+    """Two convolutions and a residual branch in place of the architecture: training them takes a second."""
+    inputs = keras.Input((size, size, 3))
+    x = keras.layers.Conv2D(4, 3, strides=4)(inputs)
+    # A bias before a norm has no gradient but rounding, which Adam makes as large as any other.
+    y = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(x)
+    y = keras.layers.BatchNormalization()(y)
+    return keras.Model(inputs, keras.layers.ReLU()(keras.layers.Add()([x, y])))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(pretraining, "build_stock", build_tiny)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return make_generated_source(tmp_path_factory.mktemp("source"), num_classes=4, images_per_class=6, size=32, seed=1)
@@ -32,7 +47,9 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(source, tmp_path_factory):
-    return pretrain(source, RECIPE, tmp_path_factory.mktemp("work"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "build_stock", build_tiny)
+        return pretrain(source, RECIPE, tmp_path_factory.mktemp("work"))
 
 
 def test_generated_source_holds_every_class_equally_often(source):
@@ -50,7 +67,7 @@ def test_a_killed_drawing_keeps_its_whole_shards(tmp_path):
     assert np.array_equal(first.val_images, again.val_images)
 
 
-def test_training_killed_in_an_epoch_goes_on_and_ends_alike(source, trained, tmp_path):
+def test_training_killed_in_an_epoch_goes_on_and_ends_alike(tiny, source, trained, tmp_path):
     class Killed(Exception):
         pass
 
@@ -62,24 +79,33 @@ def test_training_killed_in_an_epoch_goes_on_and_ends_alike(source, trained, tmp
         pretrain(source, RECIPE, tmp_path, kill)
     (tmp_path / ".123.epoch-0009.weights.h5").write_bytes(b"half a checkpoint, not to be read")
     seen = []
-    base, history = pretrain(source, RECIPE, tmp_path, lambda progress: seen.append(progress.epoch))
+    _, history = pretrain(source, RECIPE, tmp_path, lambda progress: seen.append(progress.epoch))
     assert set(seen) == {1}, "the first epoch is not run again"
     assert [epoch.epoch for epoch in history] == [0, 1]
-    # Thread order changes the last digits of a sum; a lost optimizer state or schedule would change the first.
-    for ours, theirs in zip(base.get_weights(), trained[0].get_weights(), strict=True):
-        assert np.allclose(ours, theirs, atol=2e-3)
+    # Rounding differs between runs with threads, and Adam makes much of it; the first epoch is the same to many digits.
+    assert history[0].loss == pytest.approx(trained[1][0].loss, abs=1e-3)
+    assert history[1].loss == pytest.approx(trained[1][1].loss, abs=1e-2)
 
 
-def test_small_pictures_first_give_a_base_for_the_full_size(source, tmp_path):
+def test_the_optimizer_goes_on_where_it_stopped(tiny, source, tmp_path):
+    pretrain(source, replace(RECIPE, epochs=1), tmp_path)
+    network, _ = pretraining.build_network(RECIPE, 4)
+    pretraining._compile(network, RECIPE, 3)
+    assert len(pretraining._resume(network, tmp_path)) == 1
+    assert int(network.optimizer.iterations) == 3
+    assert any(np.any(variable) for variable in network.optimizer.variables[2:])
+
+
+def test_small_pictures_first_give_a_base_for_the_full_size(tiny, source, tmp_path):
     recipe = replace(RECIPE, image_size=64, small_size=32, small_share=0.5)
     base, history = pretrain(source, recipe, tmp_path)
     assert [epoch.size for epoch in history] == [32, 64]
     assert base.input_shape == (None, 64, 64, 3)
 
 
-def test_the_written_weights_load_into_the_stock_constructor(source, trained, tmp_path):
-    base, history = trained
-    path = save_base(tmp_path, base, make_card(RECIPE, source, history))
+def test_the_written_weights_load_into_the_stock_constructor(tmp_path):
+    base = pretraining.build_stock(RECIPE, 32)
+    path = save_base(tmp_path, base, {})
     stock = keras.applications.MobileNet(include_top=False, weights=path, input_shape=(32, 32, 3), alpha=0.25)
     images = np.linspace(-1, 1, 2 * 32 * 32 * 3, dtype=np.float32).reshape(2, 32, 32, 3)
     assert np.allclose(stock(images), base(images), atol=1e-5)
@@ -119,6 +145,15 @@ def test_every_row_is_seen_once_in_an_epoch(source):
     assert {image.tobytes() for image in seen.astype(np.uint8)} == {
         image.tobytes() for image in source.take(np.arange(24))
     }
+
+
+def test_statistics_are_those_of_the_pictures(tiny, source):
+    network, base = pretraining.build_network(RECIPE, 4)
+    before = network.layers[-1].get_weights()
+    pretraining.settle_statistics(network, base, source, RECIPE)
+    (norm,) = [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert not np.allclose(norm.moving_mean, 0)
+    assert all(np.array_equal(*pair) for pair in zip(before, network.layers[-1].get_weights(), strict=True))
 
 
 def test_no_augmentation_leaves_pictures_as_they_are():
@@ -167,6 +202,9 @@ def test_the_command_writes_a_base_and_refuses_to_overwrite_it(tmp_path, monkeyp
     assert "epoch 1/1" in result.output
     card = json.loads((tmp_path / "mine" / "card.json").read_text())
     assert card["file"] == "base.weights.h5"
+    keras.applications.MobileNet(
+        include_top=False, weights=tmp_path / "mine" / card["file"], input_shape=(32, 32, 3), alpha=0.25
+    )
     assert not list((tmp_path / ".frostline" / "work").iterdir()), "finished work is removed"
     with pytest.raises(Refused, match="holds a base already"):
         CliRunner().invoke(command, arguments, catch_exceptions=False)
