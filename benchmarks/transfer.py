@@ -91,8 +91,8 @@ def calibrate(base: Base, images: NDArray[np.uint8]) -> None:
 
 def extract(prefix: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Pooled features: (num_images, channels)."""
-    (features,) = [np.asarray(part) for part in prefix.predict(images, batch_size=128, verbose=0)]
-    return features.astype(np.float64)
+    predicted = prefix.predict(images, batch_size=128, verbose=0)
+    return np.asarray(predicted[0] if isinstance(predicted, list) else predicted, np.float64)
 
 
 def probe(
