@@ -31,7 +31,7 @@ run: env
 	@frostline summary
 
 test: env lint
-	@python -m pytest
+	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	@ruff check .

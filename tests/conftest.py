@@ -20,6 +20,11 @@ from frostline import cli  # importing frostline switches telemetry off, before 
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The walk through the whole line comes first: of two processes, one would wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_line.py")
+
+
 @pytest.fixture
 def root() -> Path:
     """The repository's root."""
