@@ -263,9 +263,9 @@ def pretrain(
         started = time.monotonic()
         size = _size_at(recipe, epoch)
         batches = EpochBatches(source, recipe, epoch, size)
-        fitted = network.fit(
-            batches, epochs=1, verbose=0, callbacks=[_Reporter(report, epoch, recipe.epochs, len(batches))]
-        )
+        reporter = _Reporter(report, epoch, recipe.epochs, len(batches))
+        # Keras would shuffle the batches once more, by a global state that a killed run has lost.
+        fitted = network.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[reporter])
         val_loss, val_accuracy = _evaluate(network, source, size)
         loss, accuracy = fitted.history["loss"][-1], fitted.history["accuracy"][-1]
         history.append(Epoch(epoch, size, loss, accuracy, val_loss, val_accuracy, time.monotonic() - started))
