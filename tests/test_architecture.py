@@ -38,6 +38,7 @@ HOMES = {
     "tensorflow": {"devices"},
     "jax": {"devices"},
     "tensorflow_datasets": {"sources"},
+    "onnxruntime": {"export"},
     "keras": {
         *("devices", "backbones", "classifier", "optimizers", "training", "features", "probe", "equivalence"),
         *("trials", "explanation", "pretraining", "planning", "export", "serving"),

@@ -72,6 +72,20 @@ def test_the_same_model_is_registered_once(store, files):
     assert first.tags["frostline.study"] == "d1"
 
 
+def test_a_worn_test_split_is_said_on_the_card(store, files, monkeypatch):
+    monkeypatch.setattr(registry, "WORN_AFTER", 3)
+    tags = {"frostline.data.sha256": "d1"}
+    first = add(store, files[0], tags=tags)
+    moves.count_test_use(store, first)
+    assert registry.count_test_uses(store, "clf", "d1") == 2
+    assert registry.count_test_uses(store, "clf", "d2") == 0
+    for file, said in ((files[1], "scored 3 times on this test split"), (files[2], "scored 4 times")):
+        version = add(store, file, tags=tags, description="# card\n" + 6000 * "x")
+        card = store.client.get_model_version("clf", str(version.number)).description
+        assert said in card and len(card) <= 5000 and "model_card.md" in card
+    assert store.client.get_model_version("clf", "1").description == "# card"
+
+
 def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, monkeypatch):
     real = type(store.client).set_registered_model_alias
 
@@ -302,7 +316,7 @@ def test_the_whole_life_of_a_version(workspace):
     tags = store.client.get_model_version("frostline", "1").tags
     assert tags["frostline.verdict"].startswith("accepted")
     assert json.loads(tags["frostline.verdict.record"])["numbers"] == record["numbers"]
-    assert tags["frostline.test_uses"] == "2"
+    assert tags["frostline.test_uses"] == "3"  # its evaluation, the dry run, the promotion
     assert tags["frostline.test_accuracy"] == "1.000 [0.970, 1.000] on 120 images"
 
     assert "is the champion already" in call("promote")[1]
@@ -312,6 +326,7 @@ def test_the_whole_life_of_a_version(workspace):
     assert call("trace", "7")[0] == 2
     predict_everything(workspace)
     serve_the_champion(workspace)
+    export_the_champion()
     compared = call("compare")[1]
     assert "final · trial 03" in compared
     assert "dropout" in compared
@@ -366,6 +381,18 @@ def serve_the_champion(workspace: Path) -> None:
             ask(f"{url}/invocations", {"dataframe_records": [{"image": "bm8gcGljdHVyZQ=="}]})
         assert refusal.value.code == 400
         refusal.value.close()
+
+
+def export_the_champion() -> None:
+    code, said = call("export", "saved_model", "--to", "phone")
+    assert code == 0, said
+    assert "phone/saved_model/model\t" in said
+    record = load_json(Path("phone/saved_model/export.json"))
+    assert record["source"] == {"model": "frostline", "version": "1", "sha256": sha256_of(Path("models/final.keras"))}
+    assert (record["classes"], record["image_size"], record["resize"]) == (list(CLASSES), SIZE, "squash")
+    assert call("export", "saved_model", "--model", "models/final.keras")[0] == 0
+    assert load_json(Path("exports/final/saved_model/export.json"))["num_pictures"] == 16
+    assert call("export", "saved_model", "--model", "x.keras", "--version", "1")[0] == 2
 
 
 def test_the_pages_answer_this_machine_alone(workspace):

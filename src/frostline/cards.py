@@ -49,7 +49,7 @@ def _introduce(records: Records, params: Params) -> str:
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
         f"# {params.register_.name}\n\n"
-        f"Tells {len(names)} classes of pictures apart: {listed}. A {records.base['name']} of which {trained}. "
+        f"Tells {len(names)} classes of pictures apart: {listed}. {_with_article(records.base['name'])} of which {trained}. "
         f"Accuracy on {records.evaluation['num_images']} test pictures that no choice has seen: "
         f"**{_percent(accuracy)}** ({_confidence(records.evaluation)})."
     )
@@ -204,6 +204,10 @@ def _describe_use(records: Records, params: Params) -> str:
         'With Keras alone: `keras.saving.load_model("model.keras")`; decode and resize as `frostline.decoding` does, '
         "other decoders give other pixels."
     )
+
+
+def _with_article(name: str) -> str:
+    return f"{'An' if name[0] in 'AEIOUaeiou' else 'A'} {name}"
 
 
 def _percent(measured: Record) -> str:

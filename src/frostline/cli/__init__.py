@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "trace": "Where a version comes from, or what came of a run.",
     "predict": "Label pictures with the champion.",
     "serve": "The champion behind MLflow's scoring server.",
+    "export": "The champion as SavedModel, LiteRT (TFLite) or ONNX, each compared with it.",
     "diff": "The test pictures on which two runs give different answers.",
     "pretrain": "Train a base of your own on a large source set.",
     "clean": "List and remove old runs, studies and unfinished work; registered versions stay.",

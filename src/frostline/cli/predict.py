@@ -102,35 +102,37 @@ def read_stdin() -> list[tuple[str, bytes | None]]:
 
 def load_labeller(number: int | None, model: Path | None) -> "FrostlineModel":
     """The champion, the version or the file, checked against its sha256 and loaded by Keras in safe mode."""
-    from frostline.arrays import load_json, sha256_of
     from frostline.params import load_params
     from frostline.process import Refused, project_root
-    from frostline.serving import DATA, Card, FrostlineModel
+    from frostline.serving import DATA, FrostlineModel
 
-    params = load_params()
     if model is not None:
         if number is not None:
             raise Refused("Give --model FILE or --version N, not both.")
-        if not model.is_file():
-            raise Refused(f"--model {model} does not exist.")
-        prepare = params.prepare
-        classes = load_json(Path(params.paths.prepared) / "classes.json")
-        card = Card(
-            tuple(classes),
-            params.base.image_size,
-            prepare.resize,
-            prepare.min_side,
-            prepare.max_megapixels,
-            sha256_of(model),
-        )
-        return FrostlineModel.from_file(model, card)
+        return load_file(model)
     from frostline.cli.promote import COPIES
-    from frostline.registry import download_version, load_version, require_champion
+    from frostline.registry import open_version
     from frostline.tracking import open_store
 
-    store, name = open_store(params.tracking, project_root()), params.register_.name
-    version = require_champion(store, name) if number is None else load_version(store, name, number)
-    return FrostlineModel(download_version(store, version, COPIES / str(version.number)) / DATA)
+    params = load_params()
+    store = open_store(params.tracking, project_root())
+    return FrostlineModel(open_version(store, params.register_.name, number, COPIES)[1] / DATA)
+
+
+def load_file(model: Path) -> "FrostlineModel":
+    """The model in a lone `.keras` file; classes and decoding are those of this workspace."""
+    from frostline.arrays import load_json, sha256_of
+    from frostline.params import load_params
+    from frostline.process import Refused
+    from frostline.serving import Card, FrostlineModel
+
+    if not model.is_file():
+        raise Refused(f"--model {model} does not exist.")
+    params = load_params()
+    rules, classes = params.prepare, load_json(Path(params.paths.prepared) / "classes.json")
+    size = params.base.image_size
+    card = Card(tuple(classes), size, rules.resize, rules.min_side, rules.max_megapixels, sha256_of(model))
+    return FrostlineModel.from_file(model, card)
 
 
 def answer_all(

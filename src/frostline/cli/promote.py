@@ -11,7 +11,7 @@ REPORT = Path("reports/promotion.json")
 
 @click.command(short_help="Make the challenger the champion, if the gate passes.")
 @click.option("--version", "number", type=int, help="Judge this version instead of the workspace's own.")
-@click.option("--dry-run", is_flag=True, help="Judge and report, but move nothing and write nothing on the version.")
+@click.option("--dry-run", is_flag=True, help="Judge and report, but move nothing; the use of the test split counts.")
 @click.option("--force", is_flag=True, help="Move the alias whatever the gate says; needs --reason.")
 @click.option("--reason", default="", help="Why; recorded in the history.")
 def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None:
@@ -23,9 +23,9 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     from frostline.arrays import save_json
     from frostline.params import load_params
     from frostline.process import Refused, project_root
-    from frostline.registry import CHAMPION, number_at
+    from frostline.registry import CHAMPION, describe_wear, number_at
     from frostline.registry.moves import move_champion, record_refusal, record_verdict
-    from frostline.registry.promotion import WORN_AFTER, find_challenger, judge
+    from frostline.registry.promotion import find_challenger, judge
     from frostline.tracking import open_store
 
     if force and not reason.strip():
@@ -38,7 +38,7 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
         click.echo(f"{name} is the champion already.")
         return
     click.echo(f"Scoring {name} in a fresh process ...", err=True)
-    judgement = judge(store, params, challenger, COPIES, count=not dry_run)
+    judgement = judge(store, params, challenger, COPIES)
 
     verdict = judgement.verdict
     outcome = "accepted" if verdict.accepted else "forced" if force else "refused"
@@ -49,12 +49,12 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     for check in verdict.checks:
         mark = click.style("pass", fg="green") if check.passed else click.style("FAIL", fg="red", bold=True)
         click.echo(f"  {mark}  {check.name:<12} {check.message}")
-    if judgement.test_uses >= WORN_AFTER:
-        click.echo(
-            f"  note  this test split was used {judgement.test_uses} times on this version: it no longer counts as unseen."
-        )
+    if wear := describe_wear(judgement.split_uses):
+        click.echo(f"  note  {wear}")
     if dry_run:
-        click.echo(f"Dry run: the verdict would be {outcome!r}. Nothing was moved or written.")
+        click.echo(
+            f"Dry run: the verdict would be {outcome!r}. Nothing was moved; the use of the test split was counted."
+        )
         sys.exit(0 if outcome != "refused" else 1)
 
     before = judgement.champion.number if judgement.champion else None

@@ -26,13 +26,12 @@ def command(port: int, number: int | None) -> None:
     from frostline.cli.promote import COPIES
     from frostline.params import load_params
     from frostline.process import project_root
-    from frostline.registry import download_version, load_version, require_champion
+    from frostline.registry import open_version
     from frostline.tracking import open_store
 
     params = load_params()
     name, store = params.register_.name, open_store(params.tracking, project_root())
-    version = require_champion(store, name) if number is None else load_version(store, name, number)
-    folder = download_version(store, version, COPIES / str(version.number))
+    version, folder = open_version(store, name, number, COPIES)
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"
     click.echo(f"{name} version {version.number} at {url}/invocations (ready in about twenty seconds; Ctrl-C ends it)")

@@ -24,6 +24,8 @@ from frostline.serving import DATA, MODEL, Card, save_model_folder
 from frostline.tracking import Store, locked
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+WORN_AFTER = 20  # scorings on one test split from which its answers are no longer those of an unseen one
+MAX_DESCRIPTION = 5000  # characters; what MLflow's tables hold in databases that keep to it
 ABOUT = (
     "Made by Frostline. `challenger` is the newest candidate, `champion` the one in use, `previous` the one before it. "
     "`frostline promote` moves `champion` when the gate holds, `frostline rollback` moves it back, `frostline history` "
@@ -49,6 +51,11 @@ class Version:
     def test_uses(self) -> int:
         """How often a test split was used to measure it."""
         return int(self.tags.get("frostline.test_uses", "0"))
+
+    @property
+    def data_sha256(self) -> str:
+        """The hash of the prepared data, test split included, that it was made from."""
+        return self.tags.get("frostline.data.sha256", "")
 
     @property
     def uri(self) -> str:
@@ -84,9 +91,10 @@ def register(
                 "frostline.folder.sha256": digest,
                 "frostline.test_uses": "1",
             }
+            wear = describe_wear(count_test_uses(store, name, tags.get("frostline.data.sha256", "")) + 1)
             with _current_store(store):
                 made = client.create_model_version(
-                    name, f"models:/{model_id}", run_id, given, description=description, model_id=model_id
+                    name, f"models:/{model_id}", run_id, given, description=_fit(description, wear), model_id=model_id
                 )
             client.set_logged_model_tags(
                 model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(made.version)}])}
@@ -134,6 +142,21 @@ def find_by_sha256(store: Store, name: str, sha256: str) -> Version | None:
     return None
 
 
+def count_test_uses(store: Store, name: str, data_sha256: str) -> int:
+    """How often any version of the model was scored on the test split of this prepared data, as far as was recorded."""
+    return sum(found.test_uses for found in list_versions(store, name) if found.data_sha256 == data_sha256)
+
+
+def describe_wear(uses: int) -> str:
+    """A warning, once a test split was used so often that the best of its winners owes part of its score to it; else ""."""
+    if uses < WORN_AFTER:
+        return ""
+    return (
+        f"Models were scored {uses} times on this test split, so it no longer counts as unseen: part of a good score on it "
+        "is choice. Test the next one on new pictures."
+    )
+
+
 def list_versions(store: Store, name: str) -> list[Version]:
     """Every version of a model, newest first."""
     found: list[ModelVersion] = []
@@ -177,6 +200,12 @@ def require_champion(store: Store, name: str) -> Version:
             "--version N uses another version."
         )
     return load_version(store, name, number)
+
+
+def open_version(store: Store, name: str, number: int | None, copies: Path) -> tuple[Version, Path]:
+    """The champion, or the version given, and its checked files; copies of those on a server go below `copies`."""
+    version = require_champion(store, name) if number is None else load_version(store, name, number)
+    return version, download_version(store, version, copies / str(version.number))
 
 
 def download_version(store: Store, version: Version, folder: Path) -> Path:
@@ -267,6 +296,14 @@ def _log_model(
     # Only now can it be registered: a model that was being written when its process was killed stays PENDING.
     client.finalize_logged_model(model.model_id, "READY")
     return model.model_id, digest
+
+
+def _fit(card: str, wear: str) -> str:
+    note = f"\n**{wear}**\n" if wear else ""
+    room = MAX_DESCRIPTION - len(note)
+    return (
+        card if len(card) <= room else card[: room - 60] + "\n\n(the rest stands in the run's model_card.md)\n"
+    ) + note
 
 
 def _version(found: Any) -> Version:

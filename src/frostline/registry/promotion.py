@@ -13,25 +13,27 @@ from frostline.params import Params
 from frostline.preparation.duplicates import group_near_duplicates
 from frostline.preparation.shards import Record, make_fingerprints
 from frostline.process import Refused
-from frostline.registry import CHALLENGER, CHAMPION, Version, download_version, load_version, number_at
+from frostline.registry import CHALLENGER, CHAMPION, Version, count_test_uses, download_version, load_version, number_at
 from frostline.registry.moves import count_test_use
 from frostline.selection.promotion import Verdict, decide_promotion
 from frostline.serving import DATA, MODEL
 from frostline.serving.scoring import Score, score_in_fresh_process
 from frostline.tracking import Store
 
-WORN_AFTER = 20  # uses of one test split from which its answers are no longer those of an unseen one
-
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and what it was about; `champion` is None for the first promotion."""
+    """A verdict and what it was about; `champion` is None for the first promotion.
+
+    test_uses: how often this challenger was scored on a test split; split_uses: how often any version was on this one.
+    """
 
     challenger: Version
     champion: Version | None
     verdict: Verdict
     scores: tuple[Score, ...]
     test_uses: int
+    split_uses: int
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON and tags."""
@@ -42,6 +44,7 @@ class Judgement:
             "champion": self.champion.number if self.champion else None,
             "sha256": self.challenger.sha256,
             "test_uses": self.test_uses,
+            "split_uses": self.split_uses,
             "latency_p50_ms": ours.latency_p50_ms,
             **self.verdict.to_record(),
         }
@@ -73,12 +76,11 @@ def find_challenger(store: Store, params: Params, number: int | None) -> Version
     return version
 
 
-def judge(store: Store, params: Params, challenger: Version, folder: Path, *, count: bool = True) -> Judgement:
-    """Scores challenger and champion in a fresh process and decides.
+def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Judgement:
+    """Scores challenger and champion in a fresh process and decides; this use of the test split is written on both.
 
     Args:
         folder: where files of versions on a server are copied to.
-        count: whether this use of the test split is written on the versions.
     """
     prepared = Path(params.paths.prepared)
     facts = require_complete(prepared)
@@ -101,8 +103,9 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path, *, co
         resamples=params.evaluate.resamples,
         seed=params.seed,
     )
-    uses = [count_test_use(store, version) if count else version.test_uses for version in versions]
-    return Judgement(challenger, champion, verdict, tuple(scores), uses[0])
+    uses = [count_test_use(store, version) for version in versions]
+    split_uses = count_test_uses(store, challenger.name, facts["content_sha256"])
+    return Judgement(challenger, champion, verdict, tuple(scores), uses[0], split_uses)
 
 
 def find_leaks(prepared: Path, version: Version, facts: Any, bits: int | None) -> list[str] | None:

@@ -1,0 +1,54 @@
+"""`frostline export`: the champion for other runtimes."""
+
+from pathlib import Path
+
+import click
+
+FORMS = ("saved_model", "litert", "onnx")
+
+
+@click.command(short_help="Write the champion as SavedModel, LiteRT (TFLite) or ONNX.")
+@click.argument("forms", nargs=-1, required=True, type=click.Choice(FORMS), metavar="[saved_model|litert|onnx]...")
+@click.option("--version", "number", type=int, help="Export this version instead of the champion.")
+@click.option("--model", type=click.Path(path_type=Path), help="Export this .keras file, with the classes beside it.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder to write into. [exports/NAME-VERSION]")
+def command(forms: tuple[str, ...], number: int | None, model: Path | None, to: Path | None) -> None:
+    """Write a model in other forms, each into a folder of its own, with export.json beside it.
+
+    Each is run by its own runtime on prepared pictures and compared with the Keras model before it gets its name; one that
+    differs by more than 1e-4 of a probability is removed. Pictures go in as uint8, RGB, decoded and resized as export.json
+    says; probabilities come out in the order of its classes.
+    """
+    from dataclasses import asdict
+
+    from frostline.cli.predict import load_file
+    from frostline.cli.promote import COPIES
+    from frostline.export import TOLERANCE, export_model, load_pictures, require_packages
+    from frostline.params import load_params
+    from frostline.process import Refused, project_root
+    from frostline.registry import open_version
+    from frostline.serving import DATA, FrostlineModel
+    from frostline.tracking import open_store
+
+    if model and number:
+        raise Refused("Give --model FILE or --version N, not both.")
+    require_packages(forms)
+    params = load_params()
+    if model:
+        labeller, pictures, title = load_file(model), Path(params.paths.prepared) / "val", model.stem
+        source = {"model": str(model)}
+    else:
+        store = open_store(params.tracking, project_root())
+        version, folder = open_version(store, params.register_.name, number, COPIES)
+        labeller, pictures, title = FrostlineModel(folder / DATA), folder / DATA, f"{version.name}-{version.number}"
+        source = {"model": version.name, "version": str(version.number)}
+    card = asdict(labeller.card)
+    facts = {"source": {**source, "sha256": card.pop("sha256")}, **card}
+    images = load_pictures(pictures, labeller.card.image_size)
+    for form in dict.fromkeys(forms):
+        place = (to or Path("exports") / title) / form
+        record = export_model(labeller.network, form, place, images, facts)
+        click.echo(
+            f"{place / record['artefact']}\t{record['bytes'] / 1e6:.1f} MB, differs from the Keras model by at most "
+            f"{record['max_difference']:.1e} on {len(images)} pictures (allowed {TOLERANCE:g})"
+        )
