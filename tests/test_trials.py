@@ -1,7 +1,9 @@
 """The core of the line on a tiny base: features, receipt, trials, refit."""
 
 import json
+import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,23 @@ def test_refit_keeps_the_median_of_its_seeds(bench: Bench, project: Path, tmp_pa
     ranked = sorted((seed["val_accuracy"], -seed["val_loss"]) for seed in result.seeds)
     assert (result.val_accuracy, -result.val_loss) == ranked[1]
     json.dumps(result.to_record())
+
+
+def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved(
+    bench: Bench, project: Path, tmp_path: Path
+) -> None:
+    """Or the registry would take a rerun for a new model: Keras writes the date and drawn seeds into its files."""
+    images = np.asarray(load_split(project / "data/prepared/val").images[:4])
+    first = refit(bench, hparams_at(1), bench.params.refit, tmp_path / "a.keras", images)
+    time.sleep(1.1)  # dates in metadata.json have seconds
+    # As another process would: the base is loaded again, and Python's generator, from which Keras draws seeds, went on.
+    keras.backend.clear_session()
+    random.seed(4)
+    again = refit(
+        Bench(bench.params, 2, None), hparams_at(1), bench.params.refit, tmp_path / "elsewhere" / "b.keras", images
+    )
+    assert again.sha256 == first.sha256
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["b.keras"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

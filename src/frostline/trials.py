@@ -18,7 +18,7 @@ from scipy.special import softmax
 from frostline import search, tracking
 from frostline.arrays import load_split, sha256_of
 from frostline.backbones import Base, load_base
-from frostline.classifier import build_tail, join_model, make_head_weights
+from frostline.classifier import build_tail, join_model, make_head_weights, save_model
 from frostline.devices import describe_device, share_memory
 from frostline.equivalence import Receipt, check_equivalence
 from frostline.features import load_training_data
@@ -351,10 +351,7 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
     )
     difference = float(np.abs(_predict(model, images) - softmax(logits[: len(images)] / temperature, axis=1)).max())
     assert difference <= JOIN_TOLERANCE, f"the joined model differs from its parts by {difference:.3g}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")  # Keras asks for the suffix .keras
-    model.save(temporary)
-    temporary.replace(path)
+    save_model(model, path)
     return Refit(
         hparams=hparams,
         seeds=[
