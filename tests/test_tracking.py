@@ -61,6 +61,17 @@ def test_trial_that_a_kill_left_open_is_closed(store, monkeypatch):
     assert store.client.get_run(left).info.status == "KILLED"
 
 
+def test_the_run_of_a_trial_that_was_drawn_again_is_deleted(store):
+    parent, other = (tracking.open_study_run(store, digest, params={}, tags={}) for digest in ("d1", "d2"))
+    left, same, others = (
+        log_one(store, study, tags={"frostline.trial": "0", "frostline.draw": draw})
+        for study, draw in ((parent, "10:00"), (parent, "11:00"), (other, "10:00"))
+    )
+    assert tracking.delete_trials(store, parent, "frostline.draw", ["10:00", "09:00"]) == 1
+    stages = [store.client.get_run(run).info.lifecycle_stage for run in (left, same, others)]
+    assert stages == ["deleted", "active", "active"]
+
+
 def test_the_run_table_opens_with_our_columns(store):
     import json
 

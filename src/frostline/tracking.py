@@ -181,6 +181,17 @@ def log_trial(
     return run_id
 
 
+def delete_trials(store: Store, parent_run_id: str, tag: str, values: Sequence[str]) -> int:
+    """How many child runs of the study were deleted: those whose tag has one of the values."""
+    found: list[Run] = []
+    for value in values:
+        where = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.`{tag}` = '{value}'"
+        found += store.client.search_runs([store.experiment_id], where)
+    for run in found:
+        store.client.delete_run(run.info.run_id)
+    return len(found)
+
+
 @functools.cache
 def _lineage_of(store: Store, run_id: str) -> dict[str, str]:
     # A study's trials share where they come from; read once per process.
