@@ -11,12 +11,13 @@ from frostline.backbones.files import fetch_weights
 if TYPE_CHECKING:
     from frostline.backbones.bases import Base, Cut, build_base, load_base
     from frostline.backbones.cost import flops_of
-    from frostline.backbones.splitting import build_prefix, build_suffix, join_base
+    from frostline.backbones.splitting import build_bridge, build_prefix, build_suffix, join_base
 
 __all__ = [
     "Base",
     "Cut",
     "build_base",
+    "build_bridge",
     "build_prefix",
     "build_suffix",
     "fetch_weights",
@@ -31,6 +32,7 @@ _HOMES = {
     "build_base": "bases",
     "load_base": "bases",
     "flops_of": "cost",
+    "build_bridge": "splitting",
     "build_prefix": "splitting",
     "build_suffix": "splitting",
     "join_base": "splitting",

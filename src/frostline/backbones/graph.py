@@ -126,9 +126,9 @@ def is_graph(operation: Operation) -> bool:
     )
 
 
-def copy_operation(operation: Operation, name: str) -> Operation:
-    """A new operation of the same configuration, trainable, with weights of its own still to be filled."""
-    config = {**operation.get_config(), "name": name}
+def copy_operation(operation: Operation, name: str, **changes: Any) -> Operation:
+    """A new operation of the same configuration but for `changes`, trainable, with weights of its own still to be filled."""
+    config = {**operation.get_config(), "name": name, **changes}
     if isinstance(operation, keras.Layer):
         # A layer made frozen registers its weights as not trainable for good.
         config["trainable"] = True

@@ -7,6 +7,7 @@ import keras
 from keras import layers, ops
 
 from frostline.backbones.bases import Base
+from frostline.backbones.folding import fold_graph
 from frostline.backbones.graph import copy_graph, copy_weights
 from frostline.families import Scaling
 
@@ -34,22 +35,31 @@ def scale_pixels(pixels: Any, scaling: Scaling) -> Any:
             return layers.Rescaling(1.0, name="scaling", dtype="float32")(pixels)
 
 
-def build_prefix(base: Base, depths: Sequence[int], pooling: str | None) -> keras.Model:
-    """uint8 (n, s, s, 3) -> the float32 features at `cuts[d]` for each d of `depths`, in one pass.
+def build_prefix(base: Base, depths: Sequence[int], pooling: str | None, dtype: str = "float32") -> keras.Model:
+    """uint8 (n, s, s, 3) -> the features at `cuts[d]` for each d of `depths`, in one pass; frozen.
 
-    Depth 0 is pooled to (n, channels) when `pooling` is "avg" or "max". Shares the base's layers; frozen.
+    Depth 0 is pooled to (n, channels) when `pooling` is "avg" or "max". A copy of the base's layers, convolutions and
+    BatchNormalization folded. dtype: "float32", "bfloat16" or "float16", that it computes in.
     """
     pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
     tensors = [base.model.operations[base.cuts[depth].index].output for depth in depths]
-    maps = keras.Model(base.model.inputs, tensors, name="prefix")(scale_pixels(pixels, base.scaling))
-    maps = [maps] if len(depths) == 1 and not isinstance(maps, list | tuple) else list(maps)
+    maps = fold_graph(base.model.inputs[0], tensors, scale_pixels(pixels, base.scaling), dtype)
     pools = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
     for position, depth in enumerate(depths):
         if depth == 0 and pooling in pools:
-            maps[position] = pools[pooling](name="pool")(maps[position])
+            maps[position] = pools[pooling](name="pool", dtype="float32")(maps[position])
     prefix = keras.Model(pixels, maps, name=f"{base.name}_prefix")
     prefix.trainable = False
     return prefix
+
+
+def build_bridge(base: Base, start: int, end: int) -> keras.Model:
+    """Features at `cuts[start]` -> features at the higher `cuts[end]`; frozen, a copy, folded as the prefix is."""
+    features = keras.Input(base.cuts[start].shape, name="features")
+    below, above = (base.model.operations[base.cuts[depth].index].output for depth in (start, end))
+    bridge = keras.Model(features, fold_graph(below, [above], features), name=f"{base.name}_bridge")
+    bridge.trainable = False
+    return bridge
 
 
 def build_suffix(base: Base, depth: int) -> keras.Model | None:
