@@ -83,9 +83,10 @@ def test_the_command_prints_the_five_likeliest_classes(picture, names, tmp_path,
     import keras
 
     path = tmp_path / "whole.weights.h5"
-    keras.applications.MobileNetV2(weights=None).save_weights(path)
+    keras.applications.MobileNetV2(weights=None, alpha=0.35).save_weights(path)
     monkeypatch.chdir(tmp_path)  # no project is needed
     arguments = ["predict", "--base", "MobileNetV2", "--weights", str(path), "--labels", str(names), str(picture)]
+    arguments += ["--options", "alpha=0.35"]
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     lines = [line.split("\t") for line in result.stdout.splitlines()]

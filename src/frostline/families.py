@@ -1,6 +1,7 @@
 """The families of `keras.applications`: scaling, sizes, constructor options, and where each can be cut."""
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -277,3 +278,17 @@ def check_base(name: str, image_size: int, options: Mapping[str, Any]) -> None:
 def _hint(word: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """`["alpha=0.35"]` -> {"alpha": 0.35}: constructor options as a command line has them; Refused for other texts."""
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise Refused(f"--options: expected KEY=VALUE, for instance alpha=0.35; given was {text!r}.")
+        try:
+            options[name] = json.loads(value)  # numbers, true and false
+        except ValueError:
+            options[name] = value
+    return options

@@ -27,28 +27,14 @@ def command(
     if name is None:
         console.print(_list_families())
         return
-    from frostline.families import CUSTOM, FAMILIES, check_base
+    from frostline.families import CUSTOM, FAMILIES, check_base, parse_options
 
-    chosen = dict(_parse(option) for option in options)
+    chosen = parse_options(options)
     size = image_size or (FAMILIES[name].default_size if name in FAMILIES else 224)
     check_base(name, size, chosen)
     if name == CUSTOM and weights is None:
         raise Refused("A custom base is a .keras file: give --weights FILE.")
     _print_cuts(console, name, size, chosen, output_layer, weights)
-
-
-def _parse(option: str) -> tuple[str, Any]:
-    key, equals, text = option.partition("=")
-    if not equals:
-        raise Refused(f"--options: expected KEY=VALUE, for instance alpha=0.35; given was {option!r}.")
-    if text in ("true", "false"):
-        return key, text == "true"
-    for kind in (int, float):
-        try:
-            return key, kind(text)
-        except ValueError:
-            continue
-    return key, text
 
 
 def _list_families() -> Any:

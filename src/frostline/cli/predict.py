@@ -25,6 +25,7 @@ STDIN = "-"
 @click.option("--model", type=click.Path(path_type=Path), help="Use this .keras file, with the classes beside it.")
 @click.option("--base", help="Label with a base as it was released, without any training: its name, as MobileNetV2.")
 @click.option("--weights", type=click.Path(path_type=Path), help="The file of weights for --base.")
+@click.option("--options", multiple=True, metavar="KEY=VALUE", help="A constructor option of --base, as alpha=0.35.")
 @click.option("--labels", type=click.Path(path_type=Path), help="The names of the classes for --base, as JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Write CSV.")
 @click.option("--json", "form", flag_value="json", help="Write one JSON record per line.")
@@ -36,6 +37,7 @@ def command(
     model: Path | None,
     base: str | None,
     weights: Path | None,
+    options: tuple[str, ...],
     labels: Path | None,
     form: str | None,
     tta: bool,
@@ -47,15 +49,17 @@ def command(
     """
     from frostline.process import Refused
 
-    if base is None and (weights or labels):
-        raise Refused("--weights and --labels go with --base NAME; a model of your own is given as --model FILE.")
+    if base is None and (weights or labels or options):
+        raise Refused("--weights, --options and --labels go with --base NAME; a model of your own is --model FILE.")
     if base is not None and (number or model or tta or explain):
         raise Refused("--base labels with a base as it is: --version, --model, --tta and --explain do not go with it.")
     found, unknown = find_pictures(pictures)
     if base is not None:
         from frostline.direct import label_images
+        from frostline.families import parse_options
 
-        sys.exit(write_answers(chain(unknown, label_images(base, weights, found, labels=labels)), form, ()))
+        answers = label_images(base, weights, found, labels=labels, options=parse_options(options))
+        sys.exit(write_answers(chain(unknown, answers), form, ()))
     labeller = load_labeller(number, model)
     rows = answer_all(labeller, found, tta=tta, explain=explain, show_progress=form is None and sys.stderr.isatty())
     sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes))
