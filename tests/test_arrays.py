@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from frostline.arrays import (
     save_json,
     save_split,
     sha256_of,
+    take_rows,
 )
 
 
@@ -115,3 +118,29 @@ def test_json_is_readable_by_a_person(tmp_path):
     text = (tmp_path / "a.json").read_text()
     assert text.endswith("}\n") and text.count("\n") > 4
     assert json.loads(text) == {"b": 1, "a": [1, 2]}
+
+
+@pytest.mark.parametrize("rows", [slice(2, 9), slice(None), np.array([7, 0, 7]), np.arange(1000) % 10])
+def test_taken_rows_are_copies_of_the_arrays_own(tmp_path, rows):
+    whole = np.random.default_rng(0).integers(0, 256, (10, 50_000), dtype=np.uint8)
+    save_array(tmp_path / "a.npy", [whole], whole.shape, np.uint8)
+    for array in (whole, load_array(tmp_path / "a.npy")):
+        taken = take_rows(array, rows)
+        np.testing.assert_array_equal(taken, whole[rows])
+        assert not np.shares_memory(taken, array) and type(taken) is np.ndarray
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+def test_what_was_read_of_a_file_is_no_longer_held(tmp_path):
+    size, block = 64_000_000, np.ones((1, 1_000_000), np.uint8)
+    save_array(tmp_path / "a.npy", (block for _ in range(64)), (64, 1_000_000), np.uint8)
+    array, before = load_array(tmp_path / "a.npy"), held_bytes()
+    for row in range(64):
+        take_rows(array, np.array([row]))
+    assert held_bytes() - before < size / 4
+    assert int(array.sum()) == size
+    assert held_bytes() - before > size / 2  # so it is with a plain read
+
+
+def held_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

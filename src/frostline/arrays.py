@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +17,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 COMPLETE = "complete.json"
+# Around each page that is touched Linux maps so many bytes; gathered rows may map so many before they are given back.
+FAULT_BYTES, HELD_BYTES = 65_536, 16_000_000
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,25 @@ def load_array(path: Path) -> NDArray[Any]:
     """The array in `path`, memory-mapped and read-only."""
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
+
+
+def take_rows(array: NDArray[Any], rows: slice | NDArray[np.integer[Any]]) -> NDArray[Any]:
+    """A copy of some rows, in the memory of these rows alone.
+
+    Pages of a mapped file count as this process's memory once they were read; they are given back, to be read again from
+    the system's cache.
+    """
+    if not isinstance(array, np.memmap):
+        return np.array(array[rows])
+    if isinstance(rows, slice):
+        rows = np.arange(len(array))[rows]
+    taken = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    block = max(1, HELD_BYTES // max(FAULT_BYTES, array.itemsize * math.prod(array.shape[1:])))
+    for start in range(0, len(rows), block):
+        taken[start : start + block] = array[rows[start : start + block]]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return taken
 
 
 def sha256_of(path: Path) -> str:

@@ -6,9 +6,8 @@ import json
 import multiprocessing
 import random
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_array, save_array, save_json
-from frostline.process import Refused, count_cores, die_with_parent
+from frostline.arrays import load_array, save_array, save_json, take_rows
+from frostline.process import Refused, count_cores, die_with_parent, in_order
 from frostline.seeding import derive_seed
 
 Transforms = Sequence[Mapping[str, Mapping[str, Any]]]
@@ -217,7 +216,7 @@ def save_views(
         # Spawned, never forked: the caller may have threads. Each process builds its transforms once.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _start_worker, (images_file, tuple(ids), transforms, seed)) as pool:
-            save_all(lambda view: _in_order(pool, [(start, stop, view) for start, stop in tasks], ahead=2 * workers))
+            save_all(lambda view: in_order(pool, _work, [(*task, view) for task in tasks], ahead=2 * workers))
     finally:
         cv2.setNumThreads(threads)
 
@@ -238,19 +237,7 @@ def _work(start: int, stop: int, view: int) -> NDArray[np.uint8]:
 
 
 def _read_rows(images_file: Path, start: int, stop: int) -> NDArray[np.uint8]:
-    # Mapped anew for each chunk: the pages of a mapping that stays open would add up to the whole file.
-    return np.array(load_array(images_file)[start:stop])
-
-
-def _in_order(pool: Executor, tasks: Sequence[tuple[int, int, int]], ahead: int) -> Iterator[NDArray[np.uint8]]:
-    """The tasks' results in the tasks' order, at most `ahead` of them in memory."""
-    pending: deque[Future[NDArray[np.uint8]]] = deque()
-    for task in tasks:
-        pending.append(pool.submit(_work, *task))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    return take_rows(load_array(images_file), slice(start, stop))
 
 
 # --- the record of it -----------------------------------------------------------------------------------------------

@@ -9,7 +9,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from frostline.process import count_cores
+
 Tensor = Any  # a tensor of the active backend
+
+# A forward pass on the CPU is bound by memory, and the activations of a small batch stay in the cache.
+CPU_BATCH = 8
 
 BACKEND: str = keras.backend.backend()
 if BACKEND == "tensorflow":
@@ -51,7 +56,7 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
 def compile_frozen(model: keras.Model) -> Callable[[Any], list[Tensor]]:
     """The model's forward pass in inference mode with its weights as constants: uint8 or float batch -> list of outputs.
 
-    Constants let the compiler fold each BatchNormalization into the convolution before it.
+    Constants let the compiler make one kernel of a convolution, its bias and the activation behind it.
     """
 
     def forward(batch: Tensor) -> list[Tensor]:
@@ -103,10 +108,20 @@ def run_litert(file: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.float3
     return interpreter.get_signature_runner(endpoint)(**{given: images})[gives], {"endpoint": endpoint, **facts}
 
 
+def choose_streams(batch_size: int) -> tuple[int, int]:
+    """How many batches of a forward pass to compute at a time, and their size, at most `batch_size`."""
+    return (count_cores(), min(batch_size, CPU_BATCH)) if on_cpu() else (2, batch_size)
+
+
+def on_cpu() -> bool:
+    """Does the backend compute on the CPU?"""
+    if BACKEND == "jax":
+        return bool(jax.devices()[0].platform == "cpu")
+    return not tf.config.list_physical_devices("GPU")
+
+
 def describe_device() -> str:
     """The device that the backend computes on, for people: "GPU NVIDIA H200" or "CPU, 2 cores"."""
-    import os
-
     if BACKEND == "jax":
         device = jax.devices()[0]
         if device.platform != "cpu":
@@ -115,7 +130,7 @@ def describe_device() -> str:
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
             return f"GPU {tf.config.experimental.get_device_details(gpus[0]).get('device_name', gpus[0].name)}"
-    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"CPU, {count_cores()} cores"
 
 
 def share_memory() -> None:

@@ -1,23 +1,97 @@
 """Features on disk: what the frozen prefix makes of every view, computed once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from frostline.arrays import ArrayWriter, load_array, load_split, require_complete
-from frostline.backbones import Base, build_prefix
-from frostline.devices import compile_frozen
+from frostline.arrays import ArrayWriter, load_array, load_split, require_complete, take_rows
+from frostline.backbones import Base, build_bridge, build_prefix
+from frostline.devices import Tensor, choose_streams, compile_frozen
+from frostline.process import in_order
 from frostline.training import TrainingData, make_class_weights
+
+Array = NDArray[Any]
+Forward = Callable[[Tensor], list[Tensor]]
 
 
 def depth_folder(folder: Path, depth: int) -> Path:
     """Where the features for `depth` unfrozen blocks are."""
     return folder / f"depth-{depth:02d}"
+
+
+class Extractor:
+    """The frozen prefix of a base, compiled: pictures -> features at each depth, in one pass."""
+
+    def __init__(
+        self, base: Base, depths: Sequence[int], pooling: str, batch_size: int, precision: str = "float32"
+    ) -> None:
+        prefix = build_prefix(base, depths, None if pooling == "flatten" else pooling, precision)
+        self.depths, self.batch_size, self.precision = tuple(depths), batch_size, precision
+        self.shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
+        self._forward = compile_frozen(prefix)
+        self._types: list[type[np.floating[Any]]] = []
+
+    def run(self, images: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:
+        """Features batch by batch, in the pictures' order: one array (num_images, *shape) per depth.
+
+        Neither the size of the batches on the device nor their number at a time changes a feature.
+        """
+        streams, size = choose_streams(self.batch_size)
+
+        def compute(start: int) -> list[NDArray[np.float32]]:
+            return _numbers(self._forward, take_rows(images, slice(start, start + size)))
+
+        with ThreadPoolExecutor(streams) as pool:
+            starts = [(start,) for start in range(0, len(images), size)]
+            yield from in_order(pool, compute, starts, ahead=2 * streams)
+
+    def types(self, images: NDArray[np.uint8]) -> list[type[np.floating[Any]]]:
+        """The type in which each depth is stored, by the features of the first pictures; asked once."""
+        if not self._types:
+            self._types = [choose_dtype(values) for values in next(self.run(images[: self.batch_size]))]
+        return self._types
+
+    def row_bytes(self, images: NDArray[np.uint8]) -> dict[int, int]:
+        """Bytes that one picture's features take at each depth."""
+        sizes = [
+            int(np.prod(shape)) * np.dtype(kind).itemsize
+            for shape, kind in zip(self.shapes, self.types(images), strict=True)
+        ]
+        return dict(zip(self.depths, sizes, strict=True))
+
+    def save(
+        self, sources: Mapping[str, NDArray[np.uint8]], folder: Path, stored: Collection[int] | None = None
+    ) -> Iterator[str]:
+        """Writes the features of every source at every depth of `stored` (all where it is None); yields each name when done.
+
+        sources: name -> uint8 (num_images, size, size, 3), e.g. "view-003" or "val". Writes `depth-DD/<name>.npy`, float16
+        or float32 (num_images, *feature shape). A source whose files all exist is passed over, so a killed extraction
+        goes on with the view that it was at.
+        """
+        kinds = self.types(next(iter(sources.values())))
+        for name, images in sources.items():
+            paths = {
+                place: depth_folder(folder, depth) / f"{name}.npy"
+                for place, depth in enumerate(self.depths)
+                if stored is None or depth in stored
+            }
+            if not all(path.is_file() for path in paths.values()):
+                with ExitStack() as stack:
+                    writers = {
+                        place: stack.enter_context(ArrayWriter(path, (len(images), *self.shapes[place]), kinds[place]))
+                        for place, path in paths.items()
+                    }
+                    for batch in self.run(images):
+                        for place, writer in writers.items():
+                            limit = np.finfo(writer.dtype).max  # kept as the largest number, not as infinity
+                            writer.append(np.clip(batch[place], -limit, limit))
+            yield name
 
 
 def extract_views(
@@ -28,31 +102,8 @@ def extract_views(
     folder: Path,
     batch_size: int,
 ) -> Iterator[str]:
-    """Writes the features of every source at every depth, one pass over its pictures; yields each name when done.
-
-    sources: name -> uint8 (num_images, size, size, 3), e.g. "view-003" or "val". Writes
-    `depth-DD/<name>.npy`, float16 or float32 (num_images, *feature shape). A source whose files all exist is passed over, so a
-    killed extraction goes on where it was.
-    """
-    prefix = build_prefix(base, depths, None if pooling == "flatten" else pooling)
-    forward = compile_frozen(prefix)
-    shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
-    first = next(iter(sources.values()))
-    dtypes = [choose_dtype(values) for values in _values(forward, first[:batch_size])]
-    for name, images in sources.items():
-        paths = [depth_folder(folder, depth) / f"{name}.npy" for depth in depths]
-        if not all(path.is_file() for path in paths):
-            with ExitStack() as stack:
-                writers = [
-                    stack.enter_context(ArrayWriter(path, (len(images), *shape), dtype))
-                    for path, shape, dtype in zip(paths, shapes, dtypes, strict=True)
-                ]
-                for start in range(0, len(images), batch_size):
-                    batch = _values(forward, images[start : start + batch_size])
-                    for writer, values in zip(writers, batch, strict=True):
-                        limit = np.finfo(writer.dtype).max  # kept as the largest number, not as infinity
-                        writer.append(np.clip(values, -limit, limit))
-        yield name
+    """Writes the features of every source at every depth, in float32 arithmetic; see `Extractor.save`."""
+    yield from Extractor(base, depths, pooling, batch_size).save(sources, folder)
 
 
 def choose_dtype(features: NDArray[np.float32]) -> type[np.floating[Any]]:
@@ -61,22 +112,72 @@ def choose_dtype(features: NDArray[np.float32]) -> type[np.floating[Any]]:
     return np.float16 if np.linalg.norm(features - rounded) <= 1e-3 * np.linalg.norm(features) else np.float32
 
 
-def _values(forward: Callable[[Any], list[Any]], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    outputs = forward(ops.convert_to_tensor(np.asarray(images)))
+def _numbers(forward: Forward, inputs: Array) -> list[NDArray[np.float32]]:
+    outputs = forward(ops.convert_to_tensor(inputs))
     return [np.asarray(ops.convert_to_numpy(output), np.float32) for output in outputs]
 
 
-def load_training_data(folder: Path, prepared: Path, depth: int, num_views: int, class_weights: str) -> TrainingData:
-    """The stored features of one depth with their labels; the features stay on disk, memory-mapped."""
-    require_complete(folder)
-    at = depth_folder(folder, depth)
+class FeatureRows:
+    """Features of one view at one depth, read from disk when they are asked for; stands in for an array.
+
+    `len`, `shape`, `dtype`, and an index, a slice or a list of rows. With `bridge`, what is stored belongs to a cut
+    below: the rows are computed from it, `batch_size` at a time.
+    """
+
+    def __init__(self, stored: Array, shape: tuple[int, ...], bridge: Forward | None = None, batch_size: int = 32):
+        self._stored, self._bridge, self._batch_size = stored, bridge, batch_size
+        self.shape, self.dtype = (len(stored), *shape), stored.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Array:
+        if isinstance(rows, (int, np.integer)):
+            return cast(Array, self[[rows]][0])
+        taken = take_rows(self._stored, rows if isinstance(rows, slice) else np.asarray(rows))
+        if self._bridge is None:
+            return taken
+        made = np.empty((len(taken), *self.shape[1:]), self.dtype)
+        for start in range(0, len(taken), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            made[part] = _numbers(self._bridge, taken[part].astype(np.float32))[0]
+        return made
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self[:], dtype)
+
+
+def load_training_data(
+    folder: Path,
+    prepared: Path,
+    depth: int,
+    num_views: int,
+    class_weights: str,
+    base: Callable[[], Base] | None = None,
+) -> TrainingData:
+    """The features of one depth with their labels; they stay on disk, and are read as they are asked for.
+
+    At most `num_views`, fewer where the budget allowed fewer. `base` is built where the depth is not stored but computed
+    from a cut below.
+    """
+    facts = require_complete(folder)
+    source = depth if depth in facts.get("stored", [depth]) else min(d for d in facts["stored"] if d > depth)
+    at = depth_folder(folder, source)
+    first = load_array(at / "val.npy")
+    bridge, shape = None, first.shape[1:]
+    if source != depth:
+        assert base is not None, f"depth {depth} is computed from depth {source}: the base is needed"
+        model = build_bridge(base(), source, depth)
+        bridge, shape = compile_frozen(model), tuple(model.output.shape[1:])
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
     labels, val_labels = np.array(train.labels), np.array(val.labels)
     num_classes = int(max(labels.max(), val_labels.max())) + 1
+    names = [f"view-{view:03d}" for view in range(min(num_views, facts.get("views", num_views)))]
+    views = [FeatureRows(load_array(at / f"{name}.npy"), shape, bridge) for name in names]
     return TrainingData(
-        views=[load_array(at / f"view-{view:03d}.npy") for view in range(num_views)],
+        views=cast(list[Array], views),
         labels=labels,
-        val=load_array(at / "val.npy"),
+        val=cast(Array, FeatureRows(first, shape, bridge)),
         val_labels=val_labels,
         class_weights=make_class_weights(labels, num_classes, class_weights),
     )

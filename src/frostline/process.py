@@ -7,10 +7,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What the user mends, not we: a full, read-only or closed disk.
@@ -24,6 +29,19 @@ class Refused(ValueError):
 def count_cores() -> int:
     """The cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(
+    pool: Executor, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], ahead: int
+) -> Iterator[Result]:
+    """`function(*task)` of each task in the tasks' order, computed in `pool`; at most `ahead` results in memory."""
+    pending: deque[Future[Result]] = deque()
+    for task in tasks:
+        pending.append(pool.submit(function, *task))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def project_root() -> Path:

@@ -62,7 +62,7 @@ def find_pairs(inputs: Tensor, outputs: Sequence[Tensor]) -> dict[int, layers.Ba
     pairs = {}
     for node in nodes:
         norm, tensor = node.operation, node.input_tensors[0]
-        convolution = makers.get(id(tensor))
+        convolution: Any = makers.get(id(tensor))
         if (
             type(norm) is layers.BatchNormalization
             and norm.axis in (-1, 3)
