@@ -93,7 +93,7 @@ def _draw_scores(axes: Any, finished: Sequence[Record], pruned: Sequence[Record]
         axes.plot(x, bests, color=ORANGE, lw=2.5, marker="s", label="best of the depth")
     axes.set_ylabel("Validation accuracy")
     axes.yaxis.set_major_formatter(PERCENT)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=5, fontsize=9, columnspacing=1.0, handletextpad=0.4)
+    _legend(axes)
 
 
 def search_history(trials: Record, path: Path) -> None:
@@ -128,7 +128,7 @@ def search_history(trials: Record, path: Path) -> None:
         axes.set(xlabel="Trial", ylabel="Validation accuracy")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PERCENT)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=5, fontsize=9)
+        _legend(axes)
 
 
 def importance(importances: Mapping[str, float], path: Path) -> None:
@@ -206,7 +206,8 @@ def learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: P
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[1].yaxis.set_major_formatter(PERCENT)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncol=2)
+        note = "training: on the epoch's own view of the pictures, with dropout"
+        figure.legend(handles, labels, loc="outside lower center", ncol=2, title=note, title_fontsize=10)
 
 
 class _Column:
@@ -254,15 +255,24 @@ def _name_depth(depth: int, names: Mapping[int, str], count: int) -> str:
 def _scatter(
     axes: Any, x: Sequence[float], scores: Sequence[float], bottom: float, face: str, edge: str, label: str
 ) -> None:
-    """Dots; a score below `bottom` is an arrow at the lower edge."""
-    inside = [(at, score) for at, score in zip(x, scores, strict=True) if score >= bottom]
-    below = [at for at, score in zip(x, scores, strict=True) if score < bottom]
+    """Dots; a score below `bottom`, or so near that its dot would be cut, is an arrow at the lower edge."""
+    low, high = axes.get_ylim()
+    edge_score = max(bottom, low + 0.02 * (high - low)) if bottom > -np.inf else bottom
+    inside = [(at, score) for at, score in zip(x, scores, strict=True) if score >= edge_score]
+    below = [at for at, score in zip(x, scores, strict=True) if score < edge_score]
     axes.scatter(
         [at for at, _ in inside], [s for _, s in inside], s=34, c=face, edgecolors=edge, alpha=0.8, label=label
     )
     if below:
         edge_of_axes = axes.get_xaxis_transform()
-        axes.scatter(below, [0.02] * len(below), s=50, marker="v", c=face, edgecolors=edge, transform=edge_of_axes)
+        style = {"marker": "v", "c": face, "edgecolors": edge, "transform": edge_of_axes, "label": "lower than shown"}
+        axes.scatter(below, [0.02] * len(below), s=50, **style)
+
+
+def _legend(axes: Any) -> None:
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for each text
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncol": 6, "fontsize": 9}
+    axes.legend(handles.values(), handles, **place, columnspacing=0.9, handletextpad=0.3)
 
 
 def _focus(axes: Any, scores: Sequence[float]) -> float:
