@@ -23,6 +23,7 @@ from frostline.devices import describe_device
 from frostline.families import FAMILIES, check_base
 from frostline.params import Fetch, Prepare
 from frostline.preparation import prepare_images
+from frostline.process import die_with_parent
 from frostline.seeding import derive_seed
 from frostline.sources import fetch_source
 
@@ -92,7 +93,8 @@ def make_generated_source(
     shards.append((folder / "val.npy", range(10_000_000, 10_000_000 + num_val)))
     missing = [(path, num_classes, numbers, size, seed) for path, numbers in shards if not path.is_file()]
     if workers > 1 and len(missing) > 1:
-        with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=die_with_parent) as pool:
             list(pool.map(_draw_shard, missing))
     else:
         for job in missing:
