@@ -34,7 +34,7 @@ def command(port: int, number: int | None) -> None:
     version, folder = open_version(store, name, number, COPIES)
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"
-    click.echo(f"{name} version {version.number} at {url}/invocations (ready in about twenty seconds; Ctrl-C ends it)")
+    click.echo(f"{name} version {version.number} at {url}/invocations (ready in a minute or less; Ctrl-C ends it)")
     click.echo(EXAMPLE.format(url=url))
     sys.stdout.flush()
     # MLflow starts `uvicorn` by name.
