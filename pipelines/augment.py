@@ -8,6 +8,7 @@ from frostline.arrays import load_json, load_split, mark_complete, publish, requ
 from frostline.augmentation import digest_recipe, make_preview, save_recipe, save_views
 from frostline.checks import refuse_problems
 from frostline.params import load_params
+from frostline.planning import describe_views, fit_views
 from frostline.process import run_stage
 
 WORK = Path(".frostline/work/augment")
@@ -20,19 +21,22 @@ def main() -> None:
     content = require_complete(prepared)["content_sha256"]
     train = load_split(prepared / "train")
 
+    views = fit_views(len(train.ids), train.images.shape[1], augment.views, params.extract.budget_gb)
+    for line in describe_views(views, augment.views, params.extract.budget_gb):
+        print(f"augment: {line}")
     digest = digest_recipe(augment.transforms, seed=seed, content_sha256=content)
     work = WORK / digest
     images_file = prepared / "train" / "images.npy"
-    save_views(images_file, train.ids, augment.transforms, work, num_views=augment.views, seed=seed)
-    save_recipe(work, augment.transforms, num_views=augment.views, seed=seed, content_sha256=content)
-    shown, rows = make_preview(train.images, train.ids, augment.transforms, num_views=augment.views, seed=seed)
+    save_views(images_file, train.ids, augment.transforms, work, num_views=views, seed=seed)
+    save_recipe(work, augment.transforms, num_views=views, seed=seed, content_sha256=content)
+    shown, rows = make_preview(train.images, train.ids, augment.transforms, num_views=views, seed=seed)
     names = load_json(prepared / "classes.json")
     figures.preview_sheet(shown, [names[train.labels[row]] for row in rows], work / "preview.png")
-    mark_complete(work, num_views=augment.views, num_images=len(train.ids), recipe=digest, pictures_sha256=content)
+    mark_complete(work, num_views=views, num_images=len(train.ids), recipe=digest, pictures_sha256=content)
 
     publish(work, Path(params.paths.views))
     shutil.rmtree(WORK)
-    print(f"{augment.views} views of {len(train.ids)} pictures, the plain one among them")
+    print(f"{views} views of {len(train.ids)} pictures, the plain one among them")
 
 
 if __name__ == "__main__":

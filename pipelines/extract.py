@@ -13,26 +13,20 @@ from frostline.arrays import (
     require_complete,
     save_json,
 )
-from frostline.backbones import load_base
+from frostline.backbones import flops_of, load_base
 from frostline.checks import refuse_problems
-from frostline.features import extract_views
+from frostline.features import Extractor, choose_precision
 from frostline.params import load_params
+from frostline.planning import plan_storage
 from frostline.process import Refused, run_stage
 
 
 def main() -> None:
     refuse_problems()
     params = load_params()
-    paths = params.paths
+    paths, extract, pooling = params.paths, params.extract, params.tune.pooling
     views_folder, prepared = Path(paths.views), Path(paths.prepared)
-    facts = {
-        "prepared": require_complete(prepared),
-        "views": require_complete(views_folder),
-        "base": load_json(Path(paths.base) / "card.json"),
-        "output_layer": params.base.output_layer,
-        "depths": params.tune.space.unfrozen_blocks,
-        "pooling": params.tune.pooling,
-    }
+    views = require_complete(views_folder)
     base = load_base(params.base, Path(paths.base))
     depths = sorted({0, *range(params.tune.space.unfrozen_blocks[0], params.tune.space.unfrozen_blocks[1] + 1)})
     if depths[-1] >= len(base.cuts):
@@ -42,23 +36,40 @@ def main() -> None:
         )
 
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
+    probe = train.images[: extract.batch_size]
+    precision, reason = choose_precision(extract.precision, base, depths, pooling, probe, extract.batch_size)
+    print(f"extract: computes in {precision}: {reason}")
+    extractor = Extractor(base, depths, pooling, extract.batch_size, precision)
+    counts = {"num_train": len(train.labels), "num_val": len(val.labels), "views": views["num_views"]}
+    storage = plan_storage(
+        extractor.row_bytes(probe),
+        flops_of(base)["prefix"],
+        **counts,
+        image_size=base.image_size,
+        budget_gb=extract.budget_gb,
+    )
+    for line in storage.describe(params.augment.views, extract.budget_gb):
+        print(f"extract: {line}")
+
     sources = {"view-000": train.images}
-    for view in range(1, params.augment.views):
+    for view in range(1, storage.views):
         sources[f"view-{view:03d}"] = load_array(views_folder / f"view-{view:03d}.npy")
     sources["val"] = val.images
-
-    work = Path(".frostline/work") / f"extract-{digest_facts(facts)}"
+    record = {
+        "base": base.name,
+        "cuts": [{"depth": depth, "name": base.cuts[depth].name, "shape": base.cuts[depth].shape} for depth in depths],
+        "pooling": pooling,
+        "views": storage.views,
+        "stored": storage.stored,
+        "precision": precision,
+    }
+    inputs = {"prepared": require_complete(prepared), "views": views, "base": load_json(Path(paths.base) / "card.json")}
+    work = Path(".frostline/work") / f"extract-{digest_facts({**inputs, **record})}"
     started = time.monotonic()
-    for done, name in enumerate(
-        extract_views(base, depths, params.tune.pooling, sources, work, params.extract.batch_size), 1
-    ):
+    for done, name in enumerate(extractor.save(sources, work, storage.stored), 1):
         print(f"extract: {name} ({done}/{len(sources)}), {time.monotonic() - started:.1f} s", flush=True)
-    cuts = [{"depth": depth, "name": base.cuts[depth].name, "shape": base.cuts[depth].shape} for depth in depths]
-    save_json(
-        work / "features.json",
-        {"base": base.name, "cuts": cuts, "pooling": params.tune.pooling, "views": params.augment.views},
-    )
-    mark_complete(work, depths=depths, num_images=len(train.labels), num_val=len(val.labels))
+    save_json(work / "features.json", record)
+    mark_complete(work, depths=depths, stored=storage.stored, **{**counts, "views": storage.views})
     publish(work, Path(paths.features))
 
 

@@ -70,7 +70,6 @@ def test_problems_of_schema_and_beyond_are_found_at_once(params_document, root):
         ({"paths__views": "/tmp/views"}, ["paths.views", "below the project's root"]),
         ({"paths__views": "data/prepared/views"}, ["paths.views", "paths.prepared", "overlap"]),
         ({"paths__views": "data/features"}, ["data/features", "overlap"]),
-        ({"extract__budget_gb": 0.01}, ["augment.views", "budget_gb", "views fit"]),
         ({"prepare__val_share": 0.6}, ["val_share 0.6", "test_share 0.4", "below 0.95"]),
         ({"fetch__images_per_class": 3}, ["images_per_class", "min_per_class"]),
         ({"augment__transforms": []}, ["augment.transforms", "views would be equal"]),

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,11 +10,9 @@ from urllib.parse import urlsplit
 from frostline import families
 from frostline.arrays import COMPLETE, load_json
 from frostline.families import BUNDLED_BASE, FAMILIES, Family, cuts_of
-from frostline.generated import TARGET_CLASSES
 from frostline.params import (
     Augment,
     Base,
-    Extract,
     Fetch,
     Paths,
     Prepare,
@@ -63,7 +60,6 @@ def find_problems(document: Any, root: Path = Path()) -> list[str]:
     tune = parse_section(document, "tune", Tune)
     fetch = parse_section(document, "fetch", Fetch)
     augment = parse_section(document, "augment", Augment)
-    extract = parse_section(document, "extract", Extract)
     prepare = parse_section(document, "prepare", Prepare)
     paths = parse_section(document, "paths", Paths)
     # What was fetched already, here or by a teammate whose results were pulled, need not be there any more.
@@ -77,8 +73,6 @@ def find_problems(document: Any, root: Path = Path()) -> list[str]:
         problems += check_depth(base, tune)
     if augment:
         problems += check_views(augment)
-    if fetch and base and augment and extract:
-        problems += check_budget(fetch, base, augment, extract, root)
     if paths:
         problems += check_paths(paths)
     if tracking := parse_section(document, "tracking", Tracking):
@@ -191,24 +185,6 @@ def check_views(augment: Augment) -> list[str]:
             line if line.startswith("augment.") else f"augment.{line}" for line in map(str.strip, lines[1:] or lines)
         ]
     return []
-
-
-def check_budget(fetch: Fetch, base: Base, augment: Augment, extract: Extract, root: Path) -> list[str]:
-    """A problem where the views alone would not fit in `extract.budget_gb`, as far as the pictures can be counted."""
-    if fetch.source == "generated":
-        num_images = fetch.images_per_class * len(TARGET_CLASSES)
-    else:
-        folder = root / Path(fetch.source).expanduser()
-        num_images = sum(len(files) for _, _, files in os.walk(folder))
-    views = augment.views - 1  # view 0 is the plain picture, which is stored anyway
-    gigabytes = num_images * views * base.image_size**2 * 3 / 1e9
-    if gigabytes <= extract.budget_gb:
-        return []
-    fitting = int(extract.budget_gb / (gigabytes / views)) + 1
-    return [
-        f"augment.views: {augment.views} views of {num_images} pictures at {base.image_size} px take {gigabytes:.1f} GB, above "
-        f"extract.budget_gb ({extract.budget_gb:g}); {fitting} views fit. `frostline plan` shows what else is needed"
-    ]
 
 
 def check_paths(paths: Paths) -> list[str]:

@@ -11,6 +11,7 @@ from frostline.process import Refused
 COMMANDS: dict[str, str] = {
     "use": "Set params.yaml from a preset; without a name, list the presets.",
     "check": "Read params.yaml and name every problem in it.",
+    "plan": "What each stage will store and take, before anything runs.",
     "doctor": "What works here, what does not, and what to do.",
     "blocks": "Where a base can be cut, and what each cut costs.",
     "summary": "The last result: best trial, test accuracy, registered version.",

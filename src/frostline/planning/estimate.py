@@ -1,0 +1,111 @@
+"""The plan: what every stage will store and take, from counts, budget and measured paces. Pure."""
+
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+from frostline.params import Params
+from frostline.planning import Storage, fit_views, plan_storage, view_bytes
+from frostline.planning.probes import Counts, Facts, Pace
+
+RECEIPTS = 2  # checks of a study, each compiles about what the deepest tail does
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage: what it does, bytes that it leaves on disk, seconds that it takes."""
+
+    stage: str
+    what: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps, what is stored, and what a user should be told."""
+
+    steps: list[Step]
+    storage: Storage
+    notes: list[str]
+
+    def to_record(self) -> dict[str, Any]:
+        storage = {"views": self.storage.views, "stored": self.storage.stored, "bytes": self.storage.bytes}
+        return {"steps": [asdict(step) for step in self.steps], "storage": storage, "notes": self.notes}
+
+
+def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: int, pool_from: int) -> Plan:
+    """The plan for these params; cores: of this machine; pool_from: views from which `augment` uses all of them."""
+    size, budget = params.base.image_size, params.extract.budget_gb
+    views = fit_views(counts.train, size, params.augment.views, budget)
+    storage = plan_storage(facts.row_bytes, facts.prefix_flops, counts.train, counts.val, views, size, budget)
+    steps = [
+        _prepare(counts, size, pace, cores),
+        _augment(counts, views, size, pace, cores, pool_from),
+        _extract(counts, storage, pace),
+        *_training(params, counts, facts, storage, pace),
+    ]
+    return Plan(steps, storage, _notes(params, counts, facts, storage))
+
+
+def _prepare(counts: Counts, size: int, pace: Pace, cores: int) -> Step:
+    bytes_ = view_bytes(counts.train + counts.val + counts.test, size)
+    seconds = pace.start["prepare"] + counts.files * pace.decode / cores + 2 * bytes_ * pace.disk  # shards, then splits
+    return Step("prepare", f"{counts.files} files decoded to {size} px", bytes_, seconds)
+
+
+def _augment(counts: Counts, views: int, size: int, pace: Pace, cores: int, pool_from: int) -> Step:
+    drawn = counts.train * (views - 1)
+    bytes_ = view_bytes(drawn, size)
+    # The processes of a pool load the libraries again, all at once.
+    work = drawn * pace.augment / cores + pace.start["augment"] if drawn >= pool_from else drawn * pace.augment
+    what = f"{views} views of {counts.train} pictures, the plain one among them"
+    return Step("augment", what, bytes_, pace.start["augment"] + work + bytes_ * pace.disk)
+
+
+def _extract(counts: Counts, storage: Storage, pace: Pace) -> Step:
+    pictures, bytes_ = counts.train * storage.views + counts.val, sum(storage.bytes.values())
+    seconds = pace.start["extract"] + pace.build + pictures * pace.prefix + bytes_ * pace.disk
+    stored = ", ".join(f"{depth} ({storage.bytes[depth] / 1e6:.0f} MB)" for depth in storage.stored)
+    return Step("extract", f"{pictures} pictures through the frozen prefix; depths stored: {stored}", bytes_, seconds)
+
+
+def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pace: Pace) -> list[Step]:
+    tune, first = params.tune, params.tune.space.unfrozen_blocks[0]
+    depths = [depth for depth in pace.tails if depth >= first]
+    epoch = {depth: _epoch_seconds(depth, counts, facts, storage, pace) for depth in pace.tails}
+    shapes = len(tune.space.optimizer) * len(tune.space.head_units)
+    traces = {depth: tail.trace for depth, tail in pace.tails.items()}
+    deepest = max(pace.tails)
+    start = pace.start["tune"] + RECEIPTS * traces[deepest]
+    searched = tune.num_trials * tune.epochs * mean(epoch[depth] for depth in depths)
+    trained = params.refit.seeds * tune.epochs * (mean(epoch[depth] for depth in depths) + epoch[0])
+    trials = (
+        f"{tune.num_trials} trials of {tune.epochs} epochs, evenly over depths {depths[0]} to {deepest}, none pruned"
+    )
+    return [
+        Step("tune", trials, 0, start + shapes * sum(traces.values()) + searched),
+        Step(
+            "refit",
+            f"{params.refit.seeds} seeds of the best trial and of the head alone",
+            0,
+            pace.start["refit"] + mean(traces.values()) + traces[0] + trained,
+        ),
+    ]
+
+
+def _epoch_seconds(depth: int, counts: Counts, facts: Facts, storage: Storage, pace: Pace) -> float:
+    tail, flops = pace.tails[depth], facts.prefix_flops
+    # Blocks between the cut that is stored and this one run at about the prefix's own pace.
+    between = pace.prefix * (flops[depth] - flops[storage.sources[depth]]) / max(flops[0], 1)
+    return counts.train * (tail.train + between) + counts.val * (tail.validate + between)
+
+
+def _notes(params: Params, counts: Counts, facts: Facts, storage: Storage) -> list[str]:
+    notes = storage.describe(params.augment.views, params.extract.budget_gb)
+    notes.append(f"The prefix computes in {facts.precision}: {facts.reason}.")
+    if params.tune.pruning != "none":
+        notes.append(f"tune: an upper bound; pruning ({params.tune.pruning}) ends poor trials early.")
+    if not counts.prepared:
+        notes.append("Counts are by the shares of `prepare`, before duplicates and unreadable files are left out.")
+    return notes

@@ -1,0 +1,119 @@
+"""`frostline plan` from the outside, and what `augment` and `extract` then do."""
+
+import importlib.util
+import json
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from keras import layers
+from ruamel.yaml import YAML
+
+from frostline.arrays import load_array, load_json
+from frostline.cli import group
+from frostline.features import load_training_data
+from frostline.params import load_params
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A base of three convolutions; each after the first is a block."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((32, 32, 3))
+    for block, filters in enumerate((8, 16, 32)):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu", kernel_initializer="he_normal")(x)
+        x = layers.MaxPooling2D(name=f"pool{block}")(x)
+    path = tmp_path_factory.mktemp("base") / "tiny.keras"
+    keras.Model(inputs, x).save(path)
+    return path
+
+
+@pytest.fixture
+def project(weights, params_document, tmp_path, monkeypatch):
+    """A folder with small params, drawn pictures and the tiny base; nothing has run in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    params_document["fetch"] |= {"source": "generated", "images_per_class": 16}
+    params_document["base"] |= {"name": "custom", "weights": str(weights), "image_size": 32, "options": {}}
+    params_document["augment"]["views"] = 3
+    params_document["tune"]["space"]["unfrozen_blocks"] = [0, 2]
+    write(params_document)
+    return params_document
+
+
+def write(document):
+    with open("params.yaml", "w") as file:
+        YAML().dump(document, file)
+
+
+def plan(*arguments):
+    return CliRunner().invoke(group, ["plan", *arguments], catch_exceptions=False).output
+
+
+def run(root, stage):
+    spec = importlib.util.spec_from_file_location(f"stage_{stage}", root / "pipelines" / f"{stage}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main()
+
+
+def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
+    table = plan()
+    assert [line.split()[0] for line in table.splitlines()[1:7]] == [*"prepare augment extract tune refit all".split()]
+    assert "128 files decoded to 32 px" in table and "depths stored: 0" in table
+    assert "by the shares of `prepare`" in table and "BUDGET" not in table
+    assert list(tmp_path.glob(".frostline/work/*")) == []
+
+    for stage in ("fetch", "prepare"):
+        run(root, stage)
+    # Two depths of two to three views fit beside the views themselves, a third does not.
+    project["extract"]["budget_gb"] = 0.0012
+    write(project)
+    planned = json.loads(plan("--json"))
+    assert planned["storage"]["stored"] == [0, 2]
+    assert any("depth 1 is not stored but computed from depth 2" in note for note in planned["notes"])
+    capsys.readouterr()
+    for stage in ("augment", "extract"):
+        run(root, stage)
+    said = capsys.readouterr().out
+    assert all(note in said for note in planned["notes"] if "BUDGET" in note)
+    sizes = {step["stage"]: step["bytes"] for step in planned["steps"]}
+    for stage, pattern in (
+        ("prepare", "prepared/*/images.npy"),
+        ("augment", "views/view-*.npy"),
+        ("extract", "features/*/*.npy"),
+    ):
+        assert sizes[stage] == sum(load_array(path).nbytes for path in (tmp_path / "data").glob(pattern)), stage
+    record = load_json(tmp_path / "data/features/features.json")
+    assert (record["stored"], record["views"]) == (planned["storage"]["stored"], planned["storage"]["views"])
+    assert sorted(path.name for path in (tmp_path / "data/features").glob("depth-*")) == ["depth-00", "depth-02"]
+
+    # A depth that is not stored is computed from the one below as if it were.
+    params = load_params()
+    base = keras.models.load_model(params.base.weights)
+    data = load_training_data(
+        tmp_path / "data/features", tmp_path / "data/prepared", 1, 8, "none", lambda: load_base_of(params)
+    )
+    pixels = np.asarray(load_array(tmp_path / "data/prepared/train/images.npy")[[3, 1]], np.float32)
+    wanted = keras.Model(base.inputs[0], base.get_layer("pool1").output)(pixels)
+    assert len(data.views) == record["views"] and data.views[0].shape[1:] == (8, 8, 16)
+    given = data.views[0][np.array([3, 1])]
+    assert np.linalg.norm(given - wanted) < 2e-3 * np.linalg.norm(wanted)
+    assert np.asarray(data.val).shape == (len(data.val_labels), 8, 8, 16)
+    np.testing.assert_array_equal(data.val[0], data.val[:1][0])
+
+
+def load_base_of(params):
+    from pathlib import Path
+
+    from frostline.backbones import load_base
+
+    return load_base(params.base, Path(params.paths.base))
+
+
+def test_what_only_fetch_can_know_is_refused(project):
+    project["fetch"]["source"] = "cats_vs_dogs"
+    write(project)
+    result = CliRunner().invoke(group, ["plan"])
+    assert "dvc repro fetch" in str(result.exception)

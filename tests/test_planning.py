@@ -1,0 +1,78 @@
+"""The budget: what is stored, what is computed again, and the plan made of it."""
+
+import pytest
+
+from frostline.params import parse_params
+from frostline.planning import describe_views, find_sources, fit_views, plan_storage
+from frostline.planning.estimate import make_plan
+from frostline.planning.probes import Counts, Facts, Pace, Tail
+from frostline.process import Refused
+
+ROWS = {0: 10, 1: 300, 2: 200, 3: 1000}  # bytes of a picture's features
+FLOPS = [1000, 900, 600, 500]  # below each cut
+N, V, SIDE = 100, 50, 10  # a view of all pictures takes 30 kB
+
+
+def storage(kilobytes: float, views: int = 4):
+    return plan_storage(ROWS, FLOPS, N, V, views, SIDE, kilobytes / 1e6)
+
+
+def test_all_depths_are_stored_where_they_fit():
+    plan = storage(10_000)
+    assert plan.views == 4 and plan.stored == [0, 1, 2, 3]
+    assert plan.sources == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert plan.bytes == {depth: size * 450 for depth, size in ROWS.items()}
+    assert plan.describe(4, 0.01) == []
+
+
+def test_what_is_cheap_to_compute_again_for_its_bytes_goes_first():
+    # Three views of the pictures take 90 kB, features 679.5 kB; depth 2 is 100 FLOPs above depth 3, depth 1 is 300 above depth 2.
+    plan = storage(90 + 679)
+    assert plan.stored == [0, 1, 3] and plan.sources == {0: 0, 1: 1, 2: 3, 3: 3}
+    plan = storage(90 + 470)
+    assert plan.stored == [0, 3] and plan.sources[1] == plan.sources[2] == 3
+    assert sum(plan.bytes.values()) <= 470e3
+    lines = plan.describe(4, 0.00056)
+    assert len(lines) == 2 and all("BUDGET: depth" in line and "from depth 3" in line for line in lines)
+
+
+def test_views_give_way_last_and_loudly():
+    plan = storage(90 + 300)
+    assert plan.stored == [0, 3] and plan.views == 2
+    assert sum(plan.bytes.values()) == 1010 * 250
+    assert "2 views of each picture instead of 4" in plan.describe(4, 0.00039)[0]
+
+
+def test_a_budget_below_one_view_is_refused():
+    with pytest.raises(Refused, match=r"extract\.budget_gb.*depths \[0, 3\]"):
+        storage(90 + 150)
+
+
+def test_views_of_the_pictures_take_half_of_the_budget_at_most():
+    assert [fit_views(1000, 100, 8, gigabytes) for gigabytes in (1.0, 0.42, 0.2, 0.001)] == [8, 8, 4, 1]
+    assert describe_views(8, 8, 1.0) == [] != describe_views(7, 8, 1.0)
+
+
+def test_a_depth_is_computed_from_the_nearest_stored_one_below_it():
+    assert find_sources([0, 1, 2, 3, 4], [0, 2, 4]) == {0: 0, 1: 2, 2: 2, 3: 4, 4: 4}
+
+
+def test_the_plan_adds_up_what_was_measured(params_document):
+    params_document["augment"]["views"] = 4
+    params_document["tune"]["space"]["unfrozen_blocks"] = [0, 1]
+    params_document["tune"] |= {"num_trials": 10, "epochs": 5}
+    params_document["base"]["image_size"] = 32
+    params = parse_params(params_document)
+    counts = Counts(files=200, train=100, val=50, test=50, num_classes=2, prepared=True)
+    facts = Facts({0: 10, 1: 300}, [1000, 900], "float32", "a test")
+    start = dict.fromkeys(("prepare", "augment", "extract", "tune", "refit"), 2.0)
+    tails = {0: Tail(1.0, 0.001, 0.0005), 1: Tail(3.0, 0.01, 0.005)}
+    pace = Pace(decode=0.01, augment=0.02, disk=0.0, start=start, build=5.0, prefix=0.01, tails=tails)
+    plan = make_plan(params, counts, facts, pace, cores=2, pool_from=12_000)
+    steps = {step.stage: step for step in plan.steps}
+    assert steps["prepare"].bytes == 200 * 3072 and steps["prepare"].seconds == pytest.approx(2 + 200 * 0.01 / 2)
+    assert steps["augment"].bytes == 300 * 3072 and steps["augment"].seconds == pytest.approx(2 + 300 * 0.02)
+    assert steps["extract"].bytes == 310 * 450 and steps["extract"].seconds == pytest.approx(2 + 5 + 450 * 0.01)
+    epochs = (100 * 0.001 + 50 * 0.0005, 100 * 0.01 + 50 * 0.005)
+    assert steps["tune"].seconds == pytest.approx(2 + 2 * 3 + 4 + 50 * sum(epochs) / 2)
+    assert any("upper bound" in note for note in plan.notes)
