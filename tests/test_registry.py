@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def add(store: tracking.Store, model_file: Path, **changes: object) -> registry.
         "params": {"dropout": 0.3},
         "tags": registry.lineage_of(store, run),
     }
-    return registry.register(store, "clf", **{**values, **changes})
+    return registry.register(store, **{"name": "clf", **values, **changes})
 
 
 @pytest.fixture
@@ -395,8 +396,14 @@ def export_the_champion() -> None:
     assert call("export", "saved_model", "--model", "x.keras", "--version", "1")[0] == 2
 
 
-def test_the_pages_answer_this_machine_alone(workspace):
-    with running("ui", "/health") as url:
+def test_a_server_does_what_the_database_does_and_answers_this_machine_alone(
+    workspace: Path, mlflow_tables: Path, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = tmp_path / "team"
+    team.mkdir()
+    for path in (workspace / "params.yaml", workspace / "dvc.yaml", mlflow_tables):
+        shutil.copy(path, team)
+    with running("ui", "/health", team) as url:
         with urllib.request.urlopen(f"{url}/version", timeout=60) as answer:
             assert answer.status == 200
         rebound = urllib.request.Request(f"{url}/", headers={"Host": "10.evil.com"})
@@ -405,15 +412,39 @@ def test_the_pages_answer_this_machine_alone(workspace):
         assert refusal.value.code == 403
         refusal.value.close()
 
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        store = tracking.open_store(load_params().tracking, workspace)
+        parent = tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={})
+        values = {"metrics": {"best_val_accuracy": 0.9}, "status": "FINISHED", "started": 1.0, "ended": 2.0}
+        values |= {"params": {"dropout": 0.3}, "curves": {"loss": [0.7, 0.5]}, "tags": {"frostline.trial": "3"}}
+        tracking.log_trial(store, parent, name="trial 03", **values)
+        tracking.close_run(store, parent, artifacts=[Path("reports/evaluation/evaluation.json")])
+        assert tracking.load_artifact(store, parent, "evaluation.json", tmp_path).is_file()
+        assert tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={}) == parent
+
+        # The run that the workspace names is of another store, as after a pull from a teammate.
+        assert run_register()["version"] == 1
+        code, said = call("promote")
+        assert code == 0, said
+        moves.move_champion(store, add(store, files[0], name="frostline"), 1, "forced", "a test")
+        assert "version 1 is the champion again" in call("rollback")[1]
+        assert [json.loads(line)["to_version"] for line in call("history", "--json")[1].splitlines()] == [1, 2, 1]
+        assert "trial 03" in call("compare")[1]
+        assert "final · trial 03" in call("trace", "champion")[1]
+        # The version keeps its study, old as its trial says it is.
+        assert call("clean")[1].startswith("0 leftovers")
+    # All of it lies with the server.
+    assert (team / "mlruns").is_dir() and not (workspace / "mlruns").exists()
+
 
 @contextlib.contextmanager
-def running(name: str, healthy: str):
-    """The address of `frostline NAME`, running and answering; ended with the block."""
+def running(name: str, healthy: str, folder: Path | None = None):
+    """The address of `frostline NAME`, running in the folder and answering; ended with the block."""
     program = "from frostline.cli import main; main()"
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-c", program, name, "--port", "0"]
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
         try:
             # Half a minute on an idle machine; a loaded one imports these libraries ten times as slowly.
             while time.monotonic() < started + 400:

@@ -71,18 +71,12 @@ def command(before: str, after: str, limit: int, out: Path, no_log: bool) -> Non
 
 def find_run(store: "Store", params: "Params", name: str) -> tuple[str, str]:
     """(id, name for people) of the run that `name` means: a version's number, an alias, an id or its beginning."""
-    from frostline import registry
     from frostline.process import Refused
+    from frostline.registry import find_version
     from frostline.tracking import list_runs
 
-    model = params.register_.name
-    number = int(name) if name.isdigit() and len(name) < 8 else None
-    if number is None and name in (registry.CHAMPION, registry.CHALLENGER, registry.PREVIOUS):
-        number = registry.number_at(store, model, name)
-        if number is None:
-            raise Refused(f"{model} has no {name}.")
-    if number is not None:
-        return registry.load_version(store, model, number).run_id, f"version {number}"
+    if version := find_version(store, params.register_.name, name):
+        return version.run_id, f"version {version.number}"
     found = [run for run in list_runs(store) if run["id"].startswith(name)]
     if len(found) != 1:
         finals = ", ".join(f"{run['id'][:8]} ({run['name']})" for run in list_runs(store, "final")[:10])

@@ -14,22 +14,15 @@ def command(target: str) -> None:
     from rich.table import Table
 
     from frostline.params import load_params
-    from frostline.process import Refused, project_root
-    from frostline.registry import CHALLENGER, CHAMPION, PREVIOUS, load_version, number_at
+    from frostline.process import project_root
+    from frostline.registry import find_version
     from frostline.registry.lineage import trace_run, trace_version
     from frostline.tracking import open_store
 
     params = load_params()
     name, store = params.register_.name, open_store(params.tracking, project_root())
-    if target in (CHAMPION, CHALLENGER, PREVIOUS):
-        number = number_at(store, name, target)
-        if number is None:
-            raise Refused(f"{name} has no {target}.")
-        facts = trace_version(store, load_version(store, name, number))
-    elif target.isdigit() and len(target) < 10:
-        facts = trace_version(store, load_version(store, name, int(target)))
-    else:
-        facts = trace_run(store, target)
+    version = find_version(store, name, target)
+    facts = trace_run(store, target) if version is None else trace_version(store, version)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     # Hashes are to be copied whole.

@@ -94,7 +94,13 @@ def register(
             wear = describe_wear(count_test_uses(store, name, tags.get("frostline.data.sha256", "")) + 1)
             with _current_store(store):
                 made = client.create_model_version(
-                    name, f"models:/{model_id}", run_id, given, description=_fit(description, wear), model_id=model_id
+                    name,
+                    f"models:/{model_id}",
+                    run_id,
+                    given,
+                    description=_fit(description, wear),
+                    model_id=model_id,
+                    await_creation_for=0,  # it is ready at once; waiting is announced as news
                 )
             client.set_logged_model_tags(
                 model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(made.version)}])}
@@ -179,6 +185,17 @@ def load_version(store: Store, name: str, number: int) -> Version:
             f"{name} has no version {number} in {store.shown_uri}. There are: {there}. "
             "After a pull from others, `dvc repro --force --single-item register` registers the model here."
         ) from None
+
+
+def find_version(store: Store, name: str, target: str) -> Version | None:
+    """The version that a number or an alias means, None for other texts; Refused where there is no such version."""
+    if target in (CHAMPION, CHALLENGER, PREVIOUS):
+        number = number_at(store, name, target)
+        if number is None:
+            raise Refused(f"{name} has no {target}.")
+        return load_version(store, name, number)
+    # The id of a run may consist of digits, but it is longer.
+    return load_version(store, name, int(target)) if target.isdigit() and len(target) < 8 else None
 
 
 def number_at(store: Store, name: str, alias: str) -> int | None:
