@@ -40,13 +40,15 @@ def main() -> None:
             run_id=run_id,
             card=card,
             golden=load_golden(reports / "predictions.csv", prepared / "test", classes),
-            description=(reports / "model_card.md").read_text(encoding="utf-8"),
+            description=registry.without_title((reports / "model_card.md").read_text(encoding="utf-8")),
             metrics=registry.flat_metrics(evaluation),
             params=refit["hparams"],
             tags={
-                **registry.lineage_of(store, run_id),
+                "frostline.test_accuracy": registry.describe_accuracy(
+                    evaluation
+                ),  # what a reader of the list wants first
                 "frostline.data.sha256": facts["content_sha256"],
-                "frostline.test_accuracy": registry.describe_accuracy(evaluation),
+                **registry.lineage_of(store, run_id),
             },
         )
         registration |= {"version": version.number, "run_id": run_id, "model_id": version.model_id, "uri": version.uri}

@@ -265,7 +265,7 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     Path("reports/evaluation").mkdir(parents=True)
     accuracy = {"value": 1.0, "low": 0.97, "high": 1.0}
     save_json(Path("reports/evaluation/evaluation.json"), {"num_images": 120, "accuracy": accuracy})
-    Path("reports/evaluation/model_card.md").write_text("# Card\n")
+    Path("reports/evaluation/model_card.md").write_text("# frostline\n\nTells three classes apart.\n")
     write_rows(
         Path("reports/evaluation/predictions.csv"),
         [
@@ -318,6 +318,7 @@ def test_the_whole_life_of_a_version(workspace):
     assert tags["frostline.verdict"].startswith("accepted")
     assert json.loads(tags["frostline.verdict.record"])["numbers"] == record["numbers"]
     assert tags["frostline.test_uses"] == "3"  # its evaluation, the dry run, the promotion
+    assert store.client.get_model_version("frostline", "1").description == "Tells three classes apart.\n"
     assert tags["frostline.test_accuracy"] == "1.000 [0.970, 1.000] on 120 images"
 
     assert "is the champion already" in call("promote")[1]

@@ -47,8 +47,7 @@ STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}
 # What is written about each library, because it can change results.
 LIBRARIES = ("keras", "tensorflow", "jax", "numpy", "optuna", "albumentations", "opencv-python-headless", "mlflow")
 EXPERIMENT_NOTE = (
-    "How deep to unfreeze? Each **study** is a parent run with one child run per trial; each **final** run is the "
-    "winner, trained again with several seeds, with its report and its model.\n\n"
+    "A **study** is a parent run with one child run per trial; a **final** run is the winner, trained again and tested.\n\n"
     "`best_val_accuracy` is what the search maximises; `epoch/…` are the curves. A red cross beside PRUNED is a trial that "
     "the pruner stopped early to save time, not a failure. `frostline compare` prints the same table in a terminal."
 )
@@ -480,7 +479,7 @@ def _log(
         if math.isfinite(value)
     ]
     points += [
-        Metric(_allowed(f"epoch/{name}"), float(value), now, epoch)
+        Metric(_allowed(f"epoch/{name}"), float(f"{value:.6g}"), now, epoch)
         for name, values in (curves or {}).items()
         for epoch, value in enumerate(values, start=1)
         if math.isfinite(value)

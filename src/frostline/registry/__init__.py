@@ -132,6 +132,12 @@ def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def without_title(card: str) -> str:
+    """The model card from its first sentence on: a version's page has a title, and lists show the first line alone."""
+    first, _, rest = card.partition("\n")
+    return rest.lstrip() if first.startswith("# ") else card
+
+
 def describe_accuracy(evaluation: Mapping[str, Any]) -> str:
     """The test accuracy with its interval and the number of pictures behind it, for people."""
     accuracy = evaluation["accuracy"]
