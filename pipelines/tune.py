@@ -34,7 +34,8 @@ def main() -> None:
 
     with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
         study = open_study(root / "studies", digest, code, tune.when_code_changed, tune.space)
-        outcome = run_study(params, study, store, parent, tuple(load_json(prepared / "classes.json")))
+        class_names = tuple(load_json(prepared / "classes.json"))
+        outcome = run_study(params, study, store, parent, class_names, Path(".frostline/work") / f"tune-{digest}")
 
     best = choose_best(outcome.records)
     trials = {

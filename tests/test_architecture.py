@@ -23,7 +23,7 @@ RESULTS = "locks/results.txt"
 # A module imports only what stands before it. A package counts as one.
 ORDER = """
     __init__ process seeding families params closure arrays decoding folders generated sources presets preparation augmentation
-    checks hparams devices backbones classifier optimizers training features probe equivalence search metrics selection
+    checks hparams devices backbones fusion classifier optimizers training features probe equivalence search metrics selection
     figures tracking serving registry leftovers explanation cards trials pretraining planning export direct cli
 """.split()
 
@@ -40,7 +40,7 @@ HOMES = {
     "tensorflow_datasets": {"sources"},
     "onnxruntime": {"export"},
     "keras": {
-        *("devices", "backbones", "classifier", "optimizers", "training", "features", "probe", "equivalence"),
+        *("devices", "backbones", "fusion", "classifier", "optimizers", "training", "features", "probe", "equivalence"),
         *("trials", "explanation", "pretraining", "planning", "export", "serving"),
     },
 }

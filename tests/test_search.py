@@ -134,9 +134,8 @@ def test_a_single_value_is_not_drawn(tmp_path: Path, params_document: dict[str, 
     assert [record["hparams"]["unfrozen_blocks"] for record in records(file)] == [0, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("pruning", ["median", "halving"])
-def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune, pruning: str) -> None:
-    tune = more(tune, pruning=pruning)
+def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune) -> None:
+    tune = more(tune, pruning="median")
     study = open_study(tmp_path, tune.space).load()
     pruned: list[bool] = []
     for score in (0.9, 0.9, 0.9, 0.9, 0.9, 0.1):
@@ -148,6 +147,74 @@ def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune, prunin
         trial.report(score, 2)
         search.tell(study, trial.number, {"state": "COMPLETE", "score": score})
     assert pruned == [False] * 5 + [True]
+
+
+def halve(file: search.StudyFile, tune: Tune, die_after: int | None = None) -> list[tuple[int, int]]:
+    """A halved search whose score is a formula: what was trained, (number, up to epoch), in order.
+
+    die_after: after so many pieces of work the process dies in the next.
+    """
+    study = file.load()
+    done: list[tuple[int, int]] = []
+    while True:
+        for trial, record in search.list_losers(study, tune):
+            search.keep_record(trial, record)
+            search.tell(study, trial.number, record)
+        task = search.next_task(study, tune, 7)
+        if task == "done" or len(done) == die_after:
+            return done
+        assert task != "wait"
+        hparams = (task.so_far or {}).get("hparams") or search.suggest(task.trial, task.number, tune.space).to_record()
+        record = {"number": task.number, "hparams": hparams, "epochs": task.until, "val_loss": 0.5, "state": "COMPLETE"}
+        record["score"] = score_of(hparams) + 0.001 * task.until
+        done.append((task.number, task.until))
+        if task.until < tune.epochs:
+            search.pause(task.trial, record)
+        else:
+            search.keep_record(task.trial, record)
+            search.tell(study, task.trial.number, record)
+
+
+def test_halving_trains_the_better_half_on(tmp_path: Path, tune: Tune) -> None:
+    tune = more(tune, pruning="halving", epochs=8)
+    file = open_study(tmp_path, tune.space)
+    done = halve(file, tune)
+    # A bracket of 8 and one of 4: 8 + 4 + 2 + 1 and 4 + 2 + 1 + 1 pieces of work.
+    assert [sum(until == rung for _, until in done) for rung in (1, 2, 4, 8)] == [12, 6, 3, 2]
+    ended = records(file)
+    assert [record["number"] for record in ended] == list(range(12))
+    for bracket in (ended[:8], ended[8:]):
+        best = max(bracket, key=lambda record: score_of(record["hparams"]))
+        assert [record for record in bracket if record["state"] == "COMPLETE"] == [best]
+    states = [trial.state.name for trial in file.load().get_trials() if trial.state.name != "WAITING"]
+    assert sorted(states) == ["COMPLETE"] * 2 + ["PRUNED"] * 10
+
+
+def test_a_halved_study_that_was_killed_anywhere_ends_as_an_uninterrupted_one(tmp_path: Path, tune: Tune) -> None:
+    tune = more(tune, pruning="halving", epochs=8)
+    whole = open_study(tmp_path / "whole", tune.space)
+    done = halve(whole, tune)
+    for death in (0, 9):  # before the first trial has drawn; in one that goes on
+        folder = tmp_path / f"killed-{death}"
+        before = halve(open_study(folder, tune.space), tune, die_after=death)
+        resumed = open_study(folder, tune.space)
+        assert before + halve(resumed, tune) == done
+        assert records(resumed) == records(whole)
+
+
+def test_a_worker_waits_for_the_others_at_a_rung(tmp_path: Path, tune: Tune) -> None:
+    tune = more(tune, pruning="halving", epochs=8, num_trials=2)
+    file = open_study(tmp_path, tune.space)
+    study = file.load()
+    first, second = (search.next_task(study, tune, 7) for _ in range(2))
+    assert isinstance(first, search.Task)
+    assert isinstance(second, search.Task)
+    record = {"epochs": 1, "val_loss": 0.5, "hparams": {}}
+    search.pause(first.trial, {"number": 0, "score": 0.7, **record})
+    assert search.next_task(study, tune, 7) == "wait"
+    assert search.list_losers(study, tune) == []
+    search.pause(second.trial, {"number": 1, "score": 0.8, **record})
+    assert [record["number"] for _, record in search.list_losers(study, tune)] == [0]
 
 
 def test_rungs_are_the_powers_of_two() -> None:

@@ -19,7 +19,8 @@ from frostline.features import choose_dtype, extract_views
 from frostline.hparams import Hparams
 from frostline.params import Params, parse_params
 from frostline.process import Refused
-from frostline.trials import Bench, Job, fit_shared_probe, make_baseline, refit, run_trials
+from frostline.seeding import derive_seed
+from frostline.trials import Bench, Job, fit_shared_probe, make_baseline, refit, run_study, run_trials
 
 SIZE, VIEWS = 32, 2
 NUM = {"train": 48, "val": 24}
@@ -167,19 +168,72 @@ def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_run_the_asked_number_of_trials_and_log_each_once(
-    project: Path, mlflow_root: Path, workers: int
+    project: Path, mlflow_root: Path, tmp_path: Path, workers: int
 ) -> None:
-    params = make_params(project, workers=workers, num_trials=4)
+    # Two workers share rungs; one alone needs none.
+    params = make_params(project, workers=workers, num_trials=4, pruning="halving" if workers > 1 else "none")
     space = params.tune.space.model_copy(update={"unfrozen_blocks": (0, 0)})
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"space": space})})
     study = search.open_study(mlflow_root / "studies", "d", "c", "ask", space)
     store = tracking.open_store(params.tracking, mlflow_root)
     parent = tracking.open_study_run(store, "d", params={}, tags={})
     probe = fit_shared_probe(params)
-    job = Job(params, study, store, parent, ("dark", "bright"), probe)
+    job = Job(params, study, store, parent, ("dark", "bright"), probe, tmp_path / "work")
     run_trials(job, Bench(params, 2, probe))
     records = search.list_records(study.load(), 4)
     assert [record["number"] for record in records] == [0, 1, 2, 3]
     children = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert sorted(run.info.run_id for run in children) == sorted(record["run_id"] for record in records)
     assert {run.data.tags["frostline.trial"] for run in children} == {"0", "1", "2", "3"}
+    assert not list((tmp_path / "work").glob("*"))
+
+
+def test_a_halved_study_killed_at_a_rung_goes_on_from_the_states_on_disk(
+    project: Path, mlflow_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = make_params(project, num_trials=4, pruning="halving", epochs=4)
+    store = tracking.open_store(params.tracking, mlflow_root)
+    bench = Bench(params, 2, None)
+
+    def run(name: str, die_after: int | None = None) -> list[dict[str, Any]]:
+        study = search.open_study(tmp_path / name, name, "c", "ask", params.tune.space)
+        parent = tracking.open_study_run(store, name, params={}, tags={})
+        trained = bench.train
+        left = [die_after]
+
+        def train(*args: Any, **kwargs: Any) -> Any:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] = left[0] and left[0] - 1
+            return trained(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bench, "train", train)
+            try:
+                run_trials(Job(params, study, store, parent, ("a", "b"), None, tmp_path / name / "work"), bench)
+            except KeyboardInterrupt:
+                assert list((tmp_path / name / "work").glob("*.npz"))
+        return search.list_records(study.load(), 4)
+
+    whole = run("whole")
+    assert sorted(record["epochs"] for record in whole) == [1, 1, 2, 4]
+    run("killed", die_after=5)  # in the first trial that goes on
+    keys = ("number", "state", "hparams", "score", "epochs", "curves")
+    assert [[record[key] for key in keys] for record in run("killed")] == [
+        [record[key] for key in keys] for record in whole
+    ]
+    plain = bench.train(Hparams.from_record(whole[0]["hparams"]), derive_seed(params.seed, "trial", 0)).curves
+    assert whole[0]["curves"]["loss"] == plain["loss"][: whole[0]["epochs"]]
+
+
+def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path, tmp_path: Path) -> None:
+    params = make_params(project, num_trials=2)
+    study = search.open_study(mlflow_root / "studies", "timed", "c", "ask", params.tune.space)
+    store = tracking.open_store(params.tracking, mlflow_root)
+    parent = tracking.open_study_run(store, "timed", params={}, tags={})
+    report = run_study(params, study, store, parent, ("dark", "bright"), tmp_path / "work").to_record()
+    assert set(report["seconds"]) == {"base", "probe", "receipt", "trace", "train", "validate", "bookkeeping"}
+    assert all(taken > 0 for taken in report["seconds"].values())
+    assert 0 < report["achieved_over_limit"] < 1
+    assert 0 < report["bookkeeping_seconds_per_trial"] < 5
+    json.dumps(report, allow_nan=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -20,7 +20,10 @@ from frostline.seeding import derive_seed
 
 RECORD = "record"  # what trials.json says of a finished trial
 KILLED = "killed"  # set on a trial whose process died; it is drawn again and not counted
+PAUSED = "paused"  # the record so far of a trial that waits at a rung
+CLAIMED = "claimed"  # the epoch up to which a worker trains such a trial now; 0 = nobody does
 CODE = "code"
+BRACKET = 8  # trials that are halved together; as many as the sampler draws before it looks at scores
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str, spa
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if RECORD in trial.user_attrs:  # it had finished; only the last word is missing
                 tell(study, trial.number, json.loads(trial.user_attrs[RECORD]))
+            elif PAUSED in trial.user_attrs:  # it goes on from its rung
+                _handle(study, trial).set_user_attr(CLAIMED, 0)
             else:
                 _close_killed(study, trial)
     return file
@@ -95,10 +100,11 @@ def _storage(path: Path, timeout_s: float) -> optuna.storages.RDBStorage:
 
 
 def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
-    study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
+    _handle(study, trial).set_user_attr(KILLED, True)
     study.tell(trial.number, state=TrialState.FAIL)
-    if trial.params:
-        study.enqueue_trial(trial.params)
+    # What it was given counts too: a trial may die before it has drawn.
+    if drawn := {**trial.system_attrs.get("fixed_params", {}), **trial.params}:
+        study.enqueue_trial(drawn)
 
 
 def baseline(space: Space) -> dict[str, Any]:
@@ -114,27 +120,121 @@ def _middle(drawn: Range) -> float:
     return math.sqrt(drawn.low * drawn.high) if drawn.log else (drawn.low + drawn.high) / 2
 
 
+def _handle(study: optuna.Study, trial: FrozenTrial) -> Trial:
+    return Trial(study, trial._trial_id)
+
+
+def _counted(study: optuna.Study) -> list[FrozenTrial]:
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if KILLED not in trial.user_attrs and trial.state != TrialState.WAITING
+    ]
+
+
 def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
     """The next trial and its number among those that count, or None when there are `num_trials`. Call it locked.
 
     The sampler's seed is derived from the number of trials that count, so a resumed study does not repeat itself, and
     with one worker gives what an uninterrupted one gives.
     """
-    trials = study.get_trials(deepcopy=False)
-    counted = [trial for trial in trials if KILLED not in trial.user_attrs and trial.state != TrialState.WAITING]
-    if len(counted) >= tune.num_trials:
+    number = len(_counted(study))
+    if number >= tune.num_trials:
         return None
-    study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", len(counted)), n_startup_trials=8)
+    study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", number), n_startup_trials=BRACKET)
     study.pruner = make_pruner(tune)
-    return study.ask(), len(counted)
+    return study.ask(), number
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker does next: it trains trial `number` up to epoch `until`.
+
+    so_far: the trial's record where it goes on from a rung, None where it begins.
+    """
+
+    trial: Trial
+    number: int
+    until: int
+    so_far: Mapping[str, Any] | None = None
+
+
+def next_task(study: optuna.Study, tune: Tune, seed: int) -> Task | Literal["wait", "done"]:
+    """The next piece of work. Call it locked; "wait": other workers must finish a rung first."""
+    if tune.pruning == "halving":
+        for bracket in _brackets(study, tune):
+            behind = min(bracket.epochs)
+            free = [
+                trial
+                for trial, epochs in zip(bracket.alive, bracket.epochs, strict=True)
+                if epochs == behind > 0 and not trial.user_attrs.get(CLAIMED)
+            ]
+            if behind == 0 or len(bracket.alive) > bracket.room(behind) or not free:
+                return "wait"
+            record = json.loads(free[0].user_attrs[PAUSED])
+            until = next(rung for rung in list_rungs(tune) if rung > behind)
+            handle = _handle(study, free[0])
+            handle.set_user_attr(CLAIMED, until)
+            return Task(handle, record["number"], until, record)
+    asked = ask(study, tune, seed)
+    return Task(asked[0], asked[1], list_rungs(tune)[0]) if asked else "done"
+
+
+def pause(trial: Trial, record: Mapping[str, Any]) -> None:
+    """Keeps a trial at its rung, where it waits to be judged against the others of its bracket."""
+    trial.report(record["score"], record["epochs"])
+    trial.set_user_attr(PAUSED, json.dumps(record))
+    trial.set_user_attr(CLAIMED, 0)
+
+
+def list_losers(study: optuna.Study, tune: Tune) -> list[tuple[Trial, dict[str, Any]]]:
+    """The trials, with their records, that stop where they are: all of their bracket are at a rung and others are better.
+
+    Call it locked, after each piece of work, and end what it lists.
+    """
+    losers = []
+    for bracket in _brackets(study, tune) if tune.pruning == "halving" else ():
+        if len(set(bracket.epochs)) == 1 and bracket.epochs[0] > 0:
+            records = [(trial, json.loads(trial.user_attrs[PAUSED])) for trial in bracket.alive]
+            records.sort(key=lambda item: (-item[1]["score"], item[1]["val_loss"], item[1]["number"]))
+            losers += records[bracket.room(bracket.epochs[0]) :]
+    return [(_handle(study, trial), {**record, "state": "PRUNED"}) for trial, record in losers]
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    """Trials that are halved together and are all drawn; `epochs` that each of those still alive has behind it."""
+
+    size: int
+    alive: list[FrozenTrial]
+    epochs: list[int]
+
+    def room(self, epoch: int) -> int:
+        """How many go on after this rung: half of the bracket after epoch 1, a quarter after epoch 2, ... at least one."""
+        return max(1, self.size >> epoch.bit_length())
+
+
+def _brackets(study: optuna.Study, tune: Tune) -> Iterator[_Bracket]:
+    """The brackets that are complete and not yet decided."""
+    counted = _counted(study)
+    for start in range(0, min(len(counted), tune.num_trials), BRACKET):
+        members = counted[start : min(start + BRACKET, tune.num_trials)]
+        alive = [trial for trial in members if trial.state == TrialState.RUNNING]
+        if alive and len(members) == min(BRACKET, tune.num_trials - start):
+            epochs = [json.loads(trial.user_attrs.get(PAUSED, '{"epochs": 0}'))["epochs"] for trial in alive]
+            yield _Bracket(len(members), alive, epochs)
+
+
+def list_rungs(tune: Tune) -> list[int]:
+    """Epochs after which a trial is halved against others: 1, 2, 4, ... and the last; the last alone without halving."""
+    rungs = [epoch for epoch in range(1, tune.epochs) if is_rung(epoch)] if tune.pruning == "halving" else []
+    return [*rungs, tune.epochs]
 
 
 def make_pruner(tune: Tune) -> optuna.pruners.BasePruner:
     """Optuna's pruner for `tune.pruning`; it judges the scores reported at the rungs."""
     if tune.pruning == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
-    if tune.pruning == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
     return optuna.pruners.NopPruner()
 
 

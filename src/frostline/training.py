@@ -1,21 +1,28 @@
 """Fit a tail on stored features: one compiled step per (depth, head shape, optimiser), for every trial that has them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from frostline.arrays import replacing
 from frostline.classifier import MASK_DROPOUT, Tail
 from frostline.devices import Tensor, compile_function, value_and_grad
+from frostline.fusion import make_forward
 from frostline.hparams import Hparams
 from frostline.optimizers import NUM_SLOTS, apply_gradients
 from frostline.seeding import derive_seed
 
 CHUNK_BYTES = 64e6  # features handed to the device at a time
+PHASES = ("trace", "train", "validate")
+CURVES = ("loss", "accuracy", "val_loss", "val_accuracy")
 Array = NDArray[Any]
 
 
@@ -40,11 +47,6 @@ class Epoch:
     val_accuracy: float
     state: State = field(repr=False)
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Higher is better: validation accuracy, then the lower validation loss."""
-        return self.val_accuracy, -self.val_loss
-
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -64,7 +66,8 @@ class TrainingData:
 class Trainer:
     """The compiled epoch of one tail shape; a trial is a `State` that goes through it.
 
-    A new dropout rate, learning rate, weight decay, label smoothing or seed is data, not a new trace.
+    A new dropout rate, learning rate, weight decay, label smoothing or seed is data, not a new trace. Counts as it goes:
+    `num_traces`; `seconds` spent to trace, train and validate; `pace`, the seconds per image of its fastest chunk.
     """
 
     def __init__(self, tail: Tail, optimizer: str, batch_size: int, num_classes: int) -> None:
@@ -73,7 +76,10 @@ class Trainer:
         self.batch_size = batch_size
         self.num_classes = num_classes
         self.num_traces = 0
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.pace = {"train": math.inf, "validate": math.inf}
         suffix = tail.suffix
+        self._suffix = make_forward(suffix) if suffix else None
         self._suffix_start = [ops.convert_to_numpy(v) for v in suffix.trainable_variables] if suffix else []
         self._suffix_fixed = [ops.convert_to_numpy(v) for v in suffix.non_trainable_variables] if suffix else []
         self._draws_start = [ops.convert_to_numpy(v) for v in tail.head.non_trainable_variables]
@@ -121,12 +127,28 @@ class Trainer:
         draws = list(state.draws)
         draws[self._rate_index] = np.float32(hparams.dropout)
         state = State(state.params, state.slots, draws, state.step)
+        if not self.num_traces:
+            self._trace(state, data, hyper)
         for number in range(first, num_epochs):
+            started = time.monotonic()
             order = np.random.default_rng(derive_seed(seed, "order", number)).permutation(num_images)
             state, loss, accuracy = self._train_epoch(state, data.views[number % len(data.views)], data, order, hyper)
+            trained = time.monotonic()
             logits = self.predict(state, data.val)
             val_loss, val_accuracy = score_logits(logits, data.val_labels)
+            self.seconds["train"] += trained - started
+            self.seconds["validate"] += time.monotonic() - trained
             yield Epoch(number + 1, loss, accuracy, val_loss, val_accuracy, state)
+
+    def _trace(self, state: State, data: TrainingData, hyper: dict[str, Any]) -> None:
+        """Compiles the steps by running none of them, so that its seconds are told from training's."""
+        started = time.monotonic()
+        view = data.views[0]
+        rows = self._rows_per_chunk(view)
+        features, labels = np.zeros((rows, *view.shape[1:]), view.dtype), np.zeros(rows, np.int32)
+        carry = (state.params, state.slots, state.draws, state.step)
+        self._run_chunk(carry, features, labels, np.zeros(rows, np.float32), hyper, np.int32(0))
+        self.seconds["trace"] += time.monotonic() - started
 
     def predict(self, state: State, features: Array) -> NDArray[np.float32]:
         """Logits float32 (num_images, num_classes), dropout off."""
@@ -134,8 +156,10 @@ class Trainer:
         parts = []
         for start in range(0, len(features), rows):
             chunk = np.asarray(features[start : start + rows])
+            started = time.monotonic()
             logits = self._predict_chunk(state.params, state.draws, _pad(chunk, rows))
             parts.append(ops.convert_to_numpy(logits)[: len(chunk)])
+            self._note("validate", started, len(chunk))
         return np.concatenate(parts)
 
     def store(self, params: Sequence[Tensor]) -> None:
@@ -160,11 +184,14 @@ class Trainer:
         return float(loss), [ops.convert_to_numpy(gradient) for gradient in gradients]
 
     def _rows_per_chunk(self, features: Array) -> int:
-        """A multiple of the batch size: all rows, or as many as CHUNK_BYTES hold."""
-        batches = min(
-            math.ceil(len(features) / self.batch_size), int(CHUNK_BYTES // (features[0].nbytes * self.batch_size))
-        )
-        return max(1, batches) * self.batch_size
+        """A multiple of the batch size: all rows, or an even part of them that CHUNK_BYTES hold."""
+        row_bytes = features.dtype.itemsize * math.prod(features.shape[1:])
+        most = max(1, int(CHUNK_BYTES // (row_bytes * self.batch_size)))
+        batches = math.ceil(len(features) / self.batch_size)
+        return math.ceil(batches / math.ceil(batches / most)) * self.batch_size
+
+    def _note(self, phase: str, started: float, num_images: int) -> None:
+        self.pace[phase] = min(self.pace[phase], (time.monotonic() - started) / num_images)
 
     def _train_epoch(
         self, state: State, view: Array, data: TrainingData, order: Array, hyper: dict[str, Any]
@@ -175,10 +202,12 @@ class Trainer:
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             labels = data.labels[chosen]
+            features = _pad(np.asarray(view[chosen]), rows)
+            started = time.monotonic()
             carry = (state.params, state.slots, state.draws, state.step)
             carry, part = self._run_chunk(
                 carry,
-                _pad(np.asarray(view[chosen]), rows),
+                features,
                 _pad(labels, rows),
                 _pad(data.class_weights[labels], rows),
                 hyper,
@@ -186,6 +215,7 @@ class Trainer:
             )
             state = State(*carry)
             sums += ops.convert_to_numpy(part)
+            self._note("train", started, len(chosen))
         if not np.isfinite(sums[0]):
             return state, math.inf, 0.0
         return state, float(sums[0] / sums[1]), float(sums[2] / len(order))
@@ -233,9 +263,9 @@ class Trainer:
     ) -> tuple[Tensor, list[Tensor]]:
         x = ops.cast(x, "float32")
         num_suffix = len(self._suffix_start)
-        if self.tail.suffix is not None:
+        if self._suffix is not None:
             # The base's BatchNorm keeps its pre-trained statistics, unfrozen or not.
-            x, _ = self.tail.suffix.stateless_call(params[:num_suffix], self._suffix_fixed, x, training=False)
+            x = self._suffix(params[:num_suffix], self._suffix_fixed, x)
         logits, draws = self.tail.head.stateless_call(params[num_suffix:], draws, x, training=training)
         return logits, list(draws)
 
@@ -248,11 +278,40 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Fit:
-    """A finished training: the best epoch and the curves of all epochs that ran."""
+    """A training so far: its curves, and the states after the last and after the best epoch.
 
-    best: Epoch
+    The best epoch has the highest validation accuracy (ties: the lower loss, then the earlier one). `best_state` is None
+    where that epoch came before the training was continued.
+    """
+
     curves: dict[str, list[float]]
-    state: State = field(repr=False)  # of the last epoch
+    state: State = field(repr=False)
+    best_state: State | None = field(repr=False)
+
+    @property
+    def num_epochs(self) -> int:
+        return len(self.curves["loss"])
+
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch's number, from 1; 0 before the first."""
+        return 1 + max(range(self.num_epochs), key=self._rank_of, default=-1)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: validation accuracy, then the lower validation loss."""
+        return self._rank_of(self.best_epoch - 1)
+
+    @property
+    def val_accuracy(self) -> float:
+        return self.rank[0]
+
+    @property
+    def val_loss(self) -> float:
+        return -self.rank[1]
+
+    def _rank_of(self, index: int) -> tuple[float, float]:
+        return self.curves["val_accuracy"][index], -self.curves["val_loss"][index]
 
 
 def fit(
@@ -266,25 +325,46 @@ def fit(
     seed: int,
     patience: int | None = None,
     go_on: Callable[[Epoch], bool] | None = None,
+    curves: Mapping[str, Sequence[float]] | None = None,
 ) -> Fit:
     """Trains for `num_epochs`, fewer where `patience` epochs bring nothing better or `go_on` says no.
 
-    Keeps the epoch with the best validation accuracy (ties: lower loss). FloatingPointError where a loss is not finite.
+    curves: of the epochs that `state` has had; the training goes on behind them as if it had not been interrupted.
+    FloatingPointError where a loss is not finite.
     """
-    curves: dict[str, list[float]] = {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
-    best: Epoch | None = None
-    epoch: Epoch
-    for epoch in trainer.epochs(state, data, hparams, num_epochs=num_epochs, schedule=schedule, seed=seed):
+    kept = {name: list(curves[name] if curves else []) for name in CURVES}
+    fitted = Fit(kept, state, None)
+    epochs = trainer.epochs(
+        state, data, hparams, num_epochs=num_epochs, schedule=schedule, seed=seed, first=fitted.num_epochs
+    )
+    for epoch in epochs:
         if not (math.isfinite(epoch.loss) and math.isfinite(epoch.val_loss)):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch.number}")
-        for name, values in curves.items():
-            values.append(getattr(epoch, name))
-        if best is None or epoch.rank > best.rank:
-            best = epoch
-        if (patience and epoch.number - best.number >= patience) or (go_on and not go_on(epoch)):
+        for name in CURVES:
+            kept[name].append(getattr(epoch, name))
+        is_best = fitted.best_epoch == epoch.number
+        fitted = Fit(kept, epoch.state, epoch.state if is_best else fitted.best_state)
+        if (patience and epoch.number - fitted.best_epoch >= patience) or (go_on and not go_on(epoch)):
             break
-    assert best is not None
-    return Fit(best, curves, epoch.state)
+    return fitted
+
+
+def save_state(path: Path, state: State) -> None:
+    """Writes a state as one `.npz`, whole or not at all."""
+    values = keras.tree.flatten((state.params, state.slots, state.draws, state.step))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, *[ops.convert_to_numpy(value) for value in values])
+
+
+def load_state(path: Path, like: State) -> State:
+    """The state in `path`, in the shape of a state of the same trainer; ValueError where it is of another."""
+    template = (like.params, like.slots, like.draws, like.step)
+    with np.load(path, allow_pickle=False) as file:
+        values = [file[f"arr_{index}"] for index in range(len(file.files))]
+    shapes = [np.shape(value) for value in keras.tree.flatten(template)]
+    if [value.shape for value in values] != shapes:
+        raise ValueError(f"{path} holds the state of another network.")
+    return State(*keras.tree.pack_sequence_as(template, values))
 
 
 def score_logits(logits: NDArray[np.float32], labels: NDArray[np.int32]) -> tuple[float, float]:

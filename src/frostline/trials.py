@@ -2,7 +2,9 @@
 
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,9 +31,11 @@ from frostline.params import Refit as RefitParams
 from frostline.probe import Probe, fit_probe
 from frostline.process import die_with_parent
 from frostline.seeding import derive_seed
-from frostline.training import Epoch, Fit, Trainer, TrainingData, fit
+from frostline.training import PHASES, Epoch, Fit, Trainer, TrainingData, fit, load_state, save_state
 
 PROBE_BATCH = 32  # pictures of the equivalence receipt
+POLL_SECONDS = 0.2  # how often a worker that waits at a rung looks again
+DRAW = "frostline.draw"  # tag of a trial's run: which draw of the study it is of
 # Largest difference of a probability between the joined model and prefix + tail; the features between are float16.
 JOIN_TOLERANCE = 0.02
 
@@ -46,6 +50,7 @@ class Job:
     parent_run_id: str
     class_names: tuple[str, ...]
     probe: Probe | None
+    work: Path  # states of trials that wait at a rung
 
 
 class Bench:
@@ -67,9 +72,12 @@ class Bench:
         """The compiled trainer for this depth, head shape and optimiser, built at the first use."""
         key = (hparams.unfrozen_blocks, hparams.head_units, hparams.optimizer)
         if key not in self._trainers:
-            tune = self.params.tune
-            tail = build_tail(self.base, key[0], self.num_classes, units=key[1], pooling=tune.pooling, seed=0)
-            self._trainers[key] = Trainer(tail, hparams.optimizer, tune.batch_size, self.num_classes)
+            base, tune = self.base, self.params.tune
+            started = time.monotonic()
+            tail = build_tail(base, key[0], self.num_classes, units=key[1], pooling=tune.pooling, seed=0)
+            trainer = Trainer(tail, hparams.optimizer, tune.batch_size, self.num_classes)
+            trainer.seconds["trace"] = time.monotonic() - started
+            self._trainers[key] = trainer
         return self._trainers[key]
 
     def data(self, depth: int) -> TrainingData:
@@ -82,19 +90,28 @@ class Bench:
                 depth,
                 params.augment.views,
                 params.tune.class_weights,
+                lambda: self.base,
             )
         return self._data[depth]
 
-    def train(self, hparams: Hparams, seed: int, go_on: Callable[[Epoch], bool] | None = None) -> Fit:
-        """One training from the start state, as `params.tune` says."""
+    def train(
+        self,
+        hparams: Hparams,
+        seed: int,
+        go_on: Callable[[Epoch], bool] | None = None,
+        state: Path | None = None,
+        curves: Mapping[str, list[float]] | None = None,
+    ) -> Fit:
+        """One training as `params.tune` says: from the start, or on from the file `state` with the epochs of `curves`."""
         tune, trainer = self.params.tune, self.trainer(hparams)
         probe = (self.probe.kernel, self.probe.bias) if self.probe else None
         start = trainer.start(
             make_head_weights(trainer.tail, derive_seed(seed, "head"), probe), derive_seed(seed, "dropout")
         )
+        goes_on = state is not None and state.is_file()  # where the file is gone, the same epochs run again
         return fit(
             trainer,
-            start,
+            load_state(state, start) if state and goes_on else start,
             self.data(hparams.unfrozen_blocks),
             hparams,
             num_epochs=tune.epochs,
@@ -102,7 +119,17 @@ class Bench:
             seed=seed,
             patience=tune.patience,
             go_on=go_on,
+            curves=curves if goes_on else None,
         )
+
+    def seconds(self) -> dict[str, float]:
+        """What all trainers have taken so far, by phase."""
+        return {phase: sum(trainer.seconds[phase] for trainer in self._trainers.values()) for phase in PHASES}
+
+    def pace(self, depth: int) -> dict[str, float]:
+        """Seconds per image that training and validation at this depth need at best, here; infinite where none ran."""
+        paces = [trainer.pace for key, trainer in self._trainers.items() if key[0] == depth]
+        return {phase: min((pace[phase] for pace in paces), default=math.inf) for phase in ("train", "validate")}
 
     def receipt(self, hparams: Hparams) -> Receipt:
         """Checks that stored features stand for the base at this depth; Refused where they do not."""
@@ -139,17 +166,29 @@ def make_baseline(space: Space, depth: int = 0) -> Hparams:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study came to: the records of its trials, the proof of its features, and what it cost."""
+    """What a study came to: the records of its trials, the proof of its features, and what it cost.
+
+    seconds: by phase; `trace`, `train` and `validate` are those of all trials, whenever they ran, the rest those of this
+    run. limit_seconds: what the epochs of all trials take at the best pace seen per image, with nothing between; None
+    where a depth did not run this time.
+    """
 
     records: list[dict[str, Any]]
     receipts: list[Receipt]
     probe: Probe | None
     importances: dict[str, float]
     seconds: dict[str, float]
+    bookkeeping_per_trial: float | None
+    pace: dict[int, dict[str, float]]
+    limit_seconds: float | None
 
     @property
     def trials_per_minute(self) -> float:
-        return 60 * len(self.records) / max(self.seconds["trials"], 1e-9)
+        return 60 * len(self.records) / max(sum(self.seconds.values()), 1e-9)
+
+    @property
+    def achieved_over_limit(self) -> float | None:
+        return self.limit_seconds and self.limit_seconds / sum(self.seconds.values())
 
     def to_record(self) -> dict[str, Any]:
         """All but the records, for study.json."""
@@ -160,29 +199,74 @@ class Outcome:
             "importances": self.importances,
             "seconds": self.seconds,
             "trials_per_minute": self.trials_per_minute,
+            "bookkeeping_seconds_per_trial": self.bookkeeping_per_trial,
+            "seconds_per_image": {str(depth): pace for depth, pace in self.pace.items()},
+            "limit_seconds": self.limit_seconds,
+            "achieved_over_limit": self.achieved_over_limit,
         }
 
 
 def run_study(
-    params: Params, study: search.StudyFile, store: tracking.Store, parent_run_id: str, class_names: tuple[str, ...]
+    params: Params,
+    study: search.StudyFile,
+    store: tracking.Store,
+    parent_run_id: str,
+    class_names: tuple[str, ...],
+    work: Path,
 ) -> Outcome:
-    """Probe, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`."""
-    started = time.monotonic()
-    probe = fit_shared_probe(params)
-    probed = time.monotonic()
-    bench = Bench(params, len(class_names), probe)
+    """Probe, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`.
+
+    work: a folder for the states of trials that wait at a rung; it goes when the study is done.
+    """
+    laps = [time.monotonic()]
+    bench = Bench(params, len(class_names), None)
+    bench.base  # noqa: B018 - built here, so that its seconds are its own
+    laps.append(time.monotonic())
+    bench.probe = probe = fit_shared_probe(params)
+    laps.append(time.monotonic())
     space = params.tune.space
     receipts = [bench.receipt(make_baseline(space, depth)) for depth in sorted({0, space.unfrozen_blocks[1]})]
-    checked = time.monotonic()
-    run_trials(Job(params, study, store, parent_run_id, class_names, probe), bench)
+    laps.append(time.monotonic())
+    known = {record["number"] for record in search.list_records(study.load(), params.tune.num_trials)}
+    # A kill between a trial's run and its record leaves the run of a trial that is drawn again.
+    killed = [trial for trial in study.load().get_trials(deepcopy=False) if search.KILLED in trial.user_attrs]
+    tracking.delete_trials(store, parent_run_id, DRAW, [_draw_of(trial) for trial in killed])
+    run_trials(Job(params, study, store, parent_run_id, class_names, probe, work), bench)
+    laps.append(time.monotonic())
+    shutil.rmtree(work, ignore_errors=True)
+
     records = search.list_records(study.load(), params.tune.num_trials)
-    seconds = {
-        "probe": probed - started,
-        "receipt": checked - probed,
-        # Of all trials that are reported, whenever they ran.
-        "trials": sum(record["seconds"] for record in records),
-    }
-    return Outcome(records, receipts, probe, search.importances(study.load(), params.tune.num_trials), seconds)
+    new = [record for record in records if record["number"] not in known]
+    base, probing, checking, trying = np.diff(laps).tolist()
+    bookkeeping = max(0.0, trying - sum(record["seconds"] for record in new) / params.tune.workers)
+    phases = {phase: sum(record["phases"][phase] for record in records) for phase in PHASES}
+    seconds = {"base": base, "probe": probing, "receipt": checking, **phases}
+    # What a trial takes besides: reading features, the head's start, and states kept at rungs.
+    other = sum(record["seconds"] for record in records) - sum(phases.values())
+    return Outcome(
+        records=records,
+        receipts=receipts,
+        probe=probe,
+        importances=search.importances(study.load(), params.tune.num_trials),
+        seconds={**seconds, "bookkeeping": bookkeeping + other},
+        bookkeeping_per_trial=bookkeeping / len(new) if new else None,
+        pace={depth: pace for depth in _depths(records) if math.isfinite((pace := bench.pace(depth))["train"])},
+        limit_seconds=_limit(records, bench),
+    )
+
+
+def _depths(records: list[dict[str, Any]]) -> list[int]:
+    return sorted({record["hparams"]["unfrozen_blocks"] for record in records})
+
+
+def _limit(records: list[dict[str, Any]], bench: Bench) -> float | None:
+    """Seconds that the epochs of all records take at the best pace per image; None where a pace is not known."""
+    total = 0.0
+    for record in records:
+        depth = record["hparams"]["unfrozen_blocks"]
+        pace, data = bench.pace(depth), bench.data(depth)
+        total += record["epochs"] * (len(data.labels) * pace["train"] + len(data.val_labels) * pace["validate"])
+    return total if math.isfinite(total) else None
 
 
 def run_trials(job: Job, bench: Bench) -> None:
@@ -195,6 +279,11 @@ def run_trials(job: Job, bench: Bench) -> None:
     workers = [context.Process(target=_work_alone, args=(job,)) for _ in range(job.params.tune.workers)]
     for worker in workers:
         worker.start()
+    while running := [worker.sentinel for worker in workers if worker.is_alive()]:
+        multiprocessing.connection.wait(running)
+        if job.params.tune.pruning == "halving" and any(worker.exitcode for worker in workers):
+            for worker in workers:  # they would wait for the dead one's trial
+                worker.terminate()
     for worker in workers:
         worker.join()
     if failed := [worker.exitcode for worker in workers if worker.exitcode]:
@@ -212,76 +301,127 @@ def _work_alone(job: Job) -> None:
 
 def _work(job: Job, bench: Bench) -> None:
     study = job.study.load()
+    tune = job.params.tune
     while True:
         with job.study.locked():
-            asked = search.ask(study, job.params.tune, job.params.seed)
-        if asked is None:
+            for trial, record in search.list_losers(study, tune):
+                _end(job, study, trial, record)
+            task = search.next_task(study, tune, job.params.seed)
+        if task == "done":
             return
-        trial, number = asked
-        started = time.time()
-        record = _run_trial(trial, number, search.suggest(trial, number, job.params.tune.space), bench)
-        record["run_id"] = _log(job, record, started)
-        search.keep_record(trial, record)
-        search.tell(study, trial.number, record)
-        print(describe_trial(record, job.params.tune.num_trials), flush=True)
+        if task == "wait":
+            time.sleep(POLL_SECONDS)
+            continue
+        record = _run(task, bench, job.work)
+        if record["state"] == "PAUSED":
+            with job.study.locked():
+                search.pause(task.trial, record)
+        else:
+            _end(job, study, task.trial, record)
 
 
-def _run_trial(trial: optuna.trial.Trial, number: int, hparams: Hparams, bench: Bench) -> dict[str, Any]:
-    """The record of one trial: trained, pruned, or failed with the reason."""
+def _end(job: Job, study: optuna.Study, trial: optuna.trial.Trial, record: dict[str, Any]) -> None:
+    """Records a trial that goes no further."""
+    record["run_id"] = _log(job, record, _draw_of(trial))
+    search.keep_record(trial, record)
+    search.tell(study, trial.number, record)
+    _state_file(job.work, record["number"]).unlink(missing_ok=True)
+    print(describe_trial(record, job.params.tune.num_trials), flush=True)
+
+
+def _state_file(work: Path, number: int) -> Path:
+    return work / f"trial-{number:04d}.npz"
+
+
+def _run(task: search.Task, bench: Bench, work: Path) -> dict[str, Any]:
+    """The record of a trial after one piece of work: complete, pruned, paused at a rung, or failed with the reason."""
+    tune, trial = bench.params.tune, task.trial
+    so_far = task.so_far or {
+        "seconds": 0.0,
+        "phases": dict.fromkeys(PHASES, 0.0),
+        "curves": None,
+        "started": time.time(),
+    }
+    hparams = Hparams.from_record(so_far["hparams"]) if task.so_far else search.suggest(trial, task.number, tune.space)
     best = -math.inf
-    pruned = False
+    state = "COMPLETE"
 
     def go_on(epoch: Epoch) -> bool:
-        nonlocal best, pruned
+        nonlocal best, state
         best = max(best, epoch.val_accuracy)
-        if search.is_rung(epoch.number) and epoch.number < bench.params.tune.epochs:
+        if epoch.number == task.until < tune.epochs:
+            state = "PAUSED"
+        elif tune.pruning == "median" and search.is_rung(epoch.number) and epoch.number < tune.epochs:
             trial.report(best, epoch.number)
-            pruned = trial.should_prune()
-        return not pruned
+            state = "PRUNED" if trial.should_prune() else state
+        return state == "COMPLETE"
 
-    started = time.monotonic()
-    record: dict[str, Any] = {"number": number, "hparams": hparams.to_record()}
-    try:
-        fitted = bench.train(hparams, derive_seed(bench.params.seed, "trial", number), go_on)
-    except FloatingPointError as error:
-        empty: dict[str, Any] = {"score": None, "val_loss": None, "best_epoch": None, "epochs": 0, "curves": {}}
-        return {**record, "state": "FAIL", "reason": str(error), **empty, "seconds": time.monotonic() - started}
-    return {
-        **record,
-        "state": "PRUNED" if pruned else "COMPLETE",
-        "score": fitted.best.val_accuracy,
-        "val_loss": fitted.best.val_loss,
-        "best_epoch": fitted.best.number,
-        "epochs": len(fitted.curves["loss"]),
-        "seconds": time.monotonic() - started,
-        "curves": fitted.curves,
+    started, before = time.monotonic(), bench.seconds()
+    record: dict[str, Any] = {
+        "number": task.number,
+        "hparams": hparams.to_record(),
+        "started": so_far["started"],
+        "score": None,
+        "val_loss": None,
+        "best_epoch": None,
+        "epochs": 0,
+        "curves": {},
     }
+    file = _state_file(work, task.number)
+    try:
+        seed = derive_seed(bench.params.seed, "trial", task.number)
+        fitted = bench.train(hparams, seed, go_on, file, so_far["curves"])
+        record |= {
+            "score": fitted.val_accuracy,
+            "val_loss": fitted.val_loss,
+            "best_epoch": fitted.best_epoch,
+            "epochs": fitted.num_epochs,
+            "curves": fitted.curves,
+        }
+        if state == "PAUSED" and tune.patience and fitted.num_epochs - fitted.best_epoch >= tune.patience:
+            state = "COMPLETE"  # it would not have gone on anyway
+        if state == "PAUSED":
+            save_state(file, fitted.state)
+    except FloatingPointError as error:
+        state, record["reason"] = "FAIL", str(error)
+    spent = {phase: so_far["phases"][phase] + taken - before[phase] for phase, taken in bench.seconds().items()}
+    seconds = so_far["seconds"] + time.monotonic() - started
+    return {**record, "state": state, "seconds": seconds, "phases": spent}
 
 
-def _log(job: Job, record: Mapping[str, Any], started: float) -> str:
+def _draw_of(trial: optuna.trial.BaseTrial) -> str:
+    # Its number would do within one study; a restarted study, or a colleague's on the same server, has the same numbers.
+    assert trial.datetime_start is not None
+    started: str = trial.datetime_start.isoformat()
+    return started
+
+
+def _log(job: Job, record: Mapping[str, Any], draw: str) -> str:
     hparams = record["hparams"]
-    metrics = {"seconds": record["seconds"], "epochs": record["epochs"]}
+    metrics = {}
     if record["score"] is not None:
-        metrics |= {
-            "best_val_accuracy": record["score"],
+        metrics = {
+            "best_val_accuracy": record["score"],  # the first is what MLflow's comparison opens with
             "best_val_loss": record["val_loss"],
             "best_epoch": record["best_epoch"],
         }
+    metrics |= {"seconds": record["seconds"], "epochs": record["epochs"]}
     return tracking.log_trial(
         job.store,
         job.parent_run_id,
-        name=f"trial {record['number']:02d} · depth {hparams['unfrozen_blocks']} · dropout {hparams['dropout']:.2f}",
+        name=f"trial {record['number']:02d} · depth {hparams['unfrozen_blocks']}",
         params=hparams,
         metrics=metrics,
         curves=record["curves"],
         tags={
             "frostline.trial": str(record["number"]),
+            DRAW: draw,
             "frostline.state": record["state"],
             "frostline.device": describe_device(),
             "frostline.backend": keras.backend.backend(),
         },
         status={"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}[record["state"]],
-        started=started,
+        started=record["started"],
         ended=time.time(),
     )
 
@@ -339,13 +479,14 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
     trainer, data = bench.trainer(hparams), bench.data(hparams.unfrozen_blocks)
     seeds = [derive_seed(bench.params.seed, "refit", index) for index in range(rules.seeds)]
     fits = [bench.train(hparams, seed) for seed in seeds]
-    ranked = sorted(range(len(fits)), key=lambda index: fits[index].best.rank)
+    ranked = sorted(range(len(fits)), key=lambda index: fits[index].rank)
     kept = ranked[-1] if rules.keep == "best" else ranked[len(ranked) // 2]
-    best = fits[kept].best
+    best = fits[kept].best_state
+    assert best is not None
 
-    logits = trainer.predict(best.state, data.val)
+    logits = trainer.predict(best, data.val)
     temperature = fit_temperature(data.val_labels, logits)
-    trainer.store(best.state.params)
+    trainer.store(best.params)
     model = join_model(
         bench.base, trainer.tail, pooling=bench.params.tune.pooling, dropout=hparams.dropout, temperature=temperature
     )
@@ -355,7 +496,7 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
     return Refit(
         hparams=hparams,
         seeds=[
-            {"seed": seed, "val_accuracy": f.best.val_accuracy, "val_loss": f.best.val_loss}
+            {"seed": seed, "val_accuracy": f.val_accuracy, "val_loss": f.val_loss}
             for seed, f in zip(seeds, fits, strict=True)
         ],
         kept=kept,
