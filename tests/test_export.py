@@ -56,6 +56,14 @@ def test_an_export_that_differs_is_removed_and_the_earlier_one_stays(network, im
     assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
 
 
+def test_a_folder_of_something_else_is_not_replaced(network, images, tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "thesis.txt").write_text("mine")
+    with pytest.raises(Refused, match="no earlier export"):
+        export.export_model(network, "saved_model", tmp_path / "onnx", images, {})
+    assert (tmp_path / "onnx" / "thesis.txt").read_text() == "mine"
+
+
 def test_what_keras_cannot_convert_is_refused_with_its_reason(network, images, tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such op\nand a page of trace")

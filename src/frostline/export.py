@@ -43,13 +43,18 @@ def export_model(network: keras.Model, form: str, folder: Path, images: Images, 
 
     The artefact is run by its own runtime on uint8 `images` (num_images, size, size, 3), alone and in a batch. Refused,
     with nothing left behind, where a probability differs by more than TOLERANCE, where the form needs a package that
-    is not installed, and where Keras cannot express the model in it. An earlier `folder` stays until the new one is whole.
+    is not installed, where Keras cannot express the model in it, and where `folder` is something else. An earlier export
+    there stays until the new one is whole.
 
     Args:
         facts: what else the record shall say (source, classes, how to decode).
     """
     chosen = FORMS[form]
     require_packages([form])
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise Refused(
+            f"{folder} exists and holds no {RECORD}, so it is no earlier export. Give another folder with --to."
+        )
     work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     artefact = work / chosen.artefact
     try:
@@ -62,7 +67,7 @@ def export_model(network: keras.Model, form: str, folder: Path, images: Images, 
         if not difference <= TOLERANCE:
             raise Refused(
                 f"The {form} model differs from the Keras model by {difference:.3g} of a probability on {len(images)} "
-                f"pictures; allowed is {TOLERANCE:g}. It was removed. `--model FILE` exports another model."
+                f"pictures; allowed is {TOLERANCE:g}. It was removed; the Keras model is as it was."
             )
         record = {
             **facts,
