@@ -1,6 +1,7 @@
 """Frostline's side of the comparison: every step of its line, timed, and the limit that its parts set."""
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 import numpy as np
 from keras import ops
 from search import DROPOUT, LEARNING_RATE, TRANSFORMS, Trial, timed
-from search_plain import Sources
+from search_plain import Sources, clocks
 
 from frostline import search, tracking
 from frostline.arrays import load_array, load_json, load_split, mark_complete, save_json, save_split
 from frostline.augmentation import save_views
-from frostline.backbones import build_prefix, build_suffix, fetch_weights, load_base
-from frostline.devices import compile_frozen, compile_function, value_and_grad
-from frostline.features import extract_views
+from frostline.backbones import build_suffix, fetch_weights, load_base
+from frostline.devices import compile_function, value_and_grad
+from frostline.features import Extractor
 from frostline.folders import Entry
+from frostline.fusion import make_forward
 from frostline.params import Params, load_document, parse_params
 from frostline.preparation.shards import decode_shards, gather_images
 from frostline.process import count_cores
@@ -73,8 +75,9 @@ def run_frostline(
     folder = folder or given.work
     params = make_params(sources, len(trials), given, folder)
     phases = make_features(sources, params)
+    cpu = phases.pop("cpu")
 
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     root = folder / f"study-{time.time_ns()}"
     root.mkdir(parents=True)
     store = tracking.open_store(params.tracking, root)
@@ -86,25 +89,27 @@ def run_frostline(
         drawn |= {"suffix_learning_rate": trial.learning_rate} if trial.depth else {}
         study.enqueue_trial(drawn | ({"unfrozen_blocks": trial.depth} if len(sources.work.depths) > 1 else {}))
     started = timed(phases, "bookkeeping", started)
-    outcome = run_study(params, file, store, parent, CLASSES)
-    total = time.monotonic() - started
+    outcome = run_study(params, file, store, parent, CLASSES, root / "work")
+    total, cpu = time.monotonic() - started, cpu + time.process_time() - cpu_started
 
     records = outcome.records
     for record, trial in zip(records, trials, strict=True):
         hparams = record["hparams"]
         found = (hparams["unfrozen_blocks"], hparams["dropout"], hparams["head_learning_rate"])
         assert np.allclose(found, (trial.depth, trial.dropout, trial.learning_rate)), "the systems must run one list"
-    inside = {name: taken for name, taken in outcome.seconds.items() if name != "total"}
-    for name, taken in inside.items():
+    for name, taken in outcome.seconds.items():
         phases[name] = phases.get(name, 0.0) + taken
-    phases["bookkeeping"] += total - sum(inside.values())
+    phases["bookkeeping"] += total - sum(outcome.seconds.values())
     seconds = sum(phases.values())
     scores = [record["score"] for record in records if record["score"] is not None]
     epochs = [record["epochs"] for record in records]
     return {
         "system": "frostline",
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "phases": phases,
+        "bookkeeping_seconds_per_trial": outcome.bookkeeping_per_trial,
+        "study_achieved_over_limit": outcome.achieved_over_limit,
         "share": {name: taken / seconds for name, taken in phases.items()},
         "mean_val_accuracy": float(np.mean(scores)),
         "best_val_accuracy": max(scores),
@@ -127,7 +132,7 @@ def make_features(sources: Sources, params: Params) -> dict[str, float]:
     if note.is_file():
         return dict(load_json(note))
     phases: dict[str, float] = {}
-    started = time.monotonic()
+    started, cpu = time.monotonic(), _cpu()
     prepared = Path(paths.prepared)
     for split, files in (("train", sources.train), ("val", sources.val)):
         entries = [Entry(path, None, CLASSES[label], Path(path).name) for path, label in files]
@@ -151,59 +156,72 @@ def make_features(sources: Sources, params: Params) -> dict[str, float]:
     named = {f"view-{view:03d}": load_array(views / f"view-{view:03d}.npy") for view in range(1, work.views)}
     given = {"view-000": train.images, **named, "val": val.images}
     depths = sorted({0, *work.depths})
-    for _ in extract_views(base, depths, params.tune.pooling, given, Path(paths.features), params.extract.batch_size):
+    extractor = Extractor(base, depths, params.tune.pooling, params.extract.batch_size)
+    for _ in extractor.save(given, Path(paths.features)):
         pass
     mark_complete(Path(paths.features))
     timed(phases, "prefix", started)
+    phases["cpu"] = _cpu() - cpu
     save_json(note, phases)
     return phases
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of the children that have ended: views are drawn by processes of their own."""
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def measure_limit(
     sources: Sources, trials: Sequence[Trial], epochs_of: dict[int, int], num_prefix: int
 ) -> dict[str, Any]:
-    """What the segments alone would take: seconds per image of each, run in a loop on one batch, times their images.
+    """What the segments alone would take: (wall, CPU) seconds per image of each, run in a loop, times their images.
 
-    The suffix is measured as Keras gives it: stock layers, forward alone and forward with backward.
+    A suffix is measured as Keras gives it (stock layers) and as Frostline runs it (`fused`), forward alone and forward
+    with backward; the limit is made of the faster.
     """
     work, base = sources.work, sources.base
     size, batch = work.image_size, work.batch_size
-    pixels = ops.convert_to_tensor(np.random.default_rng(0).integers(0, 255, (64, size, size, 3)).astype(np.uint8))
-    prefix = compile_frozen(build_prefix(base, sorted({0, *work.depths}), "avg"))
-    per_image: dict[str, float] = {"prefix": _loop(lambda: prefix(pixels)) / 64}
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (512, size, size, 3)).astype(np.uint8)
+    extractor = Extractor(base, sorted({0, *work.depths}), "avg", 64)
+    per_image = {"prefix": _loop(lambda: [None for _ in extractor.run(pixels)]) / len(pixels)}
     total = num_prefix * per_image["prefix"]
     num, val = len(sources.train), len(sources.val)
     for depth in work.depths:
         suffix = build_suffix(base, depth)
         if suffix is None:
             continue
-        x = ops.convert_to_tensor(
-            np.random.default_rng(0).normal(size=(batch, *base.cuts[depth].shape)).astype("float32")
-        )
+        x = ops.convert_to_tensor(np.abs(rng.normal(size=(batch, *base.cuts[depth].shape))).astype("float32"))
         fixed = [ops.convert_to_tensor(value) for value in suffix.non_trainable_variables]
         params = [ops.convert_to_tensor(value) for value in suffix.trainable_variables]
+        fused = make_forward(suffix)
+        kinds = {
+            "stock": lambda v, x, s=suffix, f=fixed: s.stateless_call(v, f, x, training=False)[0],
+            "fused": lambda v, x, s=fused, f=fixed: s(v, f, x),
+        }
+        best = {}
+        for kind, forward in kinds.items():
+            loss = lambda v, x, run=forward: (ops.mean(run(v, x)), x)  # noqa: E731
+            both = compile_function(lambda v, x, f=value_and_grad(loss): f(v, x)[1])
+            only = compile_function(lambda v, x, f=forward: [f(v, x)])
+            for name, run in (("forward", only), ("forward and backward", both)):
+                taken = _loop(lambda run=run, p=params, x=x: ops.convert_to_numpy(run(p, x)[-1])) / batch
+                per_image[f"suffix {depth} {kind} {name}"] = taken
+                best[name] = min(best.get(name, taken), taken, key=lambda pair: pair[0])
+        total += epochs_of[depth] * (num * best["forward and backward"] + val * best["forward"])
+    return {
+        "seconds": total[0],
+        "cpu_seconds": total[1],
+        "images_per_second": {name: (1 / taken).round(1).tolist() for name, taken in per_image.items()},
+    }
 
-        def loss_of(values: list[Any], x: Any, suffix: Any = suffix, fixed: Any = fixed) -> Any:
-            y, _ = suffix.stateless_call(values, fixed, x, training=False)
-            return ops.mean(y), y
 
-        both = compile_function(lambda v, x, f=value_and_grad(loss_of): f(v, x)[1])
-        forward = compile_function(lambda v, x, f=loss_of: f(v, x)[1])
-        per_image[f"suffix {depth} forward"] = _loop(lambda f=forward, p=params, x=x: f(p, x)) / batch
-        per_image[f"suffix {depth} forward and backward"] = _loop(lambda f=both, p=params, x=x: f(p, x)) / batch
-        total += epochs_of[depth] * (
-            num * per_image[f"suffix {depth} forward and backward"] + val * per_image[f"suffix {depth} forward"]
-        )
-    return {"seconds": total, "seconds_per_image": per_image}
-
-
-def _loop(run: Callable[[], Any]) -> float:
-    """Median seconds of a call, after three."""
+def _loop(run: Callable[[], Any]) -> np.ndarray:
+    """Median (wall, CPU) seconds of a call, after two."""
     taken = []
     stop = time.monotonic() + LOOP_SECONDS
-    while len(taken) < 6 or time.monotonic() < stop:
-        started = time.monotonic()
-        out = run()
-        ops.convert_to_numpy(out[0])  # waits for the result
-        taken.append(time.monotonic() - started)
-    return float(np.median(taken[3:]))
+    while len(taken) < 5 or time.monotonic() < stop:
+        started = clocks()
+        run()
+        taken.append(clocks() - started)
+    return np.median(taken[2:], axis=0)

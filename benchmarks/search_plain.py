@@ -108,7 +108,7 @@ class StrongData:
         self.augment = make_augmentation()
         self._val_features: dict[int, tf.data.Dataset] = {}
 
-    def at(self, depth: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    def at(self, depth: int, num_batches: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
         base = self.sources.base
         prefix = keras.Model(base.model.inputs, base.model.operations[base.cuts[depth].index].output)
 
@@ -118,39 +118,44 @@ class StrongData:
         views = self.train.map(lambda x, y: (self.augment(tf.cast(x, "float32"), training=True), y), tf.data.AUTOTUNE)
         train = views.map(lambda x, y: (features(x), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
         if depth not in self._val_features:
-            self._val_features[depth] = self.val.map(lambda x, y: (features(x), y)).cache()
-        return train, self._val_features[depth]
+            self._val_features[depth] = self.val.take(num_batches).map(lambda x, y: (features(x), y)).cache()
+        return train.take(num_batches), self._val_features[depth]
 
 
 def _to_uint8(x: Any, y: Any) -> Any:
     return tf.cast(tf.round(x), tf.uint8), y
 
 
+def clocks() -> np.ndarray:
+    """(wall, CPU) seconds: on a shared machine the second says more."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
 class Stopwatch(keras.callbacks.Callback):
-    """Seconds of each batch of `fit`, waiting for its data included."""
+    """(wall, CPU) seconds of each batch of `fit`, waiting for its data included."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.train: list[float] = []
-        self.val: list[float] = []
+        self.train: list[np.ndarray] = []
+        self.val: list[np.ndarray] = []
 
     def __deepcopy__(self, memo: Any) -> "Stopwatch":
         return self  # KerasTuner copies callbacks
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._last = time.monotonic()
+        self._last = clocks()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._lap(self.train)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self._last = time.monotonic()
+        self._last = clocks()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         self._lap(self.val)
 
-    def _lap(self, laps: list[float]) -> None:
-        now = time.monotonic()
+    def _lap(self, laps: list[np.ndarray]) -> None:
+        now = clocks()
         laps.append(now - self._last)
         self._last = now
 
@@ -172,27 +177,27 @@ def run_system(
             return {"system": system, "left_out": f"KerasTuner cannot be imported: {error}"}
     chosen = trials if steps is None else [next(t for t in trials if t.depth == depth) for depth in work.depths]
     watches = [Stopwatch() for _ in chosen]
-    seconds: list[float] = []
+    seconds: list[np.ndarray] = []
     strong = StrongData(sources) if system == "strong" else None
 
     def train(index: int, fit: Callable[..., Any] | None = None) -> float:
-        started = time.monotonic()
+        started = clocks()
         trial = chosen[index]
         if strong:
-            data, val = strong.at(trial.depth)
+            data, val = strong.at(trial.depth, -1 if steps is None else WARM_UP + steps)  # -1: all
             model = compile_model(build_strong(sources, trial), trial, jit_compile=False)
         else:
             data = sources.pictures("train").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
             val = sources.pictures("val").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
             model = compile_model(build_plain(sources, trial), trial)
-        if steps is not None:
-            data, val = data.take(WARM_UP + steps), val.take(WARM_UP + steps)
+            if steps is not None:
+                data, val = data.take(WARM_UP + steps), val.take(WARM_UP + steps)
         epochs = 1 if steps is not None else work.epochs
         history = model.fit(data, validation_data=val, epochs=epochs, callbacks=[watches[index]], verbose=0)
         if strong and steps is not None:  # once more: only the first epoch makes the validation features
             watches[index].val = []
             model.evaluate(val, callbacks=[watches[index]], verbose=0)
-        seconds.append(time.monotonic() - started)
+        seconds.append(clocks() - started)
         return float(max(history.history["val_accuracy"]))
 
     if system == "tuner":
@@ -206,7 +211,8 @@ def run_system(
     line: dict[str, Any] = {"system": system}
     if steps is None:
         return line | {
-            "seconds": sum(seconds),
+            "seconds": sum(seconds)[0],
+            "cpu_seconds": sum(seconds)[1],
             "mean_val_accuracy": float(np.mean(scores)),
             "best_val_accuracy": max(scores),
         }
@@ -218,34 +224,41 @@ def _extrapolate(
     trials: Sequence[Trial],
     chosen: Sequence[Trial],
     watches: Sequence[Stopwatch],
-    seconds: Sequence[float],
+    seconds: Sequence[np.ndarray],
     steps: int,
 ) -> dict[str, Any]:
     work = sources.work
     batches = {"train": -(-len(sources.train) // work.batch_size), "validate": -(-len(sources.val) // work.batch_size)}
-    phases = {"trace": 0.0, "train": 0.0, "validate": 0.0}
+    phases = {"trace": np.zeros(2), "train": np.zeros(2), "validate": np.zeros(2)}
     sample = {}
     for trial, watch, taken in zip(chosen, watches, seconds, strict=True):
         step = {
-            "train": float(np.median(watch.train[WARM_UP:])),
-            "validate": float(np.median(watch.val[min(WARM_UP, len(watch.val) - 1) :])),
+            "train": np.median(watch.train[WARM_UP:], axis=0),
+            "validate": np.median(watch.val[min(WARM_UP, len(watch.val) - 1) :], axis=0),
         }
-        rest = taken - sum(watch.train[WARM_UP:]) - sum(watch.val)
+        rest = taken - np.sum(watch.train[WARM_UP:], axis=0) - np.sum(watch.val, axis=0)
         alike = sum(t.depth == trial.depth for t in trials)
         phases["trace"] += alike * rest
         for name, per_step in step.items():
             phases[name] += alike * work.epochs * batches[name] * per_step
-        sample[f"depth {trial.depth}"] = {"seconds_per_step": step, "build_and_trace": rest, "trials": alike}
+        shown = {name: per_step.round(4).tolist() for name, per_step in step.items()}
+        sample[f"depth {trial.depth}"] = {**shown, "build_and_trace": rest.round(2).tolist(), "trials": alike}
     total = sum(phases.values())
     return {
-        "seconds": total,
-        "share": {name: value / total for name, value in phases.items()},
-        "sample": {"steps": steps, "after": WARM_UP, "batches_per_epoch": batches, "epochs": work.epochs, **sample},
+        "seconds": total[0],
+        "cpu_seconds": total[1],
+        "share": {name: value[0] / total[0] for name, value in phases.items()},
+        "sample": {"steps": steps, "after": WARM_UP, "batches_per_epoch": batches, "epochs": work.epochs}
+        | {"(wall, CPU) seconds per step": sample},
     }
 
 
 def _search_with_tuner(
-    sources: Sources, chosen: Sequence[Trial], steps: int | None, watches: Sequence[Stopwatch], seconds: list[float]
+    sources: Sources,
+    chosen: Sequence[Trial],
+    steps: int | None,
+    watches: Sequence[Stopwatch],
+    seconds: list[np.ndarray],
 ) -> None:
     """KerasTuner's grid over the same list; what it does around a trial counts as the trial's."""
     import keras_tuner
@@ -268,8 +281,8 @@ def _search_with_tuner(
         tuner = keras_tuner.GridSearch(
             Model(), objective="val_accuracy", max_trials=len(chosen), directory=folder, overwrite=True
         )
-        started = time.monotonic()
+        started = clocks()
         tuner.search(data, validation_data=val, epochs=epochs, verbose=0)
-        taken = time.monotonic() - started
+        taken = clocks() - started
     inside = [sum(watch.train) + sum(watch.val) for watch in watches]
     seconds += [one + (taken - sum(inside)) / len(chosen) for one in inside]
