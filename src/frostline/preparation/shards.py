@@ -20,8 +20,8 @@ from frostline.process import die_with_parent
 
 SHARD_BYTES = 16_000_000  # of decoded pictures: the unit of work, what a kill loses, what a worker holds
 THUMB = 16  # side of the grey thumbnail
-# From this many files on, processes (each imports OpenCV first) are worth their time: threads share Python's lock.
-PROCESSES_FROM = 20_000
+# From this many files on, processes (each imports OpenCV first) are worth their time and memory: threads share Python's lock.
+PROCESSES_FROM = 2_000
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),

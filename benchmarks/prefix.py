@@ -1,0 +1,209 @@
+"""The parts before the search, each beside the plain way of doing it, in one run: decoding, views, frozen prefix.
+
+    python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--pictures 512] [--json FILE]
+
+decode: `decode_shards` (header, decoding, hashes, fingerprints, shards on disk) beside a bare loop of `cv2.imdecode` and
+`cv2.resize` on one core, times the cores. augment: `save_views` (files on disk) beside a bare loop of Albumentations'
+`Compose`, times the cores. prefix: `Extractor` with its four cuts beside the same network unfolded and in one large batch,
+and beside `model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts. One JSON line
+per way: pictures per second of wall time and of processor time, and the ratio to the plain way.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Heavy libraries are imported inside functions: the processes that decode and render import this file again.
+ROUNDS = 5
+TRANSFORMS: list[dict[str, dict[str, Any]]] = [
+    {"HorizontalFlip": {"p": 0.5}},
+    {
+        "Affine": {
+            "scale": [0.8, 1.2],
+            "rotate": [-20, 20],
+            "translate_percent": [-0.1, 0.1],
+            "border_mode": 4,
+            "p": 0.8,
+        }
+    },
+    {"RandomBrightnessContrast": {"brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.5}},
+]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    arguments.add_argument("--base", default="MobileNetV2", choices=["MobileNetV2", "InceptionV3"])
+    arguments.add_argument("--size", type=int, default=160)
+    arguments.add_argument("--pictures", type=int, default=512)
+    arguments.add_argument("--parts", nargs="+", default=["decode", "augment", "prefix"])
+    arguments.add_argument("--json", type=Path, help="also append the lines to this file")
+    given = arguments.parse_args()
+    measures = {"decode": measure_decode, "augment": measure_augment, "prefix": measure_prefix}
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="prefix-") as work:
+        for part in given.parts:
+            for line in measures[part](given, Path(work)):
+                lines.append({"part": part, **line})
+                print(json.dumps(lines[-1]), flush=True)
+    if given.json:
+        with given.json.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def compare(ways: dict[str, tuple[Callable[[], int], int]], plain: str) -> list[dict[str, Any]]:
+    """A line per way. ways: name -> (a call that returns the number of pictures, cores that its rate is multiplied by)."""
+    walls: dict[str, list[float]] = {name: [] for name in ways}
+    cpus: dict[str, list[float]] = {name: [] for name in ways}
+    for call, _ in ways.values():
+        call()  # compiles, fills caches
+    for _ in range(ROUNDS):
+        for name, (call, _) in ways.items():
+            before, started = processor_seconds(), time.perf_counter()
+            pictures = call()
+            walls[name].append(pictures / (time.perf_counter() - started))
+            cpus[name].append(pictures / (processor_seconds() - before))
+    rates = {name: statistics.median(walls[name]) * cores for name, (_, cores) in ways.items()}
+    return [
+        {
+            "way": name,
+            "per_second": round(rates[name], 1),
+            "per_processor_second": round(statistics.median(cpus[name]), 1),
+            "of_plain": round(rates[name] / rates[plain], 3),
+        }
+        for name in ways
+    ]
+
+
+def processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def list_files(given: argparse.Namespace) -> list[Any]:
+    from frostline.folders import find_layout
+
+    entries = find_layout(given.shared / "data" / "cats_vs_dogs").entries
+    return [entries[place] for place in np.linspace(0, len(entries) - 1, given.pictures).astype(int)]
+
+
+def measure_decode(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    import cv2
+
+    from frostline.params import Prepare
+    from frostline.preparation.shards import decode_shards
+    from frostline.process import count_cores
+
+    entries = list_files(given)
+    cv2.setNumThreads(1)
+    runs = iter(range(1000))
+
+    def bare() -> int:
+        for entry in entries:
+            image = cv2.imdecode(np.frombuffer(Path(entry.path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+            cv2.resize(image, (given.size, given.size), interpolation=cv2.INTER_AREA)
+        return len(entries)
+
+    def ours() -> int:
+        decode_shards(entries, Prepare(), given.size, work / f"decode-{next(runs)}", count_cores())
+        return len(entries)
+
+    name = f"bare loop x {count_cores()} cores"
+    return compare({name: (bare, count_cores()), "frostline": (ours, 1)}, name)
+
+
+def measure_augment(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    import albumentations as A
+    import cv2
+
+    from frostline.arrays import load_array, save_array
+    from frostline.augmentation import save_views
+    from frostline.decoding import decode_image
+    from frostline.process import count_cores
+
+    entries = list_files(given)
+    images = np.stack([decode_image(Path(entry.path).read_bytes(), given.size) for entry in entries])
+    save_array(work / "images.npy", [images], images.shape, np.uint8)
+    cv2.setNumThreads(1)
+    compose = A.Compose([getattr(A, name)(**values) for entry in TRANSFORMS for name, values in entry.items()])
+    ids, views, runs = [entry.image_id for entry in entries], 29, iter(range(1000))
+
+    def bare() -> int:
+        for image in load_array(work / "images.npy"):
+            compose(image=np.array(image))
+        return len(images)
+
+    def ours() -> int:
+        # As many views as make the stage start processes; their start is counted.
+        folder = work / f"views-{next(runs)}"
+        save_views(work / "images.npy", ids, TRANSFORMS, folder, num_views=views, seed=0, workers=count_cores())
+        for path in folder.glob("*.npy"):
+            path.unlink()
+        return len(images) * (views - 1)
+
+    name = f"bare loop x {count_cores()} cores"
+    return compare({name: (bare, count_cores()), "frostline": (ours, 1)}, name)
+
+
+def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    import keras
+
+    from frostline.backbones import build_base
+    from frostline.backbones.splitting import scale_pixels
+    from frostline.decoding import decode_image
+    from frostline.devices import compile_frozen
+    from frostline.features import Extractor
+
+    folder = {"MobileNetV2": "mobilenet_v2_100", "InceptionV3": "inception_v3"}[given.base]
+    weights = next((given.shared / "weights" / folder).glob("*notop*.h5"))
+    output = None if given.base == "MobileNetV2" else "mixed8"
+    base = build_base(given.base, given.size, weights=weights, output_layer=output)
+    images = np.stack([decode_image(Path(entry.path).read_bytes(), given.size) for entry in list_files(given)])
+    depths, batch = [0, 1, 2, 3], 64
+    extractor = Extractor(base, depths, "avg", batch)
+    pixels = keras.Input(images.shape[1:], dtype="uint8")
+    cuts = [base.model.operations[base.cuts[depth].index].output for depth in depths]
+    plain = keras.Model(base.model.inputs, cuts)(scale_pixels(pixels, base.scaling))
+    unfolded = compile_frozen(keras.Model(pixels, plain))
+    whole = keras.Model(pixels, base.model(scale_pixels(pixels, base.scaling)))
+    folded = extractor._forward
+
+    def in_batches(forward: Callable[[Any], Any]) -> Callable[[], int]:
+        def call() -> int:
+            for start in range(0, len(images), batch):
+                for output in forward(keras.ops.convert_to_tensor(images[start : start + batch])):
+                    keras.ops.convert_to_numpy(output)
+            return len(images)
+
+        return call
+
+    def predict(size: int) -> Callable[[], int]:
+        return lambda: len(whole.predict(images, batch_size=size, verbose=0))
+
+    name = f"model.predict, whole base, batch {batch}"
+    return compare(
+        {
+            name: (predict(batch), 1),
+            "model.predict, whole base, batch 8": (predict(8), 1),
+            f"four cuts, unfolded, batch {batch}": (in_batches(unfolded), 1),
+            f"four cuts, folded, batch {batch}": (in_batches(folded), 1),
+            "frostline: four cuts, folded, batches of 8 side by side": (
+                lambda: sum(len(outputs[0]) for outputs in extractor.run(images)),
+                1,
+            ),
+        },
+        name,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
