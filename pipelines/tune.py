@@ -46,7 +46,11 @@ def main() -> None:
         "epochs": tune.epochs,
         "trials": outcome.records,
     }
-    report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], **outcome.to_record()}
+    stored = {
+        name: _bytes_below(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))
+    }
+    report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
+    report |= outcome.to_record()
     save_json(out / "trials.json", trials)
     save_json(out / "best.json", best)
     save_json(out / "study.json", report)
@@ -58,10 +62,17 @@ def main() -> None:
             "best_val_accuracy": best["score"],
             "num_trials": len(outcome.records),
             "trials_per_minute": outcome.trials_per_minute,
+            "cache_bytes": sum(stored.values()),
+            **{f"seconds/{phase}": taken for phase, taken in outcome.seconds.items()},
+            **({"achieved_over_limit": outcome.achieved_over_limit} if outcome.achieved_over_limit else {}),
         },
         tags={"frostline.best_trial": str(best["number"])},
         artifacts=[*pictures, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
     )
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.npy"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ RESULTS = "locks/results.txt"
 
 # A module imports only what stands before it. A package counts as one.
 ORDER = """
-    __init__ process seeding families params closure arrays decoding folders generated sources presets preparation augmentation
+    __init__ process progress seeding families params closure arrays decoding folders generated sources presets preparation augmentation
     checks hparams devices backbones fusion classifier optimizers training features probe equivalence search metrics selection
     figures tracking serving registry leftovers explanation cards trials pretraining planning export direct cli
 """.split()

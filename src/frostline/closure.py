@@ -8,7 +8,9 @@ from pathlib import Path
 PACKAGE = "frostline"
 # Modules that record, check or draw, and change no result: stages do not depend on them, or a new caption would run
 # hours of training again. `params` is among them because DVC compares the values themselves.
-BOOKKEEPING = frozenset({"__init__", "process", "params", "closure", "checks", "tracking", "figures", "cards"})
+BOOKKEEPING = frozenset(
+    {"__init__", "process", "progress", "params", "closure", "checks", "tracking", "figures", "cards"}
+)
 
 
 def import_closure(script: Path, source: Path, without: Collection[str] = ()) -> list[Path]:

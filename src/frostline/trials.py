@@ -30,6 +30,7 @@ from frostline.params import Params, Space
 from frostline.params import Refit as RefitParams
 from frostline.probe import Probe, fit_probe
 from frostline.process import die_with_parent
+from frostline.progress import SearchProgress
 from frostline.seeding import derive_seed
 from frostline.training import PHASES, Epoch, Fit, Trainer, TrainingData, fit, load_state, save_state
 
@@ -271,17 +272,21 @@ def _limit(records: list[dict[str, Any]], bench: Bench) -> float | None:
 
 def run_trials(job: Job, bench: Bench) -> None:
     """Runs trials until the study has `tune.num_trials`: on `bench` here, or in `tune.workers` processes."""
-    if job.params.tune.workers == 1:
-        _work(job, bench)
+    tune = job.params.tune
+    if tune.workers == 1:
+        with SearchProgress(tune.num_trials, tune.epochs) as progress:
+            for record in search.list_records(job.study.load(), tune.num_trials):
+                progress.end(record)
+            _work(job, bench, progress)
         return
     # Spawned: a fork after TensorFlow has run hangs.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work_alone, args=(job,)) for _ in range(job.params.tune.workers)]
+    workers = [context.Process(target=_work_alone, args=(job,)) for _ in range(tune.workers)]
     for worker in workers:
         worker.start()
     while running := [worker.sentinel for worker in workers if worker.is_alive()]:
         multiprocessing.connection.wait(running)
-        if job.params.tune.pruning == "halving" and any(worker.exitcode for worker in workers):
+        if tune.pruning == "halving" and any(worker.exitcode for worker in workers):
             for worker in workers:  # they would wait for the dead one's trial
                 worker.terminate()
     for worker in workers:
@@ -296,28 +301,32 @@ def _work_alone(job: Job) -> None:
     die_with_parent()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     share_memory()
-    _work(job, Bench(job.params, len(job.class_names), job.probe))
+    tune = job.params.tune
+    progress = SearchProgress(tune.num_trials, tune.epochs, shown=False)  # several bars would overwrite each other
+    _work(job, Bench(job.params, len(job.class_names), job.probe), progress)
 
 
-def _work(job: Job, bench: Bench) -> None:
+def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
     study = job.study.load()
     tune = job.params.tune
     while True:
         with job.study.locked():
             for trial, record in search.list_losers(study, tune):
                 _end(job, study, trial, record)
+                progress.end(record)
             task = search.next_task(study, tune, job.params.seed)
         if task == "done":
             return
         if task == "wait":
             time.sleep(POLL_SECONDS)
             continue
-        record = _run(task, bench, job.work)
+        record = _run(task, bench, job.work, progress)
         if record["state"] == "PAUSED":
             with job.study.locked():
                 search.pause(task.trial, record)
         else:
             _end(job, study, task.trial, record)
+            progress.end(record)
 
 
 def _end(job: Job, study: optuna.Study, trial: optuna.trial.Trial, record: dict[str, Any]) -> None:
@@ -333,7 +342,7 @@ def _state_file(work: Path, number: int) -> Path:
     return work / f"trial-{number:04d}.npz"
 
 
-def _run(task: search.Task, bench: Bench, work: Path) -> dict[str, Any]:
+def _run(task: search.Task, bench: Bench, work: Path, progress: SearchProgress) -> dict[str, Any]:
     """The record of a trial after one piece of work: complete, pruned, paused at a rung, or failed with the reason."""
     tune, trial = bench.params.tune, task.trial
     so_far = task.so_far or {
@@ -349,6 +358,7 @@ def _run(task: search.Task, bench: Bench, work: Path) -> dict[str, Any]:
     def go_on(epoch: Epoch) -> bool:
         nonlocal best, state
         best = max(best, epoch.val_accuracy)
+        progress.epoch(task.number, epoch.number, epoch.val_accuracy)
         if epoch.number == task.until < tune.epochs:
             state = "PAUSED"
         elif tune.pruning == "median" and search.is_rung(epoch.number) and epoch.number < tune.epochs:
