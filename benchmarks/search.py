@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,32 @@ def list_files(folder: Path, per_class: int | None) -> list[tuple[str, int]]:
     ]
 
 
+class Sources:
+    """What all systems share: the files, and the base with its weights (whose reading is charged to nobody)."""
+
+    def __init__(self, work: Workload, shared: Path) -> None:
+        self.work, self.shared = work, shared
+        folder = shared / "data" / "cats_vs_dogs"
+        self.train = list_files(folder / "train", work.per_class)
+        self.val = list_files(folder / "validation", work.val_per_class)
+
+    @cached_property
+    def base(self) -> Any:
+        from frostline.backbones import build_base
+
+        work = self.work
+        weights = self.shared / work.weights
+        return build_base(work.base, work.image_size, output_layer=work.output_layer, weights=weights)
+
+    def costs(self) -> "Costs":
+        """Forward FLOPs of the base, its prefixes and a head of two classes."""
+        from frostline.backbones import flops_of
+
+        found = flops_of(self.base)
+        head = 2 * self.base.cuts[0].shape[-1] * 2
+        return Costs(found["total"], {depth: found["prefix"][depth] for depth in self.work.depths}, head)
+
+
 @dataclass(frozen=True)
 class Costs:
     """Forward FLOPs per image: the whole base, the frozen prefix of each depth, the head."""
@@ -160,10 +187,10 @@ def main() -> None:
 def compare_speed(work: Workload, given: argparse.Namespace) -> list[dict[str, Any]]:
     """One line per system, printed as it comes; the ratio is to `plain`."""
     from search_frostline import measure_limit, run_frostline
-    from search_plain import Sources, costs_of, run_system
+    from search_plain import run_system
 
     sources = Sources(work, given.shared)
-    costs = costs_of(sources)
+    costs = sources.costs()
     trials = draw_trials(work, given.seed)
     num, val = len(sources.train), len(sources.val)
     naive = costs.naive(trials, work.epochs, num, val)
@@ -197,7 +224,7 @@ def compare_accuracy(work: Workload, given: argparse.Namespace) -> list[dict[str
     """Whole runs of both systems for every seed; the difference of their scores with its 95 % interval."""
     from scipy import stats
     from search_frostline import run_frostline
-    from search_plain import Sources, run_system
+    from search_plain import run_system
 
     sources = Sources(work, given.shared)
     say({**asdict(work), "N": len(sources.train), "V": len(sources.val), "seeds": given.seeds})
@@ -224,6 +251,11 @@ def compare_accuracy(work: Workload, given: argparse.Namespace) -> list[dict[str
 
 def say(line: dict[str, Any]) -> None:
     print(json.dumps(line, default=float), flush=True)
+
+
+def clocks() -> np.ndarray:
+    """(wall, CPU) seconds: on a shared machine the second says more."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def timed(phases: dict[str, float], name: str, started: float) -> float:

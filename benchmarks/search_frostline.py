@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 from keras import ops
-from search import DROPOUT, LEARNING_RATE, TRANSFORMS, Trial, timed
-from search_plain import Sources, clocks
+from search import DROPOUT, LEARNING_RATE, TRANSFORMS, Sources, Trial, clocks, timed
 
 from frostline import search, tracking
 from frostline.arrays import load_array, load_json, load_split, mark_complete, save_json, save_split

@@ -1,10 +1,7 @@
 """The systems that Frostline is compared with: every one trains each trial from pixels."""
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,48 +9,26 @@ import numpy as np
 import optuna
 import tensorflow as tf
 from keras import layers
-from search import Costs, Trial, Workload, list_files
+from search import Sources, Trial, clocks
 
-from frostline.backbones import Base, build_base, build_suffix, flops_of
+from frostline.backbones import build_suffix
 
 WARM_UP = 3  # steps that are not counted: the first traces, the next fill caches
 
 
-class Sources:
-    """What all systems share: the files, and the base with its weights (whose reading is charged to nobody)."""
+def read_pictures(sources: Sources, split: str) -> tf.data.Dataset:
+    """(float pixels, label), decoded anew in every epoch, as `image_dataset_from_directory` does."""
+    files = sources.train if split == "train" else sources.val
+    paths, labels = [path for path, _ in files], [label for _, label in files]
+    data = tf.data.Dataset.from_tensor_slices((paths, labels))
+    if split == "train":
+        data = data.shuffle(len(paths))
+    size = sources.work.image_size
 
-    def __init__(self, work: Workload, shared: Path) -> None:
-        self.work, self.shared = work, shared
-        self.folder = shared / "data" / "cats_vs_dogs"
-        self.train = list_files(self.folder / "train", work.per_class)
-        self.val = list_files(self.folder / "validation", work.val_per_class)
-
-    @cached_property
-    def base(self) -> Base:
-        work = self.work
-        return build_base(
-            work.base, work.image_size, output_layer=work.output_layer, weights=self.shared / work.weights
-        )
-
-    def pictures(self, split: str) -> tf.data.Dataset:
-        """(float pixels, label), decoded anew in every epoch, as `image_dataset_from_directory` does."""
-        files = self.train if split == "train" else self.val
-        paths, labels = [path for path, _ in files], [label for _, label in files]
-        data = tf.data.Dataset.from_tensor_slices((paths, labels))
-        if split == "train":
-            data = data.shuffle(len(paths))
-        return data.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE)
-
-    def _decode(self, path: Any, label: Any) -> Any:
-        size = self.work.image_size
+    def decode(path: Any, label: Any) -> Any:
         return tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (size, size)), label
 
-
-def costs_of(sources: Sources) -> Costs:
-    """Forward FLOPs of the base, its prefixes and a head of two classes."""
-    found = flops_of(sources.base)
-    channels = sources.base.cuts[0].shape[-1]
-    return Costs(found["total"], {d: found["prefix"][d] for d in sources.work.depths}, 2 * channels * 2)
+    return data.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def make_augmentation() -> keras.Sequential:
@@ -103,8 +78,8 @@ class StrongData:
 
     def __init__(self, sources: Sources) -> None:
         self.sources, size = sources, sources.work.batch_size
-        self.train = sources.pictures("train").map(_to_uint8).cache().shuffle(len(sources.train)).batch(size)
-        self.val = sources.pictures("val").map(_to_uint8).batch(size).cache()
+        self.train = read_pictures(sources, "train").map(_to_uint8).cache().shuffle(len(sources.train)).batch(size)
+        self.val = read_pictures(sources, "val").map(_to_uint8).batch(size).cache()
         self.augment = make_augmentation()
         self._val_features: dict[int, tf.data.Dataset] = {}
 
@@ -124,11 +99,6 @@ class StrongData:
 
 def _to_uint8(x: Any, y: Any) -> Any:
     return tf.cast(tf.round(x), tf.uint8), y
-
-
-def clocks() -> np.ndarray:
-    """(wall, CPU) seconds: on a shared machine the second says more."""
-    return np.array([time.monotonic(), time.process_time()])
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -187,8 +157,8 @@ def run_system(
             data, val = strong.at(trial.depth, -1 if steps is None else WARM_UP + steps)  # -1: all
             model = compile_model(build_strong(sources, trial), trial, jit_compile=False)
         else:
-            data = sources.pictures("train").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
-            val = sources.pictures("val").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
+            data = read_pictures(sources, "train").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
+            val = read_pictures(sources, "val").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
             model = compile_model(build_plain(sources, trial), trial)
             if steps is not None:
                 data, val = data.take(WARM_UP + steps), val.take(WARM_UP + steps)
@@ -272,8 +242,8 @@ def _search_with_tuner(
         def fit(self, hp: Any, model: keras.Model, *args: Any, callbacks: Any, **kwargs: Any) -> Any:
             return model.fit(*args, callbacks=[*callbacks, watches[hp.get("trial")]], **kwargs)
 
-    data = sources.pictures("train").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
-    val = sources.pictures("val").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
+    data = read_pictures(sources, "train").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
+    val = read_pictures(sources, "val").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
     if steps is not None:
         data, val = data.take(WARM_UP + steps), val.take(WARM_UP + steps)
     epochs = 1 if steps is not None else sources.work.epochs
