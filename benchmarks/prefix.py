@@ -163,8 +163,11 @@ def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
     from frostline.devices import compile_frozen
     from frostline.features import Extractor
 
-    folder = {"MobileNetV2": "mobilenet_v2_100", "InceptionV3": "inception_v3"}[given.base]
-    weights = next((given.shared / "weights" / folder).glob("*notop*.h5"))
+    files = {
+        "MobileNetV2": "mobilenet_v2_100/mobilenet_v2_100_notop.weights.h5",
+        "InceptionV3": "inception_v3/inception_v3_mixed8.weights.h5",
+    }
+    weights = given.shared / "weights" / files[given.base]
     output = None if given.base == "MobileNetV2" else "mixed8"
     base = build_base(given.base, given.size, weights=weights, output_layer=output)
     images = np.stack([decode_image(Path(entry.path).read_bytes(), given.size) for entry in list_files(given)])

@@ -1,0 +1,69 @@
+"""The frozen prefix's pass over pictures, its precision, and features as rows."""
+
+import numpy as np
+import pytest
+
+from frostline import devices, features
+from frostline.arrays import load_array
+from frostline.backbones import build_base
+from frostline.features import Extractor, FeatureRows, choose_precision
+
+
+@pytest.fixture(scope="module")
+def base():
+    return build_base("MobileNetV2", 32, options={"alpha": 0.35}, output_layer="block_4_add", seed=1)
+
+
+@pytest.fixture(scope="module")
+def extractor(base):
+    return Extractor(base, [0, 1], "avg", 16)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), dtype=np.uint8)
+
+
+def test_small_batches_side_by_side_give_the_features_in_order(extractor, images, monkeypatch):
+    together = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
+    assert [column.shape[1:] for column in together] == extractor.shapes
+    monkeypatch.setattr(devices, "CPU_BATCH", 1)
+    alone = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        assert len(one) == 21 and np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
+
+
+def test_only_the_depths_asked_for_are_stored(extractor, images, tmp_path):
+    assert list(extractor.save({"val": images}, tmp_path, [1])) == ["val"]
+    assert [path.name for path in tmp_path.iterdir()] == ["depth-01"]
+    stored = load_array(tmp_path / "depth-01" / "val.npy")
+    assert stored.dtype.itemsize * stored[0].size == extractor.row_bytes(images)[1]
+    assert len(stored) == 21
+
+
+def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
+    def choose(asked):
+        return choose_precision(asked, base, [0, 1], "avg", images, 16)
+
+    assert choose("float16")[0] == "float16"
+    monkeypatch.setattr(features, "measure_speed_up", lambda _: 0.5)
+    chosen, reason = choose("auto")
+    assert chosen == "float32" and "0.5 times" in reason
+    # Where the device is fast, the prefix itself decides: by its speed, and by what its features lose.
+    monkeypatch.setattr(features, "measure_speed_up", lambda _: 9.0)
+    monkeypatch.setattr(features, "MIN_SPEED_UP", 0.0)
+    chosen, reason = choose("auto")
+    assert chosen == "float32" and "21 pictures" in reason
+    monkeypatch.setattr(features, "MAX_CHANGE", 0.1)
+    assert choose("auto")[0] == "bfloat16"
+
+
+def test_feature_rows_stand_in_for_an_array():
+    whole = np.random.default_rng(0).random((10, 2, 3)).astype(np.float16)
+    rows = FeatureRows(whole, (2, 3))
+    assert (len(rows), rows.shape, rows.dtype) == (10, (10, 2, 3), np.float16)
+    for asked in (slice(2, 7), np.array([5, 1, 5]), [0, 9], 3, np.int64(4)):
+        np.testing.assert_array_equal(rows[asked], whole[asked])
+    np.testing.assert_array_equal(np.asarray(rows, np.float32), whole.astype(np.float32))
+    doubled = FeatureRows(whole, (6,), lambda x: [np.asarray(x).reshape(len(x), 6) * 2], batch_size=4)
+    np.testing.assert_array_equal(doubled[:], whole.reshape(10, 6) * 2)
