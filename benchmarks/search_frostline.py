@@ -80,6 +80,7 @@ def run_frostline(
     root = folder / f"study-{time.time_ns()}"
     root.mkdir(parents=True)
     store = tracking.open_store(params.tracking, root)
+    started = timed(phases, "new MLflow database", started)
     parent = tracking.open_study_run(store, "benchmark", params={}, tags={})
     file = search.open_study(root / "studies", "benchmark", "code", "ask", params.tune.space)
     study = file.load()

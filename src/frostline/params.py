@@ -185,6 +185,8 @@ class Tune(Section):
     pooling: Literal["avg", "max", "flatten"] = "avg"
     schedule: Literal["constant", "cosine"] = "cosine"
     class_weights: Literal["none", "balanced"] = "none"
+    # median: stop what is below the median at epochs 1, 2, 4 ...; halving: brackets of eight trials, of which the better
+    # half goes on at each of these epochs from where it stopped.
     pruning: Literal["none", "median", "halving"] = "median"
     # Stop a trial after so many epochs without a better validation score; null = never.
     patience: Positive | None = None
