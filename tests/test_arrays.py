@@ -49,6 +49,20 @@ def test_a_writer_that_fails_leaves_the_old_array(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
+def test_a_writer_goes_on_where_another_was_stopped(tmp_path):
+    path, rows = tmp_path / "a.npy", np.arange(12, dtype=np.float32).reshape(6, 2)
+    with pytest.raises(RuntimeError), ArrayWriter(path, (6, 2), np.float32, resume_at=0) as writer:
+        writer.append(rows[:3])
+        writer.sync()
+        writer.append(rows[3:4] * 9)
+        raise RuntimeError
+    assert not path.exists()
+    with ArrayWriter(path, (6, 2), np.float32, resume_at=3) as writer:
+        writer.append(rows[3:])
+    np.testing.assert_array_equal(np.load(path), rows)
+    assert [found.name for found in tmp_path.iterdir()] == ["a.npy"]
+
+
 def test_a_loaded_array_is_mapped_and_cannot_be_changed(tmp_path):
     save_array(tmp_path / "a.npy", [np.ones(3)], (3,), np.uint8)
     array = load_array(tmp_path / "a.npy")

@@ -41,6 +41,34 @@ def test_only_the_depths_asked_for_are_stored(extractor, images, tmp_path):
     assert len(stored) == 21
 
 
+def test_a_killed_pass_goes_on_after_its_last_shard(extractor, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 8)
+    list(extractor.save({"val": images}, tmp_path / "whole"))
+    starts = []
+    run = Extractor.run
+
+    def stop_after_two(self, images, first=0):
+        starts.append(first)
+        for number, batch in enumerate(run(self, images, first)):
+            if number == 2 and len(starts) == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(Extractor, "run", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        list(extractor.save({"val": images}, tmp_path / "killed"))
+    assert not list(tmp_path.glob("killed/*/val.npy"))
+    part = tmp_path / "killed/depth-00/.val.npy.part"
+    part.write_bytes(part.read_bytes() + b"torn")
+    list(extractor.save({"val": images}, tmp_path / "killed"))
+    assert starts == [0, 16]
+    for depth in ("depth-00", "depth-01"):
+        whole, killed = (np.load(tmp_path / name / depth / "val.npy") for name in ("whole", "killed"))
+        np.testing.assert_array_equal(whole, killed)
+    names = {path.name for path in (tmp_path / "killed").rglob("*") if path.is_file()}
+    assert names == {"val.npy"}
+
+
 def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     def choose(asked):
         return choose_precision(asked, base, [0, 1], "avg", images, 16)

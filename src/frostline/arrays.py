@@ -1,6 +1,7 @@
 """Arrays and records on disk: whole or absent, never half."""
 
 import hashlib
+import io
 import json
 import math
 import mmap
@@ -62,18 +63,32 @@ def load_json(path: Path) -> Any:
 class ArrayWriter:
     """A `.npy` file filled row by row, in the memory of one chunk; it appears under its name when it is full.
 
-    A context manager; ValueError on leaving it when the rows do not fill `shape`.
+    A context manager; ValueError on leaving it when the rows do not fill `shape`. With `resume_at` it keeps what was
+    written when it is left by an error, and begins with so many rows that an earlier writer has synced.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: DTypeLike, *, resume_at: int | None = None) -> None:
+        self.path, self.shape, self.dtype, self.resume_at = path, shape, np.dtype(dtype), resume_at
         self.rows = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._file = self._stack.enter_context(self._stack.enter_context(replacing(self.path)).open("wb"))
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        header = io.BytesIO()
+        facts = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, facts)
+        if self.resume_at is None:
+            temporary = self._stack.enter_context(replacing(self.path))
+        else:
+            temporary = part_of(self.path)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = self.resume_at or 0
+        self._file = self._stack.enter_context(temporary.open("r+b" if self.rows else "wb"))
+        if self.rows:
+            row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+            self._file.truncate(len(header.getvalue()) + self.rows * row_bytes)
+            self._file.seek(0, os.SEEK_END)
+        else:
+            self._file.write(header.getvalue())
         return self
 
     def append(self, chunk: NDArray[Any]) -> None:
@@ -83,6 +98,11 @@ class ArrayWriter:
         self._file.write(np.ascontiguousarray(chunk, dtype=self.dtype).data)
         self.rows += len(chunk)
 
+    def sync(self) -> None:
+        """Returns when all rows so far would survive a power cut."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -90,7 +110,15 @@ class ArrayWriter:
             error = ValueError(f"{self.path.name} got {self.rows} rows, expected {self.shape[0]}.")
             self._stack.__exit__(type(error), error, None)
             raise error
+        if error is None and self.resume_at is not None:
+            self.sync()
+            part_of(self.path).replace(self.path)
         self._stack.__exit__(kind, error, trace)
+
+
+def part_of(path: Path) -> Path:
+    """Where an unfinished file waits to be gone on with."""
+    return path.with_name(f".{path.name}.part")
 
 
 def save_array(path: Path, chunks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> None:

@@ -11,12 +11,22 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from frostline.arrays import ArrayWriter, load_array, load_split, require_complete, take_rows
+from frostline.arrays import (
+    ArrayWriter,
+    load_array,
+    load_json,
+    load_split,
+    part_of,
+    require_complete,
+    save_json,
+    take_rows,
+)
 from frostline.backbones import Base, build_bridge, build_prefix
 from frostline.devices import Tensor, choose_streams, compile_frozen, measure_speed_up
 from frostline.process import in_order
 from frostline.training import TrainingData, make_class_weights
 
+SHARD = 2048  # pictures after which what is written is made safe
 # What a lower precision must bring: how many times the speed; and what it may cost: relative change of the features.
 MIN_SPEED_UP, MAX_CHANGE = 1.2, 0.01
 Array = NDArray[Any]
@@ -40,8 +50,8 @@ class Extractor:
         self._forward = compile_frozen(prefix)
         self._types: list[type[np.floating[Any]]] = []
 
-    def run(self, images: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:
-        """Features batch by batch, in the pictures' order: one array (num_images, *shape) per depth.
+    def run(self, images: NDArray[np.uint8], first: int = 0) -> Iterator[list[NDArray[np.float32]]]:
+        """Features batch by batch, in the pictures' order, from the row `first`: one array (num_images, *shape) per depth.
 
         Neither the size of the batches on the device nor their number at a time changes a feature.
         """
@@ -51,7 +61,7 @@ class Extractor:
             return _numbers(self._forward, take_rows(images, slice(start, start + size)))
 
         with ThreadPoolExecutor(streams) as pool:
-            starts = [(start,) for start in range(0, len(images), size)]
+            starts = [(start,) for start in range(first, len(images), size)]
             yield from in_order(pool, compute, starts, ahead=2 * streams)
 
     def types(self, images: NDArray[np.uint8]) -> list[type[np.floating[Any]]]:
@@ -74,8 +84,8 @@ class Extractor:
         """Writes the features of every source at every depth of `stored` (all where it is None); yields each name when done.
 
         sources: name -> uint8 (num_images, size, size, 3), e.g. "view-003" or "val". Writes `depth-DD/<name>.npy`, float16
-        or float32 (num_images, *feature shape). A source whose files all exist is passed over, so a killed extraction
-        goes on with the view that it was at.
+        or float32 (num_images, *feature shape). What is there already is kept: a killed extraction goes on after the last
+        SHARD pictures that it had written.
         """
         kinds = self.types(next(iter(sources.values())))
         for name, images in sources.items():
@@ -85,16 +95,36 @@ class Extractor:
                 if stored is None or depth in stored
             }
             if not all(path.is_file() for path in paths.values()):
-                with ExitStack() as stack:
-                    writers = {
-                        place: stack.enter_context(ArrayWriter(path, (len(images), *self.shapes[place]), kinds[place]))
-                        for place, path in paths.items()
-                    }
-                    for batch in self.run(images):
-                        for place, writer in writers.items():
-                            limit = np.finfo(writer.dtype).max  # kept as the largest number, not as infinity
-                            writer.append(np.clip(batch[place], -limit, limit))
+                self._save(images, paths, kinds, folder / f".{name}.rows")
+            (folder / f".{name}.rows").unlink(missing_ok=True)
             yield name
+
+    def _save(
+        self,
+        images: NDArray[np.uint8],
+        paths: Mapping[int, Path],
+        kinds: Sequence[type[np.floating[Any]]],
+        progress: Path,
+    ) -> None:
+        """Writes one source; `progress` holds how many rows of each unfinished file can be trusted."""
+        whole = all(part_of(path).is_file() for path in paths.values())
+        done = load_json(progress) if whole and progress.is_file() else 0
+        with ExitStack() as stack:
+            writers = {
+                place: stack.enter_context(
+                    ArrayWriter(path, (len(images), *self.shapes[place]), kinds[place], resume_at=done)
+                )
+                for place, path in paths.items()
+            }
+            for batch in self.run(images, done):
+                for place, writer in writers.items():
+                    limit = np.finfo(writer.dtype).max  # kept as the largest number, not as infinity
+                    writer.append(np.clip(batch[place], -limit, limit))
+                before, done = done, done + len(batch[0])
+                if done // SHARD > before // SHARD:
+                    for writer in writers.values():
+                        writer.sync()
+                    save_json(progress, done)
 
 
 def extract_views(
