@@ -154,3 +154,18 @@ def test_outside_a_project_the_root_is_refused(tmp_path, monkeypatch):
     with pytest.raises(Refused, match=r"No dvc\.yaml"):
         project_root()
     assert issubclass(Refused, ValueError) and os.environ.get("DVC_ROOT") is None
+
+
+def test_freed_memory_is_kept_for_the_next_allocation():
+    code = """
+import resource, numpy as np
+from frostline.process import keep_freed_memory
+keep_freed_memory()
+np.ones(50_000_000, np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    np.ones(50_000_000, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert faults < 5 * 50_000_000 / 4096 / 10, "each array's pages were faulted in again"

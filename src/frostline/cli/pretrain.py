@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from frostline.process import Refused, project_root
+from frostline.process import Refused, keep_freed_memory, project_root
 
 if TYPE_CHECKING:
     from frostline.pretraining import Epoch, Progress, Recipe, SourceSet
@@ -64,6 +64,7 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
     if (out / "card.json").exists():
         raise Refused(f"{out} holds a base already. Give another --out, or remove it.")
     started = time.time()
+    keep_freed_memory()
     from frostline.devices import describe_device
     from frostline.pretraining import Recipe, make_card, make_folder_source, make_generated_source, pretrain, save_base
 
