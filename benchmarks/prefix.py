@@ -1,29 +1,33 @@
 """The parts before the search, each beside the plain way of doing it, in one run: decoding, views, frozen prefix.
 
-    python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--pictures 512] [--json FILE]
+    python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--pictures 256] [--json FILE]
 
 decode: `decode_shards` (header, decoding, hashes, fingerprints, shards on disk) beside a bare loop of `cv2.imdecode` and
-`cv2.resize` on one core, times the cores. augment: `save_views` (files on disk) beside a bare loop of Albumentations'
-`Compose`, times the cores. prefix: `Extractor` with its four cuts beside the same network unfolded and in one large batch,
-and beside `model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts. One JSON line
-per way: pictures per second of wall time and of processor time, and the ratio to the plain way.
+`cv2.resize` on one core, times the cores; INTER_AREA is the one that skips no pixels. augment: `save_views` (files on disk)
+beside a bare loop of Albumentations' `Compose`, times the cores. prefix: `Extractor` with its four cuts beside the same
+network unfolded and in one large batch, and beside `model.predict` on the whole base. The ways of a part take turns; the
+median of the rounds counts. One JSON line per way: pictures per second of wall time and of processor time, and the ratio
+to the plain way.
 """
 
 import argparse
+import io
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 # Heavy libraries are imported inside functions: the processes that decode and render import this file again.
-ROUNDS = 5
+ROUNDS = 3
 TRANSFORMS: list[dict[str, dict[str, Any]]] = [
     {"HorizontalFlip": {"p": 0.5}},
     {
@@ -44,7 +48,7 @@ def main() -> None:
     arguments.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     arguments.add_argument("--base", default="MobileNetV2", choices=["MobileNetV2", "InceptionV3"])
     arguments.add_argument("--size", type=int, default=160)
-    arguments.add_argument("--pictures", type=int, default=512)
+    arguments.add_argument("--pictures", type=int, default=256, help="for the prefix")
     arguments.add_argument("--parts", nargs="+", default=["decode", "augment", "prefix"])
     arguments.add_argument("--json", type=Path, help="also append the lines to this file")
     given = arguments.parse_args()
@@ -89,36 +93,49 @@ def processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def list_files(given: argparse.Namespace) -> list[Any]:
+def list_files(given: argparse.Namespace, pictures: int) -> list[Any]:
     from frostline.folders import find_layout
 
     entries = find_layout(given.shared / "data" / "cats_vs_dogs").entries
-    return [entries[place] for place in np.linspace(0, len(entries) - 1, given.pictures).astype(int)]
+    return [entries[place] for place in np.linspace(0, len(entries) - 1, min(pictures, len(entries))).astype(int)]
+
+
+def load_pictures(given: argparse.Namespace, pictures: int) -> np.ndarray:
+    from frostline.decoding import decode_image
+
+    files = [Path(entry.path) for entry in list_files(given, pictures)]
+    return np.stack([decode_image(file.read_bytes(), given.size) for file in files])
 
 
 def measure_decode(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     import cv2
 
     from frostline.params import Prepare
-    from frostline.preparation.shards import decode_shards
+    from frostline.preparation.shards import SHARD_BYTES, decode_shards
     from frostline.process import count_cores
 
-    entries = list_files(given)
+    # Whole shards, so that no core waits for another's.
+    cores = count_cores()
+    entries = list_files(given, 4 * cores * (SHARD_BYTES // (given.size**2 * 3)))
     cv2.setNumThreads(1)
     runs = iter(range(1000))
 
-    def bare() -> int:
-        for entry in entries:
-            image = cv2.imdecode(np.frombuffer(Path(entry.path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-            cv2.resize(image, (given.size, given.size), interpolation=cv2.INTER_AREA)
-        return len(entries)
+    def bare(method: int) -> Callable[[], int]:
+        def call() -> int:
+            for entry in entries:
+                image = cv2.imdecode(np.frombuffer(Path(entry.path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+                cv2.resize(image, (given.size, given.size), interpolation=method)
+            return len(entries)
+
+        return call
 
     def ours() -> int:
-        decode_shards(entries, Prepare(), given.size, work / f"decode-{next(runs)}", count_cores())
+        decode_shards(entries, Prepare(), given.size, work / f"decode-{next(runs)}", cores)
         return len(entries)
 
-    name = f"bare loop x {count_cores()} cores"
-    return compare({name: (bare, count_cores()), "frostline": (ours, 1)}, name)
+    linear, area = (f"bare loop, {name}, x {cores} cores" for name in ("INTER_LINEAR", "INTER_AREA"))
+    ways = {linear: (bare(cv2.INTER_LINEAR), cores), area: (bare(cv2.INTER_AREA), cores), "frostline": (ours, 1)}
+    return compare(ways, linear)
 
 
 def measure_augment(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
@@ -126,32 +143,40 @@ def measure_augment(given: argparse.Namespace, work: Path) -> list[dict[str, Any
     import cv2
 
     from frostline.arrays import load_array, save_array
-    from frostline.augmentation import save_views
-    from frostline.decoding import decode_image
+    from frostline.augmentation import build_transforms, make_views, save_views
     from frostline.process import count_cores
 
-    entries = list_files(given)
-    images = np.stack([decode_image(Path(entry.path).read_bytes(), given.size) for entry in entries])
+    images = load_pictures(given, 1024)
     save_array(work / "images.npy", [images], images.shape, np.uint8)
     cv2.setNumThreads(1)
     compose = A.Compose([getattr(A, name)(**values) for entry in TRANSFORMS for name, values in entry.items()])
-    ids, views, runs = [entry.image_id for entry in entries], 29, iter(range(1000))
+    pipeline, ids = build_transforms(TRANSFORMS, given.size), [str(row) for row in range(len(images))]
+    cores, num_views, runs = count_cores(), 29, iter(range(1000))
 
     def bare() -> int:
         for image in load_array(work / "images.npy"):
             compose(image=np.array(image))
         return len(images)
 
-    def ours() -> int:
-        # As many views as make the stage start processes; their start is counted.
-        folder = work / f"views-{next(runs)}"
-        save_views(work / "images.npy", ids, TRANSFORMS, folder, num_views=views, seed=0, workers=count_cores())
-        for path in folder.glob("*.npy"):
-            path.unlink()
-        return len(images) * (views - 1)
+    def alone() -> int:
+        return len(make_views(images, ids, pipeline, view=1, seed=0))
 
-    name = f"bare loop x {count_cores()} cores"
-    return compare({name: (bare, count_cores()), "frostline": (ours, 1)}, name)
+    def ours() -> int:
+        folder = work / f"views-{next(runs)}"
+        with redirect_stdout(io.StringIO()):
+            save_views(work / "images.npy", ids, TRANSFORMS, folder, num_views=num_views, seed=0, workers=cores)
+        shutil.rmtree(folder)
+        return len(images) * (num_views - 1)
+
+    name = f"bare loop x {cores} cores"
+    return compare(
+        {
+            name: (bare, cores),
+            f"frostline, one process x {cores} cores": (alone, cores),
+            "frostline: processes started, files flushed": (ours, 1),
+        },
+        name,
+    )
 
 
 def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
@@ -159,7 +184,6 @@ def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
 
     from frostline.backbones import build_base
     from frostline.backbones.splitting import scale_pixels
-    from frostline.decoding import decode_image
     from frostline.devices import compile_frozen
     from frostline.features import Extractor
 
@@ -170,7 +194,7 @@ def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
     weights = given.shared / "weights" / files[given.base]
     output = None if given.base == "MobileNetV2" else "mixed8"
     base = build_base(given.base, given.size, weights=weights, output_layer=output)
-    images = np.stack([decode_image(Path(entry.path).read_bytes(), given.size) for entry in list_files(given)])
+    images = load_pictures(given, given.pictures)
     depths, batch = [0, 1, 2, 3], 64
     extractor = Extractor(base, depths, "avg", batch)
     pixels = keras.Input(images.shape[1:], dtype="uint8")
