@@ -53,7 +53,7 @@ class Extractor:
     def run(self, images: NDArray[np.uint8], first: int = 0) -> Iterator[list[NDArray[np.float32]]]:
         """Features batch by batch, in the pictures' order, from the row `first`: one array (num_images, *shape) per depth.
 
-        Neither the size of the batches on the device nor their number at a time changes a feature.
+        The number of batches that are computed at a time changes no feature, their size none by more than rounding.
         """
         streams, size = choose_streams(self.batch_size)
 
