@@ -1,6 +1,6 @@
 """Peak memory and time per picture of the stages, for few pictures and for ten times as many.
 
-    python benchmarks/memory.py [--sizes 2000 20000] [--side 64] [--stages prepare augment extract tune] [--json FILE]
+    python benchmarks/memory.py [--sizes 2000 20000] [--side 64] [--views 8] [--stages prepare augment extract tune] [--json FILE]
 
 Runs the stages' own scripts on generated pictures, one process each, in a temporary folder. One JSON line per stage and
 size: `peak_mb` is the largest resident set of any one process, as the kernel counts it (mapped files included), `tree_mb`
@@ -34,15 +34,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--sizes", nargs="+", type=int, default=[2000, 20_000])
     arguments.add_argument("--side", type=int, default=64)
+    arguments.add_argument("--views", type=int, default=8)
     arguments.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     arguments.add_argument("--json", type=Path, help="also append the lines to this file")
     given = arguments.parse_args()
     lines = []
-    for line in measure(given.sizes, given.side, given.stages):
+    for line in measure(given.sizes, given.side, given.views, given.stages):
         print(json.dumps(line), flush=True)
         lines.append(line)
     for stage in given.stages:
-        first, *_, last = [line for line in lines if line["stage"] == stage]
+        of_stage = [line for line in lines if line["stage"] == stage]
+        first, last = of_stage[0], of_stage[-1]
         growth = {name: round(last[name] / first[name] - 1, 3) for name in ("peak_mb", "tree_mb", "ms_per_picture")}
         line = {"stage": stage, "pictures": [first["pictures"], last["pictures"]], "growth": growth}
         print(json.dumps(line), flush=True)
@@ -52,10 +54,10 @@ def main() -> None:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def measure(sizes: list[int], side: int, stages: list[str]) -> Iterator[dict[str, Any]]:
+def measure(sizes: list[int], side: int, views: int, stages: list[str]) -> Iterator[dict[str, Any]]:
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="memory-") as folder:
-            project = make_project(Path(folder), size, side)
+            project = make_project(Path(folder), size, side, views)
             run(project, "fetch")
             for stage in STAGES[: max(map(STAGES.index, stages)) + 1]:
                 seconds, peak, tree = run(project, stage)
@@ -70,7 +72,7 @@ def measure(sizes: list[int], side: int, stages: list[str]) -> Iterator[dict[str
                     }
 
 
-def make_project(folder: Path, size: int, side: int) -> Path:
+def make_project(folder: Path, size: int, side: int, views: int) -> Path:
     """A project on this code with generated pictures and the bundled base."""
     for name in ("src", "pipelines", "presets", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
@@ -78,6 +80,7 @@ def make_project(folder: Path, size: int, side: int) -> Path:
     params = yaml.load(ROOT / "presets" / "default.yaml")
     params["fetch"]["images_per_class"] = size // 8  # of its eight classes
     params["base"]["image_size"] = side
+    params["augment"]["views"] = views
     for section, values in SETTINGS.items():
         params[section].update(values)
     params["tune"]["space"]["unfrozen_blocks"] = [0, 2]
