@@ -9,9 +9,9 @@ from frostline.augmentation import digest_recipe, make_preview, save_recipe, sav
 from frostline.checks import refuse_problems
 from frostline.params import load_params
 from frostline.planning import describe_views, fit_views
-from frostline.process import run_stage
+from frostline.process import UNFINISHED, run_stage
 
-WORK = Path(".frostline/work/augment")
+WORK = UNFINISHED / "augment"
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from frostline.checks import refuse_problems
 from frostline.features import Extractor, choose_precision
 from frostline.params import load_params
 from frostline.planning import plan_storage
-from frostline.process import Refused, run_stage
+from frostline.process import UNFINISHED, Refused, run_stage
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
         "precision": precision,
     }
     inputs = {"prepared": require_complete(prepared), "views": views, "base": load_json(Path(paths.base) / "card.json")}
-    work = Path(".frostline/work") / f"extract-{digest_facts({**inputs, **record})}"
+    work = UNFINISHED / f"extract-{digest_facts({**inputs, **record})}"
     started = time.monotonic()
     for done, name in enumerate(extractor.save(sources, work, storage.stored), 1):
         print(f"extract: {name} ({done}/{len(sources)}), {time.monotonic() - started:.1f} s", flush=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from frostline.arrays import publish
 from frostline.checks import refuse_problems
 from frostline.params import load_params
-from frostline.process import run_stage
+from frostline.process import UNFINISHED, run_stage
 from frostline.sources import fetch_source
 
-WORK = Path(".frostline/work/fetch")
+WORK = UNFINISHED / "fetch"
 
 
 def main() -> None:

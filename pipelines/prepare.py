@@ -6,9 +6,9 @@ from pathlib import Path
 from frostline.arrays import publish
 from frostline.params import load_params
 from frostline.preparation import prepare_images
-from frostline.process import run_stage
+from frostline.process import UNFINISHED, run_stage
 
-WORK = Path(".frostline/work/prepare")
+WORK = UNFINISHED / "prepare"
 
 
 def main() -> None:

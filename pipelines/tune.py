@@ -6,7 +6,7 @@ from frostline import figures, tracking
 from frostline.arrays import digest_facts, load_json, require_complete, save_json
 from frostline.closure import hash_code, result_code
 from frostline.params import load_params
-from frostline.process import held, project_root, run_stage
+from frostline.process import UNFINISHED, held, project_root, run_stage
 from frostline.search import open_study
 from frostline.selection.ranking import choose_best
 from frostline.trials import run_study
@@ -35,7 +35,7 @@ def main() -> None:
     with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
         study = open_study(root / "studies", digest, code, tune.when_code_changed, tune.space)
         class_names = tuple(load_json(prepared / "classes.json"))
-        outcome = run_study(params, study, store, parent, class_names, Path(".frostline/work") / f"tune-{digest}")
+        outcome = run_study(params, study, store, parent, class_names, UNFINISHED / f"tune-{digest}")
 
     best = choose_best(outcome.records)
     trials = {

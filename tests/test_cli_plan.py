@@ -14,6 +14,7 @@ from frostline.arrays import load_array, load_json
 from frostline.cli import group
 from frostline.features import load_training_data
 from frostline.params import load_params
+from frostline.process import UNFINISHED
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     assert [line.split()[0] for line in table.splitlines()[1:7]] == [*"prepare augment extract tune refit all".split()]
     assert "128 files decoded to 32 px" in table and "depths stored: 0" in table
     assert "by the shares of `prepare`" in table and "BUDGET" not in table
-    assert list(tmp_path.glob(".frostline/work/*")) == []
+    assert list((tmp_path / UNFINISHED).iterdir()) == []
 
     for stage in ("fetch", "prepare"):
         run(root, stage)

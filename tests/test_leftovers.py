@@ -9,6 +9,7 @@ import pytest
 from frostline import tracking
 from frostline.leftovers import DAY, REGISTERED, find_leftovers, remove_leftovers, size_of
 from frostline.params import Params, Tracking, parse_params
+from frostline.process import UNFINISHED
 
 
 @pytest.fixture
@@ -112,14 +113,14 @@ def test_what_is_young_or_running_stays(store, mlflow_root, params):
 
 def test_the_work_of_a_running_stage_is_no_leftover(mlflow_root, params):
     for name in ("extract-1234", "tune-1234"):
-        (mlflow_root / ".frostline" / "work" / name).mkdir(parents=True)
-        (mlflow_root / ".frostline" / "work" / name / "shard.npy").write_bytes(b"x" * 100)
+        (mlflow_root / UNFINISHED / name).mkdir(parents=True)
+        (mlflow_root / UNFINISHED / name / "shard.npy").write_bytes(b"x" * 100)
     lock = (mlflow_root / ".frostline" / "extract.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     leftovers = find_leftovers(mlflow_root, params, None, older_than=0)
     assert [(leftover.name, leftover.size) for leftover in leftovers] == [("unfinished tune-1234", 100)]
     remove_leftovers(leftovers, mlflow_root, None)
-    assert [path.name for path in (mlflow_root / ".frostline" / "work").iterdir()] == ["extract-1234"]
+    assert [path.name for path in (mlflow_root / UNFINISHED).iterdir()] == ["extract-1234"]
     lock.close()
 
 

@@ -20,7 +20,7 @@ from frostline.pretraining import (
     pretrain,
     save_base,
 )
-from frostline.process import Refused
+from frostline.process import UNFINISHED, Refused
 
 RECIPE = Recipe("MobileNet", {"alpha": 0.25}, image_size=32, epochs=2, batch_size=8, learning_rate=1e-3)
 
@@ -205,7 +205,7 @@ def test_the_command_writes_a_base_and_refuses_to_overwrite_it(tmp_path, monkeyp
     keras.applications.MobileNet(
         include_top=False, weights=tmp_path / "mine" / card["file"], input_shape=(32, 32, 3), alpha=0.25
     )
-    assert not list((tmp_path / ".frostline" / "work").iterdir()), "finished work is removed"
+    assert not list((tmp_path / UNFINISHED).iterdir()), "finished work is removed"
     with pytest.raises(Refused, match="holds a base already"):
         CliRunner().invoke(command, arguments, catch_exceptions=False)
 

@@ -13,6 +13,7 @@ from mlflow.entities import LoggedModel, Run, ViewType
 
 from frostline.arrays import load_json
 from frostline.params import Params
+from frostline.process import UNFINISHED
 from frostline.tracking import Store
 
 DAY = 86400.0
@@ -136,7 +137,7 @@ def _files_of_study(path: Path) -> list[Path]:
 
 def _unfinished_work(root: Path) -> Iterator[Leftover]:
     """The work folders of stages that are not running now; a new `dvc repro` would go on from them."""
-    for path in sorted((root / ".frostline" / "work").glob("*")):
+    for path in sorted((root / UNFINISHED).glob("*")):
         if path.is_dir() and not _is_running(root, path.name.split("-")[0]):
             touched = max((file.stat().st_mtime for file in path.rglob("*")), default=path.stat().st_mtime)
             yield Leftover("work", f"unfinished {path.name}", str(path), size_of(path), time.time() - touched)

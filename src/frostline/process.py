@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+# Work that is not whole yet, below the project's root: outside the stages' outputs, which DVC removes before a stage runs.
+UNFINISHED = Path(".frostline/unfinished")
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What the user mends, not we: a full, read-only or closed disk.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from frostline.process import Refused, keep_freed_memory, project_root
+from frostline.process import UNFINISHED, Refused, keep_freed_memory, project_root
 
 if TYPE_CHECKING:
     from frostline.pretraining import Epoch, Progress, Recipe, SourceSet
@@ -78,7 +78,7 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
         **{name: settings[name] for name in (*names, "small_size", "small_share", "seed")},
         mixed_precision=bfloat16,
     )
-    work = Path(".frostline/work") / f"pretrain-{_digest(source, recipe, settings)}"
+    work = UNFINISHED / f"pretrain-{_digest(source, recipe, settings)}"
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:

@@ -18,7 +18,7 @@ from frostline.arrays import COMPLETE, load_array, load_json, require_complete
 from frostline.folders import Entry, find_layout
 from frostline.generated import TARGET_CLASSES, write_target
 from frostline.params import Params
-from frostline.process import Refused
+from frostline.process import UNFINISHED, Refused
 
 if TYPE_CHECKING:
     from frostline.backbones import Base
@@ -173,9 +173,8 @@ def measure(params: Params) -> tuple[Counts, Facts, Pace]:
     """Everything a plan needs; takes a minute or two, most of it to load the network's libraries and to compile."""
     start = _start_times()
     counts = count_images(params)
-    folder = Path(".frostline/work")
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="plan-", dir=folder) as work:
+    UNFINISHED.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="plan-", dir=UNFINISHED) as work:
         images, decode, augment = measure_pictures(params, Path(work))
         facts, build, prefix, tails = _measure_network(params, images, counts.num_classes, Path(work))
         disk = measure_disk(Path(work))
