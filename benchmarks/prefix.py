@@ -25,22 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from search import TRANSFORMS
 
 # Heavy libraries are imported inside functions: the processes that decode and render import this file again.
 ROUNDS = 3
-TRANSFORMS: list[dict[str, dict[str, Any]]] = [
-    {"HorizontalFlip": {"p": 0.5}},
-    {
-        "Affine": {
-            "scale": [0.8, 1.2],
-            "rotate": [-20, 20],
-            "translate_percent": [-0.1, 0.1],
-            "border_mode": 4,
-            "p": 0.8,
-        }
-    },
-    {"RandomBrightnessContrast": {"brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.5}},
-]
 
 
 def main() -> None:
