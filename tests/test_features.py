@@ -1,5 +1,10 @@
 """The frozen prefix's pass over pictures, its precision, and features as rows."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -27,10 +32,37 @@ def images():
 def test_small_batches_side_by_side_give_the_features_in_order(extractor, images, monkeypatch):
     together = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
     assert [column.shape[1:] for column in together] == extractor.shapes
-    monkeypatch.setattr(devices, "CPU_BATCH", 1)
+    monkeypatch.setattr(features, "choose_streams", lambda _: (2, 1))
     alone = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
     for one, other in zip(together, alone, strict=True):
         assert len(one) == 21 and np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
+
+
+ONEDNN = """
+import numpy as np
+from frostline import devices
+from frostline.backbones import build_base
+from frostline.features import Extractor
+
+assert devices.uses_onednn()
+base = build_base("MobileNetV2", 32, options={"alpha": 0.35}, output_layer="block_4_add", seed=1)
+for weight in base.model.weights:
+    if weight.name == "beta":  # without a bias nothing is fused
+        weight.assign(np.full(weight.shape, 0.1))
+images = np.random.default_rng(0).integers(0, 256, (4000, 32, 32, 3), dtype=np.uint8)
+extractor = Extractor(base, [0, 1, 2, 3], "avg", 8)
+first, second = (np.concatenate([batch[0] for batch in extractor.run(images)]) for _ in range(2))
+np.testing.assert_array_equal(first, second)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN is TensorFlow's for x86-64")
+@pytest.mark.skipif(devices.BACKEND != "tensorflow", reason="oneDNN is TensorFlow's")
+def test_batches_never_meet_in_a_kernel_of_onednn():
+    """Two at a time crash here, or mix their pictures: `devices.choose_streams`."""
+    environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", ONEDNN], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_only_the_depths_asked_for_are_stored(extractor, images, tmp_path):
@@ -43,6 +75,7 @@ def test_only_the_depths_asked_for_are_stored(extractor, images, tmp_path):
 
 def test_a_killed_pass_goes_on_after_its_last_shard(extractor, images, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SHARD", 8)
+    monkeypatch.setattr(features, "choose_streams", lambda _: (1, 8))
     list(extractor.save({"val": images}, tmp_path / "whole"))
     starts = []
     run = Extractor.run

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -58,6 +60,22 @@ def test_the_size_of_a_batch_changes_no_answer(model, images):
     alone = np.concatenate([model.probabilities(image[None]) for image in images])
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert model.probabilities(images[:0]).shape == (0, 3)
+
+
+def test_threads_compute_one_batch_at_a_time():
+    inside = []
+
+    class Network:
+        def predict_on_batch(self, images):
+            inside.append("in")
+            time.sleep(0.01)
+            inside.append("out")
+            return np.zeros((len(images), 2))
+
+    network, image = Network(), np.zeros((1, 8, 8, 3), np.uint8)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: serving.predict_probabilities(network, image), range(8)))
+    assert inside == ["in", "out"] * 8
 
 
 def test_whoever_only_knows_mlflow_gets_the_same_answers(mlflow_model, model, images, tmp_path):

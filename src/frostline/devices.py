@@ -15,7 +15,7 @@ from frostline.process import count_cores
 
 Tensor = Any  # a tensor of the active backend
 
-# A forward pass on the CPU is bound by memory, and the activations of a small batch stay in the cache.
+# Eigen's forward pass on the CPU is bound by memory, and the activations of a small batch stay in the cache.
 CPU_BATCH = 8
 
 BACKEND: str = keras.backend.backend()
@@ -111,8 +111,24 @@ def run_litert(file: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.float3
 
 
 def choose_streams(batch_size: int) -> tuple[int, int]:
-    """How many batches of a forward pass to compute at a time, and their size, at most `batch_size`."""
-    return (count_cores(), min(batch_size, CPU_BATCH)) if on_cpu() else (2, batch_size)
+    """How many batches of a forward pass to compute at a time, and their size, at most `batch_size`.
+
+    Never two where oneDNN computes (TensorFlow's default on CPUs with AVX512_VNNI or newer): the kernel that fuses a
+    convolution with a residual sum keeps that sum's memory in itself (`MklFusedConvOp::fuse_add_src_` in TensorFlow's
+    mkl_conv_ops.cc), so that two calls of one function at once crash or mix their pictures. It fills the cores alone.
+    """
+    if not on_cpu():
+        return 2, batch_size
+    return (1, batch_size) if uses_onednn() else (count_cores(), min(batch_size, CPU_BATCH))
+
+
+def uses_onednn() -> bool:
+    """Do oneDNN's kernels compute TensorFlow's convolutions? By the CPU, or by TF_ENABLE_ONEDNN_OPTS."""
+    if BACKEND == "jax":
+        return False
+    from tensorflow.python.util import _pywrap_util_port
+
+    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def measure_speed_up(dtype: str) -> float:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import warnings
 from base64 import b64decode
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ BATCH_SIZES = (1, 8, 32)
 BATCH_SIZE = BATCH_SIZES[-1]
 # What a server needs besides the code that travels with the model.
 REQUIREMENTS = ("mlflow", "keras", "numpy", "pandas", "opencv-python-headless")
+# A server answers in threads, but not every kernel may run in two at once (`devices.choose_streams`); one fills the cores.
+ONE_BATCH = threading.Lock()
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax"}
 
 
@@ -146,7 +149,9 @@ def predict_probabilities(network: Any, images: NDArray[np.uint8]) -> NDArray[np
         # Every other size would be compiled anew.
         size = next(size for size in BATCH_SIZES if size >= len(batch))
         padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        parts.append(np.asarray(network.predict_on_batch(padded), dtype=np.float32)[: len(batch)])
+        with ONE_BATCH:
+            answers = network.predict_on_batch(padded)
+        parts.append(np.asarray(answers, dtype=np.float32)[: len(batch)])
     return np.concatenate(parts) if parts else np.zeros((0, network.output_shape[-1]), np.float32)
 
 
