@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 MAX_IMAGES = 5_000  # a start for heads, not a result; scikit-learn holds several float32 copies
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: the inverse of the L2 penalty
@@ -46,7 +47,9 @@ def fit_probe(
         with warnings.catch_warnings():
             # A fit that has not converged is a candidate like any other: the validation loss judges it.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model = LogisticRegression(C=strength, max_iter=300).fit(standard, y)
+            # The products are small: BLAS's threads would spend most of the time waiting for each other.
+            with threadpool_limits(1, "blas"):
+                model = LogisticRegression(C=strength, max_iter=300).fit(standard, y)
         probabilities = model.predict_proba(val_standard)
         columns = np.searchsorted(model.classes_, val_labels)
         loss = -np.log(np.maximum(probabilities[np.arange(len(val_labels)), columns], 1e-12)).mean()
