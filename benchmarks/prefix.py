@@ -211,7 +211,7 @@ def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
             "model.predict, whole base, batch 8": (predict(8), 1),
             f"four cuts, unfolded, batch {batch}": (in_batches(unfolded), 1),
             f"four cuts, folded, batch {batch}": (in_batches(folded), 1),
-            "frostline: four cuts, folded, batches of 8 side by side": (
+            "frostline: four cuts, folded, in batches as the device wants": (
                 lambda: sum(len(outputs[0]) for outputs in extractor.run(images)),
                 1,
             ),

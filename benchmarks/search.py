@@ -10,7 +10,7 @@ Frostline runs whole and is charged with everything: decoding, views, features, 
 MLflow and Optuna. Of the others a sample is timed (one trial per depth: its build, its trace, some steps) and
 extrapolated to all trials and epochs; the sample is printed. No system is charged with the import of TensorFlow. CPU
 seconds stand beside wall seconds: they say more where other programs use the machine. One JSON line per system.
-KerasTuner is no dependency: where it cannot be imported it is left out, with the reason.
+KerasTuner is no dependency (`pip install keras-tuner tensorboard`): where it is missing it is left out, with the reason.
 """
 
 import argparse

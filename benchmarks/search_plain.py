@@ -143,6 +143,7 @@ def run_system(
     if system == "tuner":
         try:
             import keras_tuner  # noqa: F401
+            import tensorboard  # noqa: F401 - KerasTuner wants it in the middle of a trial
         except ImportError as error:
             return {"system": system, "left_out": f"KerasTuner cannot be imported: {error}"}
     chosen = trials if steps is None else [next(t for t in trials if t.depth == depth) for depth in work.depths]
