@@ -249,7 +249,7 @@ def _depth(trial: Record) -> int:
 
 def _name_depth(depth: int, names: Mapping[int, str], count: int) -> str:
     name = "head only" if depth == 0 else names.get(depth, "")
-    return f"{depth}\n{shorten(name, max(8, 90 // count))}"
+    return f"{depth}\n{shorten(name, max(8, 80 // count))}"
 
 
 def _scatter(
