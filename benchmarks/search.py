@@ -241,7 +241,7 @@ def compare_accuracy(work: Workload, given: argparse.Namespace) -> list[dict[str
         say(line)
         lines.append(line)
     for name in ("mean_val_accuracy", "best_val_accuracy"):
-        points = np.array([100 * (line["frostline"][name] - line["plain"][name]) for line in lines])
+        points = np.array([100 * (line["frostline"][name] - line["plain"][name]) for line in lines[: given.seeds]])
         half = stats.t.ppf(0.975, len(points) - 1) * points.std(ddof=1) / math.sqrt(len(points))
         line = {"difference": name, "points": points.tolist(), "mean": points.mean(), "low": points.mean() - half}
         lines.append(line | {"high": points.mean() + half})
