@@ -179,15 +179,16 @@ def test_halving_trains_the_better_half_on(tmp_path: Path, tune: Tune) -> None:
     tune = more(tune, pruning="halving", epochs=8)
     file = open_study(tmp_path, tune.space)
     done = halve(file, tune)
-    # A bracket of 8 and one of 4: 8 + 4 + 2 + 1 and 4 + 2 + 1 + 1 pieces of work.
-    assert [sum(until == rung for _, until in done) for rung in (1, 2, 4, 8)] == [12, 6, 3, 2]
+    # A bracket of 8 and one of 4: 8 + 4 + 2 and 4 + 2 + 1 pieces of work.
+    assert [sum(until == rung for _, until in done) for rung in (2, 4, 8)] == [12, 6, 3]
     ended = records(file)
     assert [record["number"] for record in ended] == list(range(12))
     for bracket in (ended[:8], ended[8:]):
-        best = max(bracket, key=lambda record: score_of(record["hparams"]))
-        assert [record for record in bracket if record["state"] == "COMPLETE"] == [best]
+        ranked = sorted(bracket, key=lambda record: score_of(record["hparams"]), reverse=True)
+        best = sorted(ranked[: len(bracket) // 4], key=lambda record: record["number"])
+        assert [record for record in bracket if record["state"] == "COMPLETE"] == best
     states = [trial.state.name for trial in file.load().get_trials() if trial.state.name != "WAITING"]
-    assert sorted(states) == ["COMPLETE"] * 2 + ["PRUNED"] * 10
+    assert sorted(states) == ["COMPLETE"] * 3 + ["PRUNED"] * 9
 
 
 def test_a_halved_study_that_was_killed_anywhere_ends_as_an_uninterrupted_one(tmp_path: Path, tune: Tune) -> None:
@@ -209,7 +210,7 @@ def test_a_worker_waits_for_the_others_at_a_rung(tmp_path: Path, tune: Tune) -> 
     first, second = (search.next_task(study, tune, 7) for _ in range(2))
     assert isinstance(first, search.Task)
     assert isinstance(second, search.Task)
-    record = {"epochs": 1, "val_loss": 0.5, "hparams": {}}
+    record = {"epochs": 2, "val_loss": 0.5, "hparams": {}}
     search.pause(first.trial, {"number": 0, "score": 0.7, **record})
     assert search.next_task(study, tune, 7) == "wait"
     assert search.list_losers(study, tune) == []
@@ -217,8 +218,12 @@ def test_a_worker_waits_for_the_others_at_a_rung(tmp_path: Path, tune: Tune) -> 
     assert [record["number"] for _, record in search.list_losers(study, tune)] == [0]
 
 
-def test_rungs_are_the_powers_of_two() -> None:
-    assert [epoch for epoch in range(1, 20) if search.is_rung(epoch)] == [1, 2, 4, 8, 16]
+@pytest.mark.parametrize(
+    ("epochs", "rungs"), [(1, [1]), (2, [1, 2]), (3, [1, 3]), (4, [1, 2, 4]), (8, [2, 4, 8]), (13, [3, 6, 13])]
+)
+def test_trials_are_judged_after_a_quarter_and_half_of_their_epochs(tune: Tune, epochs: int, rungs: list[int]) -> None:
+    assert search.list_rungs(more(tune, pruning="median", epochs=epochs)) == rungs
+    assert search.list_rungs(more(tune, pruning="none", epochs=epochs)) == [epochs]
 
 
 def test_importances_name_the_hparam_that_matters(tmp_path: Path, tune: Tune) -> None:

@@ -169,7 +169,7 @@ def next_task(study: optuna.Study, tune: Tune, seed: int) -> Task | Literal["wai
                 for trial, epochs in zip(bracket.alive, bracket.epochs, strict=True)
                 if epochs == behind > 0 and not trial.user_attrs.get(CLAIMED)
             ]
-            if behind == 0 or len(bracket.alive) > bracket.room(behind) or not free:
+            if not free or len(bracket.alive) > bracket.room(list_rungs(tune).index(behind)):
                 return "wait"
             record = json.loads(free[0].user_attrs[PAUSED])
             until = next(rung for rung in list_rungs(tune) if rung > behind)
@@ -177,7 +177,8 @@ def next_task(study: optuna.Study, tune: Tune, seed: int) -> Task | Literal["wai
             handle.set_user_attr(CLAIMED, until)
             return Task(handle, record["number"], until, record)
     asked = ask(study, tune, seed)
-    return Task(asked[0], asked[1], list_rungs(tune)[0]) if asked else "done"
+    until = list_rungs(tune)[0] if tune.pruning == "halving" else tune.epochs
+    return Task(*asked, until) if asked else "done"
 
 
 def pause(trial: Trial, record: Mapping[str, Any]) -> None:
@@ -197,7 +198,7 @@ def list_losers(study: optuna.Study, tune: Tune) -> list[tuple[Trial, dict[str, 
         if len(set(bracket.epochs)) == 1 and bracket.epochs[0] > 0:
             records = [(trial, json.loads(trial.user_attrs[PAUSED])) for trial in bracket.alive]
             records.sort(key=lambda item: (-item[1]["score"], item[1]["val_loss"], item[1]["number"]))
-            losers += records[bracket.room(bracket.epochs[0]) :]
+            losers += records[bracket.room(list_rungs(tune).index(bracket.epochs[0])) :]
     return [(_handle(study, trial), {**record, "state": "PRUNED"}) for trial, record in losers]
 
 
@@ -209,9 +210,9 @@ class _Bracket:
     alive: list[FrozenTrial]
     epochs: list[int]
 
-    def room(self, epoch: int) -> int:
-        """How many go on after this rung: half of the bracket after epoch 1, a quarter after epoch 2, ... at least one."""
-        return max(1, self.size >> epoch.bit_length())
+    def room(self, rung: int) -> int:
+        """How many go on: half of the bracket after rung 0, a quarter after rung 1; at least one."""
+        return max(1, self.size >> rung + 1)
 
 
 def _brackets(study: optuna.Study, tune: Tune) -> Iterator[_Bracket]:
@@ -226,9 +227,12 @@ def _brackets(study: optuna.Study, tune: Tune) -> Iterator[_Bracket]:
 
 
 def list_rungs(tune: Tune) -> list[int]:
-    """Epochs after which a trial is halved against others: 1, 2, 4, ... and the last; the last alone without halving."""
-    rungs = [epoch for epoch in range(1, tune.epochs) if is_rung(epoch)] if tune.pruning == "halving" else []
-    return [*rungs, tune.epochs]
+    """Epochs after which a trial is judged: a quarter of all, half of them, and the last; the last alone without pruning.
+
+    Not earlier: the head starts from the probe, so that at first whatever moves the features only seems worse.
+    """
+    early = (tune.epochs // 4, tune.epochs // 2) if tune.pruning != "none" else ()
+    return [*sorted({epoch for epoch in early if epoch}), tune.epochs]
 
 
 def make_pruner(tune: Tune) -> optuna.pruners.BasePruner:
@@ -236,11 +240,6 @@ def make_pruner(tune: Tune) -> optuna.pruners.BasePruner:
     if tune.pruning == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
     return optuna.pruners.NopPruner()
-
-
-def is_rung(epoch: int) -> bool:
-    """Whether a trial is judged after this epoch: 1, 2, 4, 8 ... (one commit to the study each)."""
-    return epoch & (epoch - 1) == 0
 
 
 def suggest(trial: Trial, number: int, space: Space) -> Hparams:

@@ -361,7 +361,7 @@ def _run(task: search.Task, bench: Bench, work: Path, progress: SearchProgress) 
         progress.epoch(task.number, epoch.number, epoch.val_accuracy)
         if epoch.number == task.until < tune.epochs:
             state = "PAUSED"
-        elif tune.pruning == "median" and search.is_rung(epoch.number) and epoch.number < tune.epochs:
+        elif tune.pruning == "median" and epoch.number in search.list_rungs(tune)[:-1]:
             trial.report(best, epoch.number)
             state = "PRUNED" if trial.should_prune() else state
         return state == "COMPLETE"
