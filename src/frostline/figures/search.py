@@ -71,7 +71,8 @@ def frost_line(trials: Record, path: Path, *, cuts: Sequence[Record] = ()) -> No
             cost.text(column, np.median(taken) if taken else 0.0, text, ha="center", va="bottom", fontsize=10)
         cost.set_ylabel("Seconds\nper trial")
         cost.margins(y=0.3)
-        cost.set_xticks(range(len(depths)), [_name_depth(depth, names, len(depths)) for depth in depths])
+        named = [_name_depth(depth, names, len(depths)) for depth in depths]
+        cost.set_xticks(range(len(depths)), named, fontsize=10 if len(depths) < 6 else 9)
         cost.set_xlabel("Unfrozen blocks, and the cut below them")
 
 
@@ -249,7 +250,7 @@ def _depth(trial: Record) -> int:
 
 def _name_depth(depth: int, names: Mapping[int, str], count: int) -> str:
     name = "head only" if depth == 0 else names.get(depth, "")
-    return f"{depth}\n{shorten(name, max(8, 80 // count))}"
+    return f"{depth}\n{shorten(name, max(8, 90 // count))}"
 
 
 def _scatter(
