@@ -11,6 +11,7 @@ little more optimistic: validation accuracies are compared here, not test accura
 
 import argparse
 import json
+import os
 import tempfile
 from itertools import accumulate
 from pathlib import Path
@@ -58,6 +59,9 @@ def run_search(pruning: str, seed: int, num_trials: int, budget: int) -> dict[st
     classes = tuple(load_json(Path(params.paths.prepared) / "classes.json"))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        os.environ["MLFLOW_TRACKING_URI"] = (
+            f"sqlite:///{root.resolve()}/mlflow.db"  # before any server of the project's
+        )
         store = tracking.open_store(params.tracking, root)
         parent = tracking.open_study_run(store, "pruning", params={}, tags={})
         file = search.open_study(root / "studies", "pruning", "code", "ask", params.tune.space)
