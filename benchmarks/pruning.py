@@ -59,9 +59,8 @@ def run_search(pruning: str, seed: int, num_trials: int, budget: int) -> dict[st
     classes = tuple(load_json(Path(params.paths.prepared) / "classes.json"))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        os.environ["MLFLOW_TRACKING_URI"] = (
-            f"sqlite:///{root.resolve()}/mlflow.db"  # before any server of the project's
-        )
+        # Goes before any server of the project's.
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root.resolve()}/mlflow.db"
         store = tracking.open_store(params.tracking, root)
         parent = tracking.open_study_run(store, "pruning", params={}, tags={})
         file = search.open_study(root / "studies", "pruning", "code", "ask", params.tune.space)
