@@ -99,12 +99,12 @@ def measure_decode(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
     import cv2
 
     from frostline.params import Prepare
-    from frostline.preparation.shards import SHARD_BYTES, decode_shards
+    from frostline.preparation.shards import decode_shards
     from frostline.process import count_cores
 
-    # Whole shards, so that no core waits for another's.
     cores = count_cores()
-    entries = list_files(given, 4 * cores * (SHARD_BYTES // (given.size**2 * 3)))
+    # Every file several times: a second of starting processes shall not decide.
+    entries = 4 * list_files(given, 3000)
     cv2.setNumThreads(1)
     runs = iter(range(1000))
 
@@ -118,7 +118,9 @@ def measure_decode(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
         return call
 
     def ours() -> int:
-        decode_shards(entries, Prepare(), given.size, work / f"decode-{next(runs)}", cores)
+        folder = work / f"decode-{next(runs)}"
+        decode_shards(entries, Prepare(), given.size, folder, cores)
+        shutil.rmtree(folder)
         return len(entries)
 
     linear, area = (f"bare loop, {name}, x {cores} cores" for name in ("INTER_LINEAR", "INTER_AREA"))
@@ -139,7 +141,7 @@ def measure_augment(given: argparse.Namespace, work: Path) -> list[dict[str, Any
     cv2.setNumThreads(1)
     compose = A.Compose([getattr(A, name)(**values) for entry in TRANSFORMS for name, values in entry.items()])
     pipeline, ids = build_transforms(TRANSFORMS, given.size), [str(row) for row in range(len(images))]
-    cores, num_views, runs = count_cores(), 29, iter(range(1000))
+    cores, num_views, runs = count_cores(), 57, iter(range(1000))
 
     def bare() -> int:
         for image in load_array(work / "images.npy"):

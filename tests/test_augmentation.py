@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from zoo import make_picture
 
-from frostline.arrays import load_array, load_json, save_array
+from frostline.arrays import load_array, load_json, part_of, save_array
 from frostline.augmentation import (
     build_transforms,
     check_transforms,
@@ -71,12 +71,14 @@ def test_the_plain_picture_is_view_zero_and_is_never_changed(images: NDArray[np.
     assert np.array_equal(images, before)
 
 
-def test_the_number_of_workers_changes_no_view(tmp_path: Path, images_file: Path) -> None:
+def test_the_number_of_workers_changes_no_view(tmp_path: Path, images: NDArray[np.uint8], images_file: Path) -> None:
     for workers in (1, 2):
         save_views(images_file, IDS, TRANSFORMS, tmp_path / str(workers), num_views=3, seed=7, workers=workers)
-    for name in ("view-001.npy", "view-002.npy"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert not (tmp_path / "1" / "view-000.npy").exists()
+    for view in (1, 2):
+        one, two = (load_array(tmp_path / str(workers) / f"view-{view:03d}.npy") for workers in (1, 2))
+        assert np.array_equal(one, make_views(images, IDS, build_transforms(TRANSFORMS), view=view, seed=7))
+        assert np.array_equal(one, two)
+    assert sorted(file.name for file in (tmp_path / "2").iterdir()) == ["view-001.npy", "view-002.npy"]
 
 
 def test_finished_views_are_kept_when_a_run_goes_on(tmp_path: Path, images_file: Path) -> None:
@@ -86,6 +88,17 @@ def test_finished_views_are_kept_when_a_run_goes_on(tmp_path: Path, images_file:
     save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1)
     assert (folder / "view-001.npy").stat().st_mtime_ns == before
     assert load_array(folder / "view-002.npy").shape == (NUM, SIZE, SIZE, 3)
+
+
+def test_what_a_killed_run_left_is_not_mixed_in(tmp_path: Path, images_file: Path) -> None:
+    folder = tmp_path / "views"
+    save_views(images_file, IDS, TRANSFORMS, folder, num_views=4, seed=7, workers=1)
+    (folder / "view-001.npy").unlink()
+    part_of(folder / "view-001.npy").write_bytes(b"half a view")
+    part_of(folder / "view-005.npy").write_bytes(b"half a view")
+    save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1)
+    assert sorted(file.name for file in folder.iterdir()) == ["view-001.npy", "view-002.npy"]
+    assert load_array(folder / "view-001.npy").shape == (NUM, SIZE, SIZE, 3)
 
 
 def test_a_single_view_needs_no_file(tmp_path: Path, images_file: Path) -> None:

@@ -42,11 +42,16 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Flushes a finished file to disk and gives it its name."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def save_json(path: Path, record: Any) -> None:
@@ -129,6 +134,18 @@ def save_array(path: Path, chunks: Iterable[NDArray[Any]], shape: tuple[int, ...
     with ArrayWriter(path, shape, dtype) as writer:
         for chunk in chunks:
             writer.append(chunk)
+
+
+def reserve_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Makes a `.npy` file of `shape`, all zeros, whose rows any process may write with `write_rows`."""
+    np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+
+
+def write_rows(path: Path, rows: NDArray[Any], start: int) -> None:
+    """Overwrites the rows from `start` on of the array in `path`; written, not mapped: a full disk is an OSError."""
+    with path.open("r+b") as file:
+        file.seek(load_array(path).offset + start * rows[0].nbytes)  # type: ignore[attr-defined]
+        file.write(rows.data)
 
 
 def load_array(path: Path) -> NDArray[Any]:

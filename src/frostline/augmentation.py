@@ -8,7 +8,10 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from difflib import get_close_matches
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_array, save_array, save_json, take_rows
-from frostline.process import Refused, count_cores, die_with_parent, in_order
+from frostline.arrays import load_array, part_of, put_in_place, reserve_array, save_json, take_rows, write_rows
+from frostline.process import Refused, count_cores, die_with_parent, in_order, keep_freed_memory
 from frostline.seeding import derive_seed
 
 Transforms = Sequence[Mapping[str, Mapping[str, Any]]]
@@ -192,52 +195,64 @@ def save_views(
     """
     shape = load_array(images_file).shape
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [view for view in range(1, num_views) if not (folder / f"view-{view:03d}.npy").is_file()]
+    wanted = {view: folder / f"view-{view:03d}.npy" for view in range(1, num_views)}
+    for file in folder.glob("*view-*.npy*"):  # of a run that was killed, and wanted more views
+        if file not in wanted.values():
+            file.unlink()
+    missing = {view: file for view, file in wanted.items() if not file.is_file()}
     pipeline = build_transforms(transforms, shape[1])
     if workers is None:
         workers = count_cores() if len(missing) * shape[0] >= POOL_FROM else 1
-    tasks = [(start, min(start + CHUNK, shape[0])) for start in range(0, shape[0], CHUNK)]
+    starts = range(0, shape[0], CHUNK)
 
-    def local(view: int) -> Iterator[NDArray[np.uint8]]:
-        for start, stop in tasks:
-            yield make_views(_read_rows(images_file, start, stop), ids[start:stop], pipeline, view=view, seed=seed)
-
-    def save_all(chunks_of: Callable[[int], Iterator[NDArray[np.uint8]]]) -> None:
-        for view in missing:
-            save_array(folder / f"view-{view:03d}.npy", chunks_of(view), shape, np.uint8)
-            print(f"augment: view {view} of {num_views - 1}", flush=True)
+    def list_tasks() -> Iterator[tuple[int, int, Path]]:
+        for view, file in missing.items():
+            reserve_array(part_of(file), shape, np.uint8)
+            yield from ((start, view, part_of(file)) for start in starts)
 
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # OpenCV's own threads would fight for the same cores
     try:
-        if workers == 1 or not missing:
-            save_all(local)
-            return
-        # Spawned, never forked: the caller may have threads. Each process builds its transforms once.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _start_worker, (images_file, tuple(ids), transforms, seed)) as pool:
-            save_all(lambda view: in_order(pool, _work, [(*task, view) for task in tasks], ahead=2 * workers))
+        with ExitStack() as stack:
+            if workers == 1 or not missing:
+                drawn: Iterator[None] = starmap(partial(_draw_rows, images_file, ids, pipeline, seed), list_tasks())
+            else:
+                # Spawned, never forked: the caller may have threads. Each process builds its transforms once.
+                context = multiprocessing.get_context("spawn")
+                facts = (images_file, tuple(ids), transforms, seed)
+                pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, facts))
+                # So far ahead that the processes draw the next view while one is flushed to disk.
+                drawn = in_order(pool, _work, list_tasks(), ahead=len(starts) + 2 * workers)
+            for view, file in missing.items():
+                for _ in starts:
+                    next(drawn)
+                put_in_place(part_of(file), file)
+                print(f"augment: view {view} of {num_views - 1}", flush=True)
     finally:
         cv2.setNumThreads(threads)
 
 
-_worker: dict[str, Any] = {}  # what a worker process keeps between its tasks
+def _draw_rows(
+    images_file: Path, ids: Sequence[str], pipeline: Pipeline, seed: int, start: int, view: int, file: Path
+) -> None:
+    """Writes up to CHUNK views, those of the pictures from row `start` on, to the same rows of `file`."""
+    rows = slice(start, start + CHUNK)
+    images = take_rows(load_array(images_file), rows)
+    write_rows(file, make_views(images, ids[rows], pipeline, view=view, seed=seed), start)
+
+
+_worker: dict[str, Callable[[int, int, Path], None]] = {}  # what a worker process keeps between its tasks
 
 
 def _start_worker(images_file: Path, ids: Sequence[str], transforms: Transforms, seed: int) -> None:
     die_with_parent()
+    keep_freed_memory()
     cv2.setNumThreads(1)
-    pipeline = tuple(_build(name, arguments) for entry in transforms for name, arguments in entry.items())
-    _worker.update(images_file=images_file, ids=ids, pipeline=pipeline, seed=seed)
+    _worker["draw"] = partial(_draw_rows, images_file, ids, build_transforms(transforms), seed)
 
 
-def _work(start: int, stop: int, view: int) -> NDArray[np.uint8]:
-    images = _read_rows(_worker["images_file"], start, stop)
-    return make_views(images, _worker["ids"][start:stop], _worker["pipeline"], view=view, seed=_worker["seed"])
-
-
-def _read_rows(images_file: Path, start: int, stop: int) -> NDArray[np.uint8]:
-    return take_rows(load_array(images_file), slice(start, stop))
+def _work(start: int, view: int, file: Path) -> None:
+    _worker["draw"](start, view, file)
 
 
 # --- the record of it -----------------------------------------------------------------------------------------------

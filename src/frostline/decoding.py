@@ -146,7 +146,7 @@ def _read_jpeg(data: bytes) -> Header:
         if marker in (0xD9, 0xDA):
             raise UnreadableImage("damaged JPEG: no frame header")
         position += 2 + int(struct.unpack_from(">H", data, position + 2)[0])
-    if data.find(b"\xff\xd9", position) < 0:
+    if data.rfind(b"\xff\xd9", position) < 0:  # from the end, where a whole file has it
         raise UnreadableImage("truncated: the JPEG has no end marker")
     return Header("JPEG", width, height)
 

@@ -16,7 +16,7 @@ from frostline.arrays import COMPLETE, load_array, load_json, mark_complete, sav
 from frostline.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
 from frostline.folders import Entry
 from frostline.params import Prepare
-from frostline.process import die_with_parent
+from frostline.process import die_with_parent, keep_freed_memory
 
 SHARD_BYTES = 16_000_000  # of decoded pictures: the unit of work, what a kill loses, what a worker holds
 THUMB = 16  # side of the grey thumbnail
@@ -133,6 +133,7 @@ def _open_pool(workers: int, num_files: int) -> Executor:
 
 def _start_worker() -> None:
     die_with_parent()
+    keep_freed_memory()
     cv2.setNumThreads(1)
 
 
