@@ -92,7 +92,7 @@ def find_close_pairs(hashes: NDArray[np.uint64], bits: int) -> Iterator[tuple[ND
 def _pairs_within(
     hashes: NDArray[np.uint64], members: NDArray[np.intp], bits: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    block = max(1, 4_000_000 // len(members))  # at most 4 million distances at once
+    block = max(1, 500_000 // len(members))  # at most so many distances at once: 10 MB
     for start in range(0, len(members), block):
         rows = members[start : start + block]
         distance = np.bitwise_count(hashes[rows][:, None] ^ hashes[members[start:]][None])

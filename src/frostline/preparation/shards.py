@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import COMPLETE, load_array, load_json, mark_complete, save_array, save_json
+from frostline.arrays import COMPLETE, load_array, load_json, mark_complete, save_array, save_json, take_rows
 from frostline.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
 from frostline.folders import Entry
 from frostline.params import Prepare
 from frostline.process import die_with_parent, keep_freed_memory
 
 SHARD_BYTES = 16_000_000  # of decoded pictures: the unit of work, what a kill loses, what a worker holds
+GATHER = 64  # decoded pictures copied at once
 THUMB = 16  # side of the grey thumbnail
 # From this many files on, processes (each imports OpenCV first) are worth their time and memory: threads share Python's lock.
 PROCESSES_FROM = 2_000
@@ -102,12 +103,13 @@ def load_thumbs(shards: Sequence[Shard]) -> NDArray[np.uint8]:
 
 
 def gather_images(shards: Sequence[Shard], rows: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-    """The decoded pictures of ascending `rows`, in chunks that lie within one shard."""
+    """The decoded pictures of ascending `rows`, in chunks of at most GATHER."""
     start, wanted = 0, np.array(rows, np.int64)
     for shard in shards:
         low, high = np.searchsorted(wanted, [start, start + shard.num_usable])
-        if high > low:
-            yield load_array(shard.folder / "images.npy")[wanted[low:high] - start]
+        for first in range(low, high, GATHER):
+            chunk = wanted[first : min(first + GATHER, high)] - start
+            yield take_rows(load_array(shard.folder / "images.npy"), chunk)
         start += shard.num_usable
 
 
