@@ -49,11 +49,15 @@ def build_plain(sources: Sources, trial: Trial) -> keras.Model:
     size = sources.work.image_size
     inputs = keras.Input((size, size, 3))
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(make_augmentation()(inputs))
-    copy = keras.models.clone_model(sources.base.model)
+    # A layer that is built frozen never trains: its weights are not among the trainable ones, whatever is set later.
+    copy = keras.models.clone_model(
+        sources.base.model,
+        clone_function=lambda layer: type(layer).from_config(layer.get_config() | {"trainable": True}),
+    )
     copy.set_weights(sources.base.model.get_weights())
-    copy.trainable = True
     for layer in copy.operations[: sources.base.cuts[trial.depth].index + 1]:
         layer.trainable = False
+    assert bool(copy.trainable_variables) == bool(trial.depth), "blocks above the cut must train, and nothing else"
     x = layers.GlobalAveragePooling2D()(copy(x, training=False))
     return keras.Model(inputs, layers.Dense(2)(layers.Dropout(trial.dropout)(x)))
 
