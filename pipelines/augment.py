@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from frostline import figures
 from frostline.arrays import load_json, load_split, mark_complete, publish, require_complete
 from frostline.augmentation import digest_recipe, make_preview, save_recipe, save_views
 from frostline.checks import refuse_problems
+from frostline.figures.sheets import preview_sheet
 from frostline.params import load_params
 from frostline.planning import describe_views, fit_views
 from frostline.process import UNFINISHED, run_stage
@@ -31,7 +31,7 @@ def main() -> None:
     save_recipe(work, augment.transforms, num_views=views, seed=seed, content_sha256=content)
     shown, rows = make_preview(train.images, train.ids, augment.transforms, num_views=views, seed=seed)
     names = load_json(prepared / "classes.json")
-    figures.preview_sheet(shown, [names[train.labels[row]] for row in rows], work / "preview.png")
+    preview_sheet(shown, [names[train.labels[row]] for row in rows], work / "preview.png")
     mark_complete(work, num_views=views, num_images=len(train.ids), recipe=digest, pictures_sha256=content)
 
     publish(work, Path(params.paths.views))

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from frostline import figures, tracking
+from frostline import tracking
 from frostline.arrays import load_json, load_split, require_complete, save_json
 from frostline.cards import Records, make_model_card
 from frostline.explanation import explain
+from frostline.figures.evaluation import draw_evaluation
+from frostline.figures.search import learning_curves
 from frostline.metrics.answers import Answers, pick_examples, save_answers
 from frostline.metrics.evaluation import make_evaluation
 from frostline.params import load_params
@@ -50,11 +52,11 @@ def main() -> None:
     save_answers(out / "predictions.csv", answers)
     save_answers(out / "baseline_predictions.csv", plain)
     (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")
-    pictures = figures.draw_evaluation(
+    pictures = draw_evaluation(
         answers, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes
     )
     pictures.append(out / "learning_curves.png")
-    figures.learning_curves({f"final model, trial {refit['trial']}": refit["curves"]}, pictures[-1])
+    learning_curves({f"final model, trial {refit['trial']}": refit["curves"]}, pictures[-1])
 
     store = tracking.open_store(params.tracking, project_root())
     run_id = tracking.reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])

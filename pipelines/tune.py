@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from frostline import figures, tracking
+from frostline import tracking
 from frostline.arrays import digest_facts, load_json, require_complete, save_json
 from frostline.closure import hash_code, result_code
+from frostline.figures.search import draw_study
 from frostline.params import load_params
 from frostline.process import UNFINISHED, held, project_root, run_stage
 from frostline.search import open_study
@@ -54,7 +55,7 @@ def main() -> None:
     save_json(out / "trials.json", trials)
     save_json(out / "best.json", best)
     save_json(out / "study.json", report)
-    pictures = figures.draw_study(trials, report, out)
+    pictures = draw_study(trials, report, out)
     tracking.close_run(
         store,
         parent,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from frostline import figures
 from frostline.figures.canvas import shorten
-from frostline.figures.sheets import overlay
+from frostline.figures.evaluation import draw_evaluation
+from frostline.figures.search import draw_study, frost_line, learning_curves
+from frostline.figures.sheets import flips, overlay, preview_sheet
 from frostline.metrics.answers import Answers
 from frostline.metrics.evaluation import make_evaluation
 
@@ -55,14 +56,14 @@ def test_a_study_is_drawn_with_many_trials_and_with_one(trials, tmp_path):
         "cuts": [{"depth": 0, "name": "out"}, {"depth": 2, "name": "a_block_with_a_very_long_name_indeed"}],
         "importances": {"dropout": 0.7, "unfrozen_blocks": 0.3} if len(trials) > 2 else {},
     }
-    files = figures.draw_study(make_study(trials, min(1, len(trials) - 1)), report, tmp_path)
+    files = draw_study(make_study(trials, min(1, len(trials) - 1)), report, tmp_path)
     assert len(files) == 5 == len(set(files))
     assert {size_of(file)[0] for file in files} == {900}
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        figures.frost_line(make_study(MANY, 1), tmp_path / name)
+        frost_line(make_study(MANY, 1), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -86,7 +87,7 @@ def test_an_evaluation_is_drawn_for_any_number_and_kind_of_classes(names, tmp_pa
     images = rng.integers(0, 256, (num_images, 32, 32, 3)).astype(np.uint8)
     examples = np.arange(7)
     heatmaps = rng.random((7, 32, 32), np.float32)
-    drawn = figures.draw_evaluation(answers, evaluation, images, examples, heatmaps, tmp_path, worst=24)
+    drawn = draw_evaluation(answers, evaluation, images, examples, heatmaps, tmp_path, worst=24)
     assert len(drawn) == 6
     assert {size_of(file)[0] for file in drawn} == {900}
 
@@ -98,22 +99,22 @@ def test_a_model_without_mistakes_is_drawn_too(tmp_path):
     evaluation = make_evaluation(answers, answers, search_score=1.0, temperature=1.0, **options)
     images = np.zeros((60, 32, 32, 3), np.uint8)
     none = np.zeros((0, 32, 32), np.float32)
-    for file in figures.draw_evaluation(answers, evaluation, images, np.arange(0), none, tmp_path, worst=24):
+    for file in draw_evaluation(answers, evaluation, images, np.arange(0), none, tmp_path, worst=24):
         assert size_of(file)[0] == 900
 
 
 def test_sheets_show_views_and_flips(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 32, 32, 3)).astype(np.uint8)
-    figures.preview_sheet(images, ["a", "b", "c"], tmp_path / "preview.png")
+    preview_sheet(images, ["a", "b", "c"], tmp_path / "preview.png")
     labels, old, new = np.array([0, 1, 0]), np.array([1, 1, 1]), np.array([0, 0, 1])
     run_a, run_b = ("run a", old), ("run b", new)
-    figures.flips(images[:, 0], labels, run_a, run_b, ["1.jpg", "2.jpg", "3.jpg"], ["x", "y"], tmp_path / "flips.png")
+    flips(images[:, 0], labels, run_a, run_b, ["1.jpg", "2.jpg", "3.jpg"], ["x", "y"], tmp_path / "flips.png")
     assert size_of(tmp_path / "preview.png")[0] == size_of(tmp_path / "flips.png")[0] == 900
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_no_file(tmp_path):
     with pytest.raises(KeyError):
-        figures.learning_curves({"broken": {"loss": [1.0]}}, tmp_path / "curves.png")
+        learning_curves({"broken": {"loss": [1.0]}}, tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == []
 
 

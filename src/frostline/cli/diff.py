@@ -147,8 +147,8 @@ def write_flips(
 
     import numpy as np
 
-    from frostline import figures
     from frostline.arrays import load_split
+    from frostline.figures.sheets import flips
 
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "flips.csv", folder / "flips.png"
@@ -168,5 +168,5 @@ def write_flips(
     images = np.stack([split.images[row_of[flip["file"]]] for flip in shown]) if shown else split.images[:0]
     labels, old, new = (np.array([place[flip[key]] for flip in shown], int) for key in ("label", "before", "after"))
     ids = [flip["file"] for flip in shown]
-    figures.flips(images, labels, (names[0], old), (names[1], new), ids, tables[0].class_names, picture)
+    flips(images, labels, (names[0], old), (names[1], new), ids, tables[0].class_names, picture)
     return [table, picture]
