@@ -74,5 +74,6 @@ def test_the_plan_adds_up_what_was_measured(params_document):
     assert steps["augment"].bytes == 300 * 3072 and steps["augment"].seconds == pytest.approx(2 + 300 * 0.02)
     assert steps["extract"].bytes == 310 * 450 and steps["extract"].seconds == pytest.approx(2 + 5 + 450 * 0.01)
     epochs = (100 * 0.001 + 50 * 0.0005, 100 * 0.01 + 50 * 0.005)
-    assert steps["tune"].seconds == pytest.approx(2 + 2 * 3 + 4 + 50 * sum(epochs) / 2)
-    assert any("upper bound" in note for note in plan.notes)
+    # By the median pruner four trials train whole; of six, three stop after one epoch, half of the others after two.
+    assert steps["tune"].seconds == pytest.approx(2 + 2 * 3 + 4 + (4 * 5 + 6 * 2.25) * sum(epochs) / 2)
+    assert any("half of the trials" in note for note in plan.notes)

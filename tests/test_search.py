@@ -184,6 +184,7 @@ def test_halving_trains_the_better_half_on(tmp_path: Path, tune: Tune) -> None:
     done = halve(file, tune)
     # A bracket of 8 and one of 4: 8 + 4 + 2 and 4 + 2 + 1 pieces of work.
     assert [sum(until == rung for _, until in done) for rung in (2, 4, 8)] == [12, 6, 3]
+    assert search.expect_epochs(tune) == 12 * 2 + 6 * 2 + 3 * 4
     ended = records(file)
     assert [record["number"] for record in ended] == list(range(12))
     for bracket in (ended[:8], ended[8:]):
@@ -227,6 +228,7 @@ def test_a_worker_waits_for_the_others_at_a_rung(tmp_path: Path, tune: Tune) -> 
 def test_trials_are_judged_after_a_quarter_and_half_of_their_epochs(tune: Tune, epochs: int, rungs: list[int]) -> None:
     assert search.list_rungs(more(tune, pruning="median", epochs=epochs)) == rungs
     assert search.list_rungs(more(tune, pruning="none", epochs=epochs)) == [epochs]
+    assert search.expect_epochs(more(tune, pruning="none", epochs=epochs, num_trials=3)) == 3 * epochs
 
 
 def test_importances_name_the_hparam_that_matters(tmp_path: Path, tune: Tune) -> None:

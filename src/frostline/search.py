@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ KILLED = "killed"  # set on a trial whose process died; it is drawn again and no
 PAUSED = "paused"  # the record so far of a trial that waits at a rung
 CLAIMED = "claimed"  # the epoch up to which a worker trains such a trial now; 0 = nobody does
 CODE = "code"
+WHOLE = 4  # trials that the median pruner lets train to the end before it judges any
 BRACKET = 8  # trials that are halved together; as many as the sampler draws before it looks at scores
 
 
@@ -235,10 +237,17 @@ def list_rungs(tune: Tune) -> list[int]:
     return [*sorted({epoch for epoch in early if epoch}), tune.epochs]
 
 
+def expect_epochs(tune: Tune) -> float:
+    """Epochs that all trials together train, if every rung ends half of the trials that it judges."""
+    judged = sum((rung - before) / 2**place for place, (before, rung) in enumerate(pairwise([0, *list_rungs(tune)])))
+    whole = min(WHOLE, tune.num_trials) if tune.pruning == "median" else 0
+    return whole * tune.epochs + (tune.num_trials - whole) * judged
+
+
 def make_pruner(tune: Tune) -> optuna.pruners.BasePruner:
     """Optuna's pruner for `tune.pruning`; it judges the scores reported at the rungs."""
     if tune.pruning == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
+        return optuna.pruners.MedianPruner(n_startup_trials=WHOLE, n_warmup_steps=0)
     return optuna.pruners.NopPruner()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from frostline.params import Params
 from frostline.planning import Storage, fit_views, plan_storage, view_bytes
 from frostline.planning.probes import Counts, Facts, Pace
+from frostline.search import expect_epochs
 
 RECEIPTS = 2  # checks of a study, each compiles about what the deepest tail does
 
@@ -78,11 +79,10 @@ def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pa
     traces = {depth: tail.trace for depth, tail in pace.tails.items()}
     deepest = max(pace.tails)
     start = pace.start["tune"] + RECEIPTS * traces[deepest]
-    searched = tune.num_trials * tune.epochs * mean(epoch[depth] for depth in depths)
+    epochs = expect_epochs(tune)
+    searched = epochs * mean(epoch[depth] for depth in depths)
     trained = params.refit.seeds * tune.epochs * (mean(epoch[depth] for depth in depths) + epoch[0])
-    trials = (
-        f"{tune.num_trials} trials of {tune.epochs} epochs, evenly over depths {depths[0]} to {deepest}, none pruned"
-    )
+    trials = f"{tune.num_trials} trials, {epochs:.0f} epochs in all, evenly over depths {depths[0]} to {deepest}"
     return [
         Step("tune", trials, 0, start + shapes * sum(traces.values()) + searched),
         Step(
@@ -105,7 +105,7 @@ def _notes(params: Params, counts: Counts, facts: Facts, storage: Storage) -> li
     notes = storage.describe(params.augment.views, params.extract.budget_gb)
     notes.append(f"The prefix computes in {facts.precision}: {facts.reason}.")
     if params.tune.pruning != "none":
-        notes.append(f"tune: an upper bound; pruning ({params.tune.pruning}) ends poor trials early.")
+        notes.append(f"tune: if pruning ({params.tune.pruning}) ends half of the trials that it judges at each rung.")
     if not counts.prepared:
         notes.append("Counts are by the shares of `prepare`, before duplicates and unreadable files are left out.")
     return notes
