@@ -1,6 +1,6 @@
 """What a search costs: plain Keras + Optuna, KerasTuner, the strongest plain version, and Frostline, side by side.
 
-    python benchmarks/search.py W1 [--shared ../shared] [--systems plain strong tuner frostline] [--json FILE]
+    python benchmarks/search.py W1 [--shared ../shared] [--systems plain strong strong-bfloat16 tuner frostline] [--json FILE]
     python benchmarks/search.py W1 --accuracy --seeds 5        # whole runs on few pictures, paired by seed
 
 W1: cats_vs_dogs, MobileNetV2 1.0 at 160 px, 12 trials over depths 0 to 3. W2: InceptionV3 at 150 px up to mixed8, the
@@ -159,7 +159,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("workload", choices=WORKLOADS)
     arguments.add_argument("--shared", type=Path, default=Path("../shared"))
-    arguments.add_argument("--systems", nargs="+", default=["plain", "strong", "tuner", "frostline"])
+    arguments.add_argument("--systems", nargs="+", default=["plain", "strong", "strong-bfloat16", "tuner", "frostline"])
     arguments.add_argument("--steps", type=int, default=12, help="training steps timed per depth, after three")
     arguments.add_argument("--accuracy", action="store_true", help="whole runs of plain and frostline, few pictures")
     arguments.add_argument("--seeds", type=int, default=5)

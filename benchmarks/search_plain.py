@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ import tensorflow as tf
 from keras import layers
 from search import Sources, Trial, clocks
 
-from frostline.backbones import build_suffix
+from frostline.backbones import Base, build_suffix
 
 WARM_UP = 3  # steps that are not counted: the first traces, the next fill caches
 
@@ -62,13 +63,23 @@ def build_plain(sources: Sources, trial: Trial) -> keras.Model:
     return keras.Model(inputs, layers.Dense(2)(layers.Dropout(trial.dropout)(x)))
 
 
-def build_strong(sources: Sources, trial: Trial) -> keras.Model:
+def build_strong(base: Base, trial: Trial) -> keras.Model:
     """Suffix and head alone: the frozen prefix runs in the input pipeline."""
-    shape = sources.base.cuts[trial.depth].shape
-    inputs = keras.Input(shape)
-    suffix = build_suffix(sources.base, trial.depth)
+    inputs = keras.Input(base.cuts[trial.depth].shape)
+    suffix = build_suffix(base, trial.depth)
     x = layers.GlobalAveragePooling2D()(suffix(inputs, training=False) if suffix else inputs)
-    return keras.Model(inputs, layers.Dense(2)(layers.Dropout(trial.dropout)(x)))
+    return keras.Model(inputs, layers.Dense(2, dtype="float32")(layers.Dropout(trial.dropout)(x)))
+
+
+def with_dtype(base: Base, policy: str) -> Base:
+    """The base with its layers computing as Keras's dtype policy says."""
+
+    def clone(layer: Any) -> Any:
+        return type(layer).from_config(layer.get_config() | {"dtype": policy})
+
+    model = keras.models.clone_model(base.model, clone_function=clone)
+    model.set_weights(base.model.get_weights())
+    return replace(base, model=model)
 
 
 def compile_model(model: keras.Model, trial: Trial, **options: Any) -> keras.Model:
@@ -80,15 +91,15 @@ def compile_model(model: keras.Model, trial: Trial, **options: Any) -> keras.Mod
 class StrongData:
     """Decoded pictures in memory; views and prefix in parallel in the pipeline; validation features made once."""
 
-    def __init__(self, sources: Sources) -> None:
-        self.sources, size = sources, sources.work.batch_size
+    def __init__(self, sources: Sources, base: Base) -> None:
+        self.base, size = base, sources.work.batch_size
         self.train = read_pictures(sources, "train").map(_to_uint8).cache().shuffle(len(sources.train)).batch(size)
         self.val = read_pictures(sources, "val").map(_to_uint8).batch(size).cache()
         self.augment = make_augmentation()
         self._val_features: dict[int, tf.data.Dataset] = {}
 
     def at(self, depth: int, num_batches: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-        base = self.sources.base
+        base = self.base
         prefix = keras.Model(base.model.inputs, base.model.operations[base.cuts[depth].index].output)
 
         def features(x: Any) -> Any:
@@ -137,7 +148,7 @@ class Stopwatch(keras.callbacks.Callback):
 def run_system(
     system: str, sources: Sources, trials: Sequence[Trial], steps: int | None, seed: int = 0
 ) -> dict[str, Any]:
-    """The line of `plain`, `strong` or `tuner`: whole runs where `steps` is None, else a sample and what follows from it.
+    """The line of `plain`, `strong`, `strong-bfloat16` or `tuner`: whole runs where `steps` is None, else a sample and what follows from it.
 
     The sample is one trial of each depth for one epoch of `WARM_UP` + steps batches, then as many of validation. Seconds
     of a trial = the sample's, without its counted batches, + epochs x (batches of an epoch x mean of the counted).
@@ -153,14 +164,15 @@ def run_system(
     chosen = trials if steps is None else [next(t for t in trials if t.depth == depth) for depth in work.depths]
     watches = [Stopwatch() for _ in chosen]
     seconds: list[np.ndarray] = []
-    strong = StrongData(sources) if system == "strong" else None
+    policy = {"strong": "float32", "strong-bfloat16": "mixed_bfloat16"}.get(system)
+    strong = StrongData(sources, with_dtype(sources.base, policy)) if policy else None
 
     def train(index: int, fit: Callable[..., Any] | None = None) -> float:
         started = clocks()
         trial = chosen[index]
         if strong:
             data, val = strong.at(trial.depth, -1 if steps is None else WARM_UP + steps)  # -1: all
-            model = compile_model(build_strong(sources, trial), trial, jit_compile=False)
+            model = compile_model(build_strong(strong.base, trial), trial, jit_compile=False)
         else:
             data = read_pictures(sources, "train").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
             val = read_pictures(sources, "val").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)

@@ -29,7 +29,7 @@ Pipeline = tuple[A.BasicTransform | A.BaseCompose, ...]
 
 CHUNK = 128  # pictures per task
 # From this many views on, starting processes (each imports Albumentations, some seconds) is worth its time.
-POOL_FROM = 10_000
+POOL_FROM = 20_000
 # A change of how views are drawn raises this, so that unfinished work of before is not mixed in.
 RECIPE = 1
 

@@ -148,7 +148,7 @@ def write_flips(
     import numpy as np
 
     from frostline.arrays import load_split
-    from frostline.figures.sheets import flips
+    from frostline.figures import sheets
 
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "flips.csv", folder / "flips.png"
@@ -168,5 +168,5 @@ def write_flips(
     images = np.stack([split.images[row_of[flip["file"]]] for flip in shown]) if shown else split.images[:0]
     labels, old, new = (np.array([place[flip[key]] for flip in shown], int) for key in ("label", "before", "after"))
     ids = [flip["file"] for flip in shown]
-    flips(images, labels, (names[0], old), (names[1], new), ids, tables[0].class_names, picture)
+    sheets.flips(images, labels, (names[0], old), (names[1], new), ids, tables[0].class_names, picture)
     return [table, picture]
