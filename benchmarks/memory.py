@@ -1,6 +1,6 @@
 """Peak memory and time per picture of the stages, for few pictures and for ten times as many.
 
-    python benchmarks/memory.py [--sizes 2000 20000] [--side 64] [--views 8] [--stages prepare augment extract tune] [--json FILE]
+    python benchmarks/memory.py [--sizes 2000 20000] [--side 64] [--views 8] [--stages fetch prepare ..] [--json FILE]
 
 Runs the stages' own scripts on generated pictures, one process each, in a temporary folder. One JSON line per stage and
 size: `peak_mb` is the largest resident set of any one process, as the kernel counts it (mapped files included), `tree_mb`
@@ -23,7 +23,7 @@ import psutil
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("prepare", "augment", "extract", "tune")
+STAGES = ("fetch", "prepare", "augment", "extract", "tune", "refit", "evaluate", "register")
 SETTINGS = {
     "prepare": {"val_share": 0.1, "test_share": 0.1},
     "tune": {"num_trials": 3, "epochs": 4, "pruning": "none"},
@@ -58,7 +58,6 @@ def measure(sizes: list[int], side: int, views: int, stages: list[str]) -> Itera
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="memory-") as folder:
             project = make_project(Path(folder), size, side, views)
-            run(project, "fetch")
             for stage in STAGES[: max(map(STAGES.index, stages)) + 1]:
                 seconds, peak, tree = run(project, stage)
                 if stage in stages:

@@ -3,14 +3,15 @@
     python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--pictures 256] [--json FILE]
 
 decode: `decode_shards` (header, decoding, hashes, fingerprints, shards on disk) beside a bare loop of `cv2.imdecode` and
-`cv2.resize` on one core, times the cores; INTER_AREA is the one that skips no pixels. augment: `save_views` (files on disk)
-beside a bare loop of Albumentations' `Compose`, times the cores. prefix: `Extractor` with its four cuts beside the same
-network unfolded and in one large batch, and beside `model.predict` on the whole base. The ways of a part take turns; the
-median of the rounds counts. One JSON line per way: pictures per second of wall time and of processor time, and the ratio
-to the plain way.
+`cv2.resize` on one core, times the cores, and the time of each of its steps; INTER_AREA is the one that skips no pixels.
+augment: `save_views` (files on disk) beside a bare loop of Albumentations' `Compose`, times the cores. Both write some
+gigabytes. prefix: `Extractor` with its four cuts beside the same network unfolded and in one large batch, and beside
+`model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts. One JSON line per way:
+pictures per second of wall time and of processor time, and the ratio to the plain way.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -40,11 +42,12 @@ def main() -> None:
     arguments.add_argument("--parts", nargs="+", default=["decode", "augment", "prefix"])
     arguments.add_argument("--json", type=Path, help="also append the lines to this file")
     given = arguments.parse_args()
+    measures: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]]
     measures = {"decode": measure_decode, "augment": measure_augment, "prefix": measure_prefix}
     lines = []
     with tempfile.TemporaryDirectory(prefix="prefix-") as work:
         for part in given.parts:
-            for line in measures[part](given, Path(work)):
+            for line in measures[part](given, Path(work) / "out"):
                 lines.append({"part": part, **line})
                 print(json.dumps(lines[-1]), flush=True)
     if given.json:
@@ -52,18 +55,21 @@ def main() -> None:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def compare(ways: dict[str, tuple[Callable[[], int], int]], plain: str) -> list[dict[str, Any]]:
-    """A line per way. ways: name -> (a call that returns the number of pictures, cores that its rate is multiplied by)."""
+def compare(ways: dict[str, tuple[Callable[[], int], int]], plain: str, out: Path) -> list[dict[str, Any]]:
+    """A line per way. ways: name -> (a call that returns the number of pictures, cores that its rate is multiplied by).
+
+    out: where a way may write; removed after each call.
+    """
     walls: dict[str, list[float]] = {name: [] for name in ways}
     cpus: dict[str, list[float]] = {name: [] for name in ways}
-    for call, _ in ways.values():
-        call()  # compiles, fills caches
-    for _ in range(ROUNDS):
+    for _ in range(1 + ROUNDS):  # the first compiles and fills caches
         for name, (call, _) in ways.items():
             before, started = processor_seconds(), time.perf_counter()
             pictures = call()
             walls[name].append(pictures / (time.perf_counter() - started))
             cpus[name].append(pictures / (processor_seconds() - before))
+            shutil.rmtree(out, ignore_errors=True)
+    walls, cpus = ({name: values[1:] for name, values in rates.items()} for rates in (walls, cpus))
     rates = {name: statistics.median(walls[name]) * cores for name, (_, cores) in ways.items()}
     return [
         {
@@ -95,7 +101,7 @@ def load_pictures(given: argparse.Namespace, pictures: int) -> np.ndarray:
     return np.stack([decode_image(file.read_bytes(), given.size) for file in files])
 
 
-def measure_decode(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+def measure_decode(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
     import cv2
 
     from frostline.params import Prepare
@@ -106,7 +112,6 @@ def measure_decode(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
     # Every file several times: a second of starting processes shall not decide.
     entries = 4 * list_files(given, 3000)
     cv2.setNumThreads(1)
-    runs = iter(range(1000))
 
     def bare(method: int) -> Callable[[], int]:
         def call() -> int:
@@ -118,33 +123,71 @@ def measure_decode(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
         return call
 
     def ours() -> int:
-        folder = work / f"decode-{next(runs)}"
-        decode_shards(entries, Prepare(), given.size, folder, cores)
-        shutil.rmtree(folder)
+        decode_shards(entries, Prepare(), given.size, out, cores)
         return len(entries)
 
     linear, area = (f"bare loop, {name}, x {cores} cores" for name in ("INTER_LINEAR", "INTER_AREA"))
     ways = {linear: (bare(cv2.INTER_LINEAR), cores), area: (bare(cv2.INTER_AREA), cores), "frostline": (ours, 1)}
-    return compare(ways, linear)
+    return [*compare(ways, linear, out), profile_decode(entries[:2000], given.size, out)]
 
 
-def measure_augment(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+def profile_decode(entries: list[Any], size: int, out: Path) -> dict[str, Any]:
+    """Microseconds per picture of what `decode_shards` does, on one core."""
+    from frostline.arrays import save_array
+    from frostline.decoding import check_header, decode_checked, read_header
+    from frostline.preparation.shards import make_fingerprints
+    from frostline.process import keep_freed_memory
+
+    keep_freed_memory()
+    steps: Counter[str] = Counter()
+
+    def measure(step: str, function: Callable[[Any], Any], things: list[Any]) -> list[Any]:
+        started = time.perf_counter()
+        results = [function(thing) for thing in things]
+        steps[step] += 1e6 * (time.perf_counter() - started) / len(entries)
+        return results
+
+    def check(data: bytes) -> Any:
+        header = read_header(data)
+        check_header(header, min_side=16, max_megapixels=50)
+        return header
+
+    def save(images: list[Any]) -> None:
+        save_array(out / "images.npy", [image[None] for image in images], (len(images), size, size, 3), np.uint8)
+
+    for start in range(0, len(entries), 200):
+        data = measure("reading", lambda entry: Path(entry.path).read_bytes(), entries[start : start + 200])
+        headers = measure("header", check, data)
+        pairs = list(zip(data, headers, strict=True))
+        images = measure("decoding, resizing", lambda pair: decode_checked(*pair, size, "squash"), pairs)
+        measure("fingerprints", make_fingerprints, images)
+        measure("sha256 of the file", lambda one: hashlib.sha256(one).hexdigest(), data)
+        measure("sha256 of the pixels", lambda image: hashlib.sha256(image.data).hexdigest(), images)
+        measure("writing, flushed", save, [images])
+    return {
+        "way": "frostline, where the time goes",
+        "microseconds": {step: round(one, 1) for step, one in steps.items()},
+    }
+
+
+def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
     import albumentations as A
     import cv2
 
-    from frostline.arrays import load_array, save_array
+    from frostline.arrays import save_array
     from frostline.augmentation import build_transforms, make_views, save_views
     from frostline.process import count_cores
 
     images = load_pictures(given, 1024)
-    save_array(work / "images.npy", [images], images.shape, np.uint8)
+    file = out.parent / "images.npy"
+    np.save(file, images)
     cv2.setNumThreads(1)
     compose = A.Compose([getattr(A, name)(**values) for entry in TRANSFORMS for name, values in entry.items()])
     pipeline, ids = build_transforms(TRANSFORMS, given.size), [str(row) for row in range(len(images))]
-    cores, num_views, runs = count_cores(), 57, iter(range(1000))
+    cores, num_views = count_cores(), 57
 
     def bare() -> int:
-        for image in load_array(work / "images.npy"):
+        for image in images:
             compose(image=np.array(image))
         return len(images)
 
@@ -152,10 +195,14 @@ def measure_augment(given: argparse.Namespace, work: Path) -> list[dict[str, Any
         return len(make_views(images, ids, pipeline, view=1, seed=0))
 
     def ours() -> int:
-        folder = work / f"views-{next(runs)}"
         with redirect_stdout(io.StringIO()):
-            save_views(work / "images.npy", ids, TRANSFORMS, folder, num_views=num_views, seed=0, workers=cores)
-        shutil.rmtree(folder)
+            save_views(file, ids, TRANSFORMS, out, num_views=num_views, seed=0, workers=cores)
+        return len(images) * (num_views - 1)
+
+    def write() -> int:
+        out.mkdir()
+        for view in range(num_views - 1):
+            save_array(out / f"{view}.npy", [images], images.shape, np.uint8)
         return len(images) * (num_views - 1)
 
     name = f"bare loop x {cores} cores"
@@ -164,12 +211,14 @@ def measure_augment(given: argparse.Namespace, work: Path) -> list[dict[str, Any
             name: (bare, cores),
             f"frostline, one process x {cores} cores": (alone, cores),
             "frostline: processes started, files flushed": (ours, 1),
+            "nothing drawn, the same files written and flushed": (write, 1),
         },
         name,
+        out,
     )
 
 
-def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+def measure_prefix(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
     import keras
 
     from frostline.backbones import build_base
@@ -219,6 +268,7 @@ def measure_prefix(given: argparse.Namespace, work: Path) -> list[dict[str, Any]
             ),
         },
         name,
+        out,
     )
 
 

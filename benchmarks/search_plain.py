@@ -148,7 +148,7 @@ class Stopwatch(keras.callbacks.Callback):
 def run_system(
     system: str, sources: Sources, trials: Sequence[Trial], steps: int | None, seed: int = 0
 ) -> dict[str, Any]:
-    """The line of `plain`, `strong`, `strong-bfloat16` or `tuner`: whole runs where `steps` is None, else a sample and what follows from it.
+    """The line of a system: whole runs where `steps` is None, else a sample and what follows from it.
 
     The sample is one trial of each depth for one epoch of `WARM_UP` + steps batches, then as many of validation. Seconds
     of a trial = the sample's, without its counted batches, + epochs x (batches of an epoch x mean of the counted).

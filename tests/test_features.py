@@ -106,7 +106,9 @@ def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     def choose(asked):
         return choose_precision(asked, base, [0, 1], "avg", images, 16)
 
-    assert choose("float16")[0] == "float16"
+    assert choose("float32") == ("float32", "extract.precision says so")
+    chosen, reason = choose("float16")
+    assert chosen == "float16" and "changes features by" in reason
     monkeypatch.setattr(features, "measure_speed_up", lambda _: 0.5)
     chosen, reason = choose("auto")
     assert chosen == "float32" and "0.5 times" in reason
@@ -114,7 +116,9 @@ def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     monkeypatch.setattr(features, "measure_speed_up", lambda _: 9.0)
     monkeypatch.setattr(features, "MIN_SPEED_UP", 0.0)
     chosen, reason = choose("auto")
-    assert chosen == "float32" and "21 pictures" in reason
+    assert chosen == "float16" and "21 pictures" in reason and "bfloat16" in reason  # bfloat16 loses too much
+    monkeypatch.setattr(features, "LOW_PRECISIONS", ("bfloat16",))
+    assert choose("auto")[0] == "float32"
     monkeypatch.setattr(features, "MAX_CHANGE", 0.1)
     assert choose("auto")[0] == "bfloat16"
 

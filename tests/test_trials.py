@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from frostline import search, tracking
+from frostline import search, tracking, trials
 from frostline.arrays import load_array, load_split, mark_complete, save_json, save_split
 from frostline.backbones import fetch_weights, load_base
 from frostline.equivalence import check_equivalence
@@ -124,6 +124,17 @@ def test_identical_trials_are_identical_whatever_ran_between(bench: Bench) -> No
     first = bench.train(hparams_at(1), seed=5).curves
     bench.train(hparams_at(1), seed=6)
     assert bench.train(hparams_at(1), seed=5).curves == first
+
+
+def test_a_model_that_differs_from_what_was_trained_is_refused(
+    project: Path, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.asarray(load_split(project / "data/prepared/val").images)
+    exact = refit(bench, hparams_at(1), bench.params.refit, tmp_path / "model.keras", images).join_difference
+    monkeypatch.setattr(trials, "JOIN_TOLERANCE", exact - 1e-6)
+    with pytest.raises(Refused, match=r"in a probability.*extract\.precision"):
+        refit(bench, hparams_at(1), bench.params.refit, tmp_path / "refused.keras", images)
+    assert not (tmp_path / "refused.keras").exists()
 
 
 def test_exported_model_agrees_with_prefix_and_tail(project: Path, bench: Bench, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def check_equivalence(
     if not receipt.holds:
         raise Refused(
             f"The stored features at depth {receipt.depth} do not stand for the base: loss differs by {receipt.loss_difference:.2g}, "
-            f"gradients by {receipt.gradient_difference:.2g} (tolerance {TOLERANCE}). Delete data/features and run `dvc repro` again."
+            f"gradients by {receipt.gradient_difference:.2g} (tolerance {TOLERANCE}). Delete data/features and run `dvc repro` again; "
+            "where extract.precision asks for bfloat16 or float16, set it to float32."
         )
     return receipt
 

@@ -239,7 +239,9 @@ def list_rungs(tune: Tune) -> list[int]:
 
 def expect_epochs(tune: Tune) -> float:
     """Epochs that all trials together train, if every rung ends half of the trials that it judges."""
-    judged: float = sum((rung - before) / 2**place for place, (before, rung) in enumerate(pairwise([0, *list_rungs(tune)])))
+    judged: float = sum(
+        (rung - before) / 2**place for place, (before, rung) in enumerate(pairwise([0, *list_rungs(tune)]))
+    )
     whole = min(WHOLE, tune.num_trials) if tune.pruning == "median" else 0
     return whole * tune.epochs + (tune.num_trials - whole) * judged
 

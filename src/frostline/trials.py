@@ -29,7 +29,7 @@ from frostline.metrics.calibration import fit_temperature
 from frostline.params import Params, Space
 from frostline.params import Refit as RefitParams
 from frostline.probe import Probe, fit_probe
-from frostline.process import die_with_parent
+from frostline.process import Refused, die_with_parent
 from frostline.progress import SearchProgress
 from frostline.seeding import derive_seed
 from frostline.training import PHASES, Epoch, Fit, Trainer, TrainingData, fit, load_state, save_state
@@ -484,7 +484,7 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
     """Trains `rules.seeds` times on `train`, keeps the median (or best) validation score, writes the whole model to `path`.
 
     The temperature is fitted on `val` and stored in the model. `images` (uint8) go through the joined model and
-    through its parts; AssertionError where the probabilities differ by more than JOIN_TOLERANCE.
+    through its parts; Refused where the probabilities differ by more than JOIN_TOLERANCE.
     """
     trainer, data = bench.trainer(hparams), bench.data(hparams.unfrozen_blocks)
     seeds = [derive_seed(bench.params.seed, "refit", index) for index in range(rules.seeds)]
@@ -501,7 +501,12 @@ def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images
         bench.base, trainer.tail, pooling=bench.params.tune.pooling, dropout=hparams.dropout, temperature=temperature
     )
     difference = float(np.abs(_predict(model, images) - softmax(logits[: len(images)] / temperature, axis=1)).max())
-    assert difference <= JOIN_TOLERANCE, f"the joined model differs from its parts by {difference:.3g}"
+    if difference > JOIN_TOLERANCE:
+        raise Refused(
+            f"The whole model and the features that it was trained on differ by {difference:.2g} in a probability; {JOIN_TOLERANCE} "
+            f"is allowed. Set extract.precision to float32 (it is {bench.params.extract.precision}), or delete "
+            "data/features, and run `dvc repro`."
+        )
     save_model(model, path)
     return Refit(
         hparams=hparams,
