@@ -220,7 +220,8 @@ def save_views(
                 # Spawned, never forked: the caller may have threads. Each process builds its transforms once.
                 context = multiprocessing.get_context("spawn")
                 facts = (images_file, tuple(ids), transforms, seed)
-                pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, facts))
+                pool = ProcessPoolExecutor(workers, context, _start_worker, facts)
+                stack.callback(pool.shutdown, cancel_futures=True)  # after an error the rest is not drawn first
                 # So far ahead that the processes draw the next view while one is flushed to disk.
                 drawn = in_order(pool, _work, list_tasks(), ahead=len(starts) + 2 * workers)
             for view, file in missing.items():

@@ -168,9 +168,8 @@ def choose_precision(
     chosen, best, reasons = "float32", MIN_SPEED_UP, []
     for kind in fast:
         taken, low = run(kind)
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # what overflows in float16 changes by nan, which is too much
+        # What overflows in float16 changes by infinity or nan, which is too much.
+        with np.errstate(over="ignore", invalid="ignore"):
             change = np.max([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(low, full, strict=True)])
         reasons.append(
             f"{kind} has {seconds / taken:.2g} times the speed on {len(images)} pictures and changes features by {change:.2g}"
