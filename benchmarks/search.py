@@ -1,7 +1,7 @@
 """What a search costs: plain Keras + Optuna, KerasTuner, the strongest plain version, and Frostline, side by side.
 
     python benchmarks/search.py W1 [--shared ../shared] [--systems plain strong strong-bfloat16 tuner frostline] [--json FILE]
-    python benchmarks/search.py W1 --accuracy --seeds 5        # whole runs on few pictures, paired by seed
+    python benchmarks/search.py W1 --accuracy --seeds 5        # whole runs of plain and frostline, paired by seed
 
 W1: cats_vs_dogs, MobileNetV2 1.0 at 160 px, 12 trials over depths 0 to 3. W2: InceptionV3 at 150 px up to mixed8, the
 same. W3: as W1 with 50 trials at depth 0. All: the same list of (depth, dropout, learning rate), 8 epochs, 8 views.
@@ -161,7 +161,7 @@ def main() -> None:
     arguments.add_argument("--shared", type=Path, default=Path("../shared"))
     arguments.add_argument("--systems", nargs="+", default=["plain", "strong", "strong-bfloat16", "tuner", "frostline"])
     arguments.add_argument("--steps", type=int, default=12, help="training steps timed per depth, after three")
-    arguments.add_argument("--accuracy", action="store_true", help="whole runs of plain and frostline, few pictures")
+    arguments.add_argument("--accuracy", action="store_true", help="whole runs of plain and frostline")
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--per-class", type=int, default=None, help="training pictures per class")
     arguments.add_argument("--val-per-class", type=int, default=None)

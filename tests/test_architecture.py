@@ -169,6 +169,15 @@ def test_stages_that_need_no_network_are_loaded_without_keras(stage):
     assert not heavy
 
 
+def test_processes_that_draw_views_load_little():
+    probe = (
+        "import runpy, sys; runpy.run_path('pipelines/augment.py', run_name='__mp_main__')\n"
+        "heavy = {'tensorflow', 'keras', 'mlflow', 'optuna', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, timeout=60, cwd=ROOT)
+
+
 def test_help_loads_no_heavy_library():
     probe = (
         "import sys; from frostline.cli import main; sys.argv = ['frostline', '--help']\n"

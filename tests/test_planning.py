@@ -68,7 +68,7 @@ def test_the_plan_adds_up_what_was_measured(params_document):
     start = dict.fromkeys(("prepare", "augment", "extract", "tune", "refit"), 2.0)
     tails = {0: Tail(1.0, 0.001, 0.0005), 1: Tail(3.0, 0.01, 0.005)}
     pace = Pace(decode=0.01, augment=0.02, disk=0.0, start=start, build=5.0, prefix=0.01, tails=tails)
-    plan = make_plan(params, counts, facts, pace, cores=2, pool_from=12_000)
+    plan = make_plan(params, counts, facts, pace, cores=2, pool_from=1_000_000)
     steps = {step.stage: step for step in plan.steps}
     assert steps["prepare"].bytes == 200 * 3072 and steps["prepare"].seconds == pytest.approx(2 + 200 * 0.01 / 2)
     assert steps["augment"].bytes == 300 * 3072 and steps["augment"].seconds == pytest.approx(2 + 300 * 0.02)

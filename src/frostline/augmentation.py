@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 import multiprocessing
 import random
 import warnings
@@ -28,8 +29,8 @@ Transforms = Sequence[Mapping[str, Mapping[str, Any]]]
 Pipeline = tuple[A.BasicTransform | A.BaseCompose, ...]
 
 CHUNK = 128  # pictures per task
-# From this many views on, starting processes (each imports Albumentations, some seconds) is worth its time.
-POOL_FROM = 20_000
+# From so many bytes of views on (7 800 at 160 px), starting processes (each imports Albumentations, a second) is worth its time.
+POOL_FROM = 600_000_000
 # A change of how views are drawn raises this, so that unfinished work of before is not mixed in.
 RECIPE = 1
 
@@ -202,7 +203,7 @@ def save_views(
     missing = {view: file for view, file in wanted.items() if not file.is_file()}
     pipeline = build_transforms(transforms, shape[1])
     if workers is None:
-        workers = count_cores() if len(missing) * shape[0] >= POOL_FROM else 1
+        workers = count_cores() if len(missing) * math.prod(shape) >= POOL_FROM else 1
     starts = range(0, shape[0], CHUNK)
 
     def list_tasks() -> Iterator[tuple[int, int, Path]]:

@@ -36,7 +36,7 @@ class Plan:
 
 
 def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: int, pool_from: int) -> Plan:
-    """The plan for these params; cores: of this machine; pool_from: views from which `augment` uses all of them."""
+    """The plan for these params; cores: of this machine; pool_from: bytes of views from which `augment` uses all of them."""
     size, budget = params.base.image_size, params.extract.budget_gb
     views = fit_views(counts.train, size, params.augment.views, budget)
     storage = plan_storage(facts.row_bytes, facts.prefix_flops, counts.train, counts.val, views, size, budget)
@@ -59,7 +59,7 @@ def _augment(counts: Counts, views: int, size: int, pace: Pace, cores: int, pool
     drawn = counts.train * (views - 1)
     bytes_ = view_bytes(drawn, size)
     # The processes of a pool load the libraries again, all at once.
-    work = drawn * pace.augment / cores + pace.start["augment"] if drawn >= pool_from else drawn * pace.augment
+    work = drawn * pace.augment / cores + pace.start["augment"] if bytes_ >= pool_from else drawn * pace.augment
     what = f"{views} views of {counts.train} pictures, the plain one among them"
     return Step("augment", what, bytes_, pace.start["augment"] + work + bytes_ * pace.disk)
 
