@@ -23,7 +23,7 @@ help:
 	@echo "make ui      MLflow's pages on this project's runs, at 127.0.0.1"
 	@echo "make env     the environment alone, in $(VENV); 'source $(BIN)/activate' enters it"
 	@echo "make lint    ruff and mypy;   make format   ruff's formatter"
-	@echo "make lock    the locks anew from pyproject.toml;   make deps   the stages' deps anew from their imports"
+	@echo "make lock    the locks anew from pyproject.toml;   make deps   what reruns when: dvc.yaml, locks/results.yaml and the table in docs/architecture.md"
 
 run: env
 	@frostline check
@@ -55,8 +55,6 @@ $(READY): $(LOCK) locks/uv.txt pyproject.toml
 # Resolved for Python 3.11 to 3.13 on Linux and macOS. The extras take the versions of dev, so that results are the same.
 COMPILE = uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
-# The libraries whose version changes results: DVC's stages depend on this list.
-RESULTS = albumentations|keras|numpy|opencv-python-headless|optuna|scikit-learn|tensorflow
 
 lock: env
 	@$(COMPILE) $(UPGRADE) locks/uv.in -o locks/uv.txt
@@ -64,7 +62,7 @@ lock: env
 	@for extra in gpu jax tfds ray; do \
 	    $(COMPILE) $(UPGRADE) pyproject.toml --extra dev --extra $$extra -c locks/dev.txt -o locks/$$extra.txt || exit 1; \
 	done
-	@grep -oE '^($(RESULTS))==[^ ]+' locks/dev.txt > locks/results.txt
+	@$(MAKE) --no-print-directory deps
 
 deps: env
 	@python .ci/write-deps.py

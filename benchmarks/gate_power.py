@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from frostline.metrics.comparison import mcnemar, needed_images, paired_difference, paired_score_interval
+from frostline.evidence.comparison import mcnemar, needed_images, paired_difference, paired_score_interval
 
 PAGE = Path(__file__).parents[1] / "docs/promotion.md"
 BEGIN, END = "<!-- benchmarks/gate_power.py -->", "<!-- end -->"

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.generated import TARGET_CLASSES, draw_source, draw_target
-from frostline.generated.source import ROUND
+from frostline.images.generated.sets import TARGET_CLASSES, draw_source, draw_target
+from frostline.images.generated.source import ROUND
 from frostline.seeding import derive_seed
 
 SIZE = 96

@@ -88,14 +88,14 @@ def processor_seconds() -> float:
 
 
 def list_files(given: argparse.Namespace, pictures: int) -> list[Any]:
-    from frostline.folders import find_layout
+    from frostline.images.folders import find_layout
 
     entries = find_layout(given.shared / "data" / "cats_vs_dogs").entries
     return [entries[place] for place in np.linspace(0, len(entries) - 1, min(pictures, len(entries))).astype(int)]
 
 
 def load_pictures(given: argparse.Namespace, pictures: int) -> np.ndarray:
-    from frostline.decoding import decode_image
+    from frostline.images.decoding import decode_image
 
     files = [Path(entry.path) for entry in list_files(given, pictures)]
     return np.stack([decode_image(file.read_bytes(), given.size) for file in files])
@@ -104,8 +104,8 @@ def load_pictures(given: argparse.Namespace, pictures: int) -> np.ndarray:
 def measure_decode(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
     import cv2
 
+    from frostline.images.shards import decode_shards
     from frostline.params import Prepare
-    from frostline.preparation.shards import decode_shards
     from frostline.process import count_cores
 
     cores = count_cores()
@@ -134,8 +134,8 @@ def measure_decode(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]
 def profile_decode(entries: list[Any], size: int, out: Path) -> dict[str, Any]:
     """Microseconds per picture of what `decode_shards` does, on one core."""
     from frostline.arrays import save_array
-    from frostline.decoding import check_header, decode_checked, read_header
-    from frostline.preparation.shards import make_fingerprints
+    from frostline.images.decoding import check_header, decode_checked, read_header
+    from frostline.images.shards import make_fingerprints
     from frostline.process import keep_freed_memory
 
     keep_freed_memory()
@@ -175,7 +175,8 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
     import cv2
 
     from frostline.arrays import save_array
-    from frostline.augmentation import build_transforms, make_views, save_views
+    from frostline.images.transforms import build_transforms
+    from frostline.images.views import make_views, save_views
     from frostline.process import count_cores
 
     images = load_pictures(given, 1024)
@@ -196,7 +197,7 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
 
     def ours() -> int:
         with redirect_stdout(io.StringIO()):
-            save_views(file, ids, TRANSFORMS, out, num_views=num_views, seed=0, workers=cores)
+            list(save_views(file, ids, TRANSFORMS, out, num_views=num_views, seed=0, workers=cores))
         return len(images) * (num_views - 1)
 
     def write() -> int:
@@ -221,10 +222,10 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
 def measure_prefix(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
     import keras
 
-    from frostline.backbones import build_base
-    from frostline.backbones.splitting import scale_pixels
+    from frostline.bases.base import build_base
+    from frostline.bases.cuts import scale_pixels
+    from frostline.bases.features import Extractor
     from frostline.devices import compile_frozen
-    from frostline.features import Extractor
 
     files = {
         "MobileNetV2": "mobilenet_v2_100/mobilenet_v2_100_notop.weights.h5",

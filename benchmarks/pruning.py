@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from frostline import search, tracking
-from frostline.arrays import load_json
+from frostline.files import load_json
 from frostline.params import load_params
-from frostline.trials import run_study
+from frostline.search.outcome import run_study
+from frostline.search.study import BRACKET, open_study
+from frostline.tracking.runs import open_study_run
+from frostline.tracking.store import open_store
 
 PRUNINGS = ("none", "median", "halving")
 
@@ -61,9 +63,9 @@ def run_search(pruning: str, seed: int, num_trials: int, budget: int) -> dict[st
         root = Path(folder)
         # Goes before any server of the project's.
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root.resolve()}/mlflow.db"
-        store = tracking.open_store(params.tracking, root)
-        parent = tracking.open_study_run(store, "pruning", params={}, tags={})
-        file = search.open_study(root / "studies", "pruning", "code", "ask", params.tune.space)
+        store = open_store(params.tracking, root)
+        parent = open_study_run(store, "pruning", params={}, tags={})
+        file = open_study(root / "studies", "pruning", "code", "ask", params.tune.space)
         records = run_study(params, file, store, parent, classes, root / "work").records
     within = [record for record, spent in zip(records, _spent(records, pruning), strict=True) if spent <= budget]
     return {
@@ -79,7 +81,7 @@ def _spent(records: list[dict[str, Any]], pruning: str) -> list[int]:
     epochs = list(accumulate(record["epochs"] for record in records))
     if pruning != "halving":
         return epochs
-    ends = [min(len(epochs), (place // search.BRACKET + 1) * search.BRACKET) - 1 for place in range(len(epochs))]
+    ends = [min(len(epochs), (place // BRACKET + 1) * BRACKET) - 1 for place in range(len(epochs))]
     return [epochs[end] for end in ends]
 
 

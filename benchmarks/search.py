@@ -114,7 +114,7 @@ class Sources:
 
     @cached_property
     def base(self) -> Any:
-        from frostline.backbones import build_base
+        from frostline.bases.base import build_base
 
         work = self.work
         weights = self.shared / work.weights
@@ -122,7 +122,7 @@ class Sources:
 
     def costs(self) -> "Costs":
         """Forward FLOPs of the base, its prefixes and a head of two classes."""
-        from frostline.backbones import flops_of
+        from frostline.bases.cost import flops_of
 
         found = flops_of(self.base)
         head = 2 * self.base.cuts[0].shape[-1] * 2

@@ -11,18 +11,23 @@ import numpy as np
 from keras import ops
 from search import DROPOUT, LEARNING_RATE, TRANSFORMS, Sources, Trial, clocks, timed
 
-from frostline import search, tracking
-from frostline.arrays import load_array, load_json, load_split, mark_complete, save_json, save_split
-from frostline.augmentation import save_views
-from frostline.backbones import build_suffix, fetch_weights, load_base
+from frostline.arrays import load_array, load_split, save_split
+from frostline.bases.base import load_base
+from frostline.bases.cuts import build_suffix
+from frostline.bases.features import Extractor
+from frostline.bases.files import fetch_weights
 from frostline.devices import compile_function, value_and_grad
-from frostline.features import Extractor
-from frostline.folders import Entry
-from frostline.fusion import make_forward
+from frostline.files import load_json, mark_complete, save_json
+from frostline.images.folders import Entry
+from frostline.images.shards import decode_shards, gather_images
+from frostline.images.views import save_views
 from frostline.params import Params, load_document, parse_params
-from frostline.preparation.shards import decode_shards, gather_images
 from frostline.process import count_cores
-from frostline.trials import run_study
+from frostline.search.outcome import run_study
+from frostline.search.study import open_study
+from frostline.tracking.runs import open_study_run
+from frostline.tracking.store import open_store
+from frostline.training.fusion import make_forward
 
 CLASSES = ("cats", "dogs")
 LOOP_SECONDS = 2.0  # how long a segment is run alone
@@ -79,10 +84,10 @@ def run_frostline(
     started, cpu_started = time.monotonic(), time.process_time()
     root = folder / f"study-{time.time_ns()}"
     root.mkdir(parents=True)
-    store = tracking.open_store(params.tracking, root)
+    store = open_store(params.tracking, root)
     started = timed(phases, "new MLflow database", started)
-    parent = tracking.open_study_run(store, "benchmark", params={}, tags={})
-    file = search.open_study(root / "studies", "benchmark", "code", "ask", params.tune.space)
+    parent = open_study_run(store, "benchmark", params={}, tags={})
+    file = open_study(root / "studies", "benchmark", "code", "ask", params.tune.space)
     study = file.load()
     for trial in trials[1:]:  # a study begins with the first by itself
         drawn = {"dropout": trial.dropout, "head_learning_rate": trial.learning_rate}
@@ -148,7 +153,7 @@ def make_features(sources: Sources, params: Params) -> dict[str, float]:
 
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
     views, images_file = Path(paths.views), prepared / "train" / "images.npy"
-    save_views(images_file, train.ids, params.augment.transforms, views, num_views=work.views, seed=params.seed)
+    list(save_views(images_file, train.ids, params.augment.transforms, views, num_views=work.views, seed=params.seed))
     started = timed(phases, "augment", started)
 
     fetch_weights(params.base, Path(paths.base), params.seed)

@@ -12,7 +12,8 @@ import tensorflow as tf
 from keras import layers
 from search import Sources, Trial, clocks
 
-from frostline.backbones import Base, build_suffix
+from frostline.bases.base import Base
+from frostline.bases.cuts import build_suffix
 
 WARM_UP = 3  # steps that are not counted: the first traces, the next fill caches
 

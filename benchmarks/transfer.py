@@ -16,13 +16,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from frostline.generated import BUNDLED_BASE
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
-from frostline.backbones import Base, build_base, build_prefix
-from frostline.decoding import decode_image
-from frostline.generated import BUNDLED_BASE, TARGET_CLASSES, draw_target
+from frostline.bases.base import Base, build_base
+from frostline.bases.cuts import build_prefix
+from frostline.images.decoding import decode_image
+from frostline.images.generated.sets import TARGET_CLASSES, draw_target
 from frostline.seeding import derive_seed
 
 ALPHA = 0.35

@@ -3,13 +3,16 @@
 import shutil
 from pathlib import Path
 
-from frostline.arrays import load_json, load_split, mark_complete, publish, require_complete
-from frostline.augmentation import digest_recipe, make_preview, save_recipe, save_views
-from frostline.checks import refuse_problems
-from frostline.figures.sheets import preview_sheet
+from frostline.arrays import load_split
+from frostline.evidence.figures.sheets import preview_sheet
+from frostline.files import load_json, mark_complete, publish, require_complete
+from frostline.images.views import digest_recipe, make_preview, save_recipe, save_views
 from frostline.params import load_params
-from frostline.planning import describe_views, fit_views
+from frostline.planning.checks import refuse_problems
+from frostline.planning.notes import describe_budget
+from frostline.planning.storage import fit_views
 from frostline.process import UNFINISHED, run_stage
+from frostline.tracking.messages import describe_view, describe_views, say
 
 WORK = UNFINISHED / "augment"
 
@@ -21,13 +24,13 @@ def main() -> None:
     content = require_complete(prepared)["content_sha256"]
     train = load_split(prepared / "train")
 
-    views = fit_views(len(train.ids), train.images.shape[1], augment.views, params.extract.budget_gb)
-    for line in describe_views(views, augment.views, params.extract.budget_gb):
-        print(f"augment: {line}")
+    views = fit_views(len(train.ids), train.images.shape[1], augment.views, params.storage.budget_gb)
+    say("augment", describe_budget(views, augment.views, params.storage.budget_gb))
     digest = digest_recipe(augment.transforms, seed=seed, content_sha256=content)
     work = WORK / digest
     images_file = prepared / "train" / "images.npy"
-    save_views(images_file, train.ids, augment.transforms, work, num_views=views, seed=seed)
+    for view in save_views(images_file, train.ids, augment.transforms, work, num_views=views, seed=seed):
+        say("augment", describe_view(view, views))
     save_recipe(work, augment.transforms, num_views=views, seed=seed, content_sha256=content)
     shown, rows = make_preview(train.images, train.ids, augment.transforms, num_views=views, seed=seed)
     names = load_json(prepared / "classes.json")
@@ -36,7 +39,7 @@ def main() -> None:
 
     publish(work, Path(params.paths.views))
     shutil.rmtree(WORK)
-    print(f"{views} views of {len(train.ids)} pictures, the plain one among them")
+    say("augment", describe_views(views, len(train.ids)))
 
 
 if __name__ == "__main__":

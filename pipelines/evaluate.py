@@ -4,18 +4,21 @@ from pathlib import Path
 
 import numpy as np
 
-from frostline import tracking
-from frostline.arrays import load_json, load_split, require_complete, save_json
-from frostline.cards import Records, make_model_card
-from frostline.explanation import explain
-from frostline.figures.evaluation import draw_evaluation
-from frostline.figures.search import learning_curves
-from frostline.metrics.answers import Answers, pick_examples, save_answers
-from frostline.metrics.evaluation import make_evaluation
+from frostline.arrays import load_split
+from frostline.evidence.card import Records, make_model_card
+from frostline.evidence.evaluation import make_evaluation
+from frostline.evidence.explanation import explain
+from frostline.evidence.figures.evaluation import draw_evaluation
+from frostline.evidence.figures.search import learning_curves
+from frostline.evidence.predictions import Answers, pick_examples, save_answers
+from frostline.files import load_json, require_complete, save_json
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
 from frostline.seeding import derive_seed
-from frostline.serving import load_network, predict_probabilities
+from frostline.serving.model import load_network, predict_probabilities
+from frostline.tracking.messages import describe_test, say
+from frostline.tracking.runs import log_to_run, reopen_run
+from frostline.tracking.store import open_store
 
 
 def main() -> None:
@@ -58,18 +61,14 @@ def main() -> None:
     pictures.append(out / "learning_curves.png")
     learning_curves({f"final model, trial {refit['trial']}": refit["curves"]}, pictures[-1])
 
-    store = tracking.open_store(params.tracking, project_root())
-    run_id = tracking.reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
+    store = open_store(params.tracking, project_root())
+    run_id = reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
     texts = [out / name for name in ("model_card.md", "evaluation.json", "predictions.csv")]
     metrics = {name: evaluation[name]["value"] for name in ("accuracy", "macro_f1", "log_loss", "ece")}
     metrics = {f"test_{name}": value for name, value in metrics.items()}
     metrics |= {"selection_optimism": evaluation["selection_optimism"], "test_gain": evaluation["gain"]["value"]}
-    tracking.log_to_run(store, run_id, metrics=metrics, artifacts=[*texts, *pictures])
-    accuracy, gain = evaluation["accuracy"], evaluation["gain"]
-    print(
-        f"test accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}] on {len(labels)} pictures, "
-        f"{100 * gain['value']:+.2f} points over head only (p = {gain['p_value']:.3g})"
-    )
+    log_to_run(store, run_id, metrics=metrics, artifacts=[*texts, *pictures])
+    say("evaluate", describe_test(evaluation["accuracy"], evaluation["gain"], len(labels)))
 
 
 if __name__ == "__main__":

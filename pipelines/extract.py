@@ -3,22 +3,18 @@
 import time
 from pathlib import Path
 
-from frostline.arrays import (
-    digest_facts,
-    load_array,
-    load_json,
-    load_split,
-    mark_complete,
-    publish,
-    require_complete,
-    save_json,
-)
-from frostline.backbones import flops_of, load_base
-from frostline.checks import refuse_problems
-from frostline.features import Extractor, choose_precision
+from frostline.arrays import load_array, load_split
+from frostline.bases.base import load_base
+from frostline.bases.cost import flops_of
+from frostline.bases.features import Extractor, choose_precision
+from frostline.errors import Refused
+from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
 from frostline.params import load_params
-from frostline.planning import plan_storage
-from frostline.process import UNFINISHED, Refused, run_stage
+from frostline.planning.checks import refuse_problems
+from frostline.planning.notes import describe_storage
+from frostline.planning.storage import plan_storage
+from frostline.process import UNFINISHED, run_stage
+from frostline.tracking.messages import describe_precision, describe_source, say
 
 
 def main() -> None:
@@ -38,7 +34,7 @@ def main() -> None:
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
     probe = train.images[: extract.batch_size]
     precision, reason = choose_precision(extract.precision, base, depths, pooling, probe, extract.batch_size)
-    print(f"extract: computes in {precision}: {reason}")
+    say("extract", describe_precision(precision, reason))
     extractor = Extractor(base, depths, pooling, extract.batch_size, precision)
     counts = {"num_train": len(train.labels), "num_val": len(val.labels), "views": views["num_views"]}
     storage = plan_storage(
@@ -46,10 +42,9 @@ def main() -> None:
         flops_of(base)["prefix"],
         **counts,
         image_size=base.image_size,
-        budget_gb=extract.budget_gb,
+        budget_gb=params.storage.budget_gb,
     )
-    for line in storage.describe(params.augment.views, extract.budget_gb):
-        print(f"extract: {line}")
+    say("extract", describe_storage(storage, views["num_views"], params.storage.budget_gb))
 
     sources = {"view-000": train.images}
     for view in range(1, storage.views):
@@ -67,7 +62,7 @@ def main() -> None:
     work = UNFINISHED / f"extract-{digest_facts({**inputs, **record})}"
     started = time.monotonic()
     for done, name in enumerate(extractor.save(sources, work, storage.stored), 1):
-        print(f"extract: {name} ({done}/{len(sources)}), {time.monotonic() - started:.1f} s", flush=True)
+        say("extract", describe_source(name, done, len(sources), time.monotonic() - started))
     save_json(work / "features.json", record)
     mark_complete(work, depths=depths, stored=storage.stored, **{**counts, "views": storage.views})
     publish(work, Path(paths.features))

@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from frostline.arrays import publish
-from frostline.checks import refuse_problems
+from frostline.files import publish
+from frostline.images.sources import fetch_source
 from frostline.params import load_params
+from frostline.planning.checks import refuse_problems
 from frostline.process import UNFINISHED, run_stage
-from frostline.sources import fetch_source
 
 WORK = UNFINISHED / "fetch"
 
@@ -19,7 +19,7 @@ def main() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     fetch_source(params.fetch, WORK / "raw", seed=params.seed, image_size=params.base.image_size)
     # Imported late: only `weights: imagenet` needs Keras.
-    from frostline.backbones import fetch_weights
+    from frostline.bases.files import fetch_weights
 
     fetch_weights(params.base, WORK / "base", params.seed)
     publish(WORK / "raw", Path(params.paths.raw))

@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
-from frostline.arrays import publish
+from frostline.files import publish
+from frostline.images.preparation import prepare_images
 from frostline.params import load_params
-from frostline.preparation import prepare_images
 from frostline.process import UNFINISHED, run_stage
+from frostline.tracking.messages import describe_preparation, say
 
 WORK = UNFINISHED / "prepare"
 
@@ -26,14 +27,8 @@ def main() -> None:
     )
     publish(unfinished, destination)
     shutil.rmtree(WORK)
-    for split, counts in summary.counts.items():
-        print(
-            f"{split}: {sum(counts.values())} pictures ({', '.join(f'{name} {number}' for name, number in counts.items())})"
-        )
-    for kind, number in summary.left_out.items():
-        print(f"left out as {kind}: {number}; see {destination / 'rejected.csv'}")
-    for note in summary.notes:
-        print(f"note: {note}")
+    lines = describe_preparation(summary.counts, summary.left_out, summary.notes, destination / "rejected.csv")
+    say("prepare", lines)
 
 
 if __name__ == "__main__":

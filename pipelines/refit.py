@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from frostline import tracking
-from frostline.arrays import load_json, load_split, save_json
+from frostline.arrays import load_split
+from frostline.files import load_json, save_json
 from frostline.hparams import Hparams
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
-from frostline.trials import Bench, fit_shared_probe, refit
+from frostline.tracking.lineage import lineage_tags
+from frostline.tracking.runs import log_to_run, open_final_run
+from frostline.tracking.store import open_store
+from frostline.training.bench import Bench, fit_shared_probe
+from frostline.training.refit import refit
 
 
 def main() -> None:
@@ -26,13 +30,13 @@ def main() -> None:
     first = study["trials"][study["baseline"]]
     baseline = refit(bench, Hparams.from_record(first["hparams"]), params.refit, out / "baseline.keras", probe_images)
 
-    store = tracking.open_store(params.tracking, root)
-    run_id = tracking.open_final_run(
+    store = open_store(params.tracking, root)
+    run_id = open_final_run(
         store,
         name=f"final · trial {best['number']:02d} · depth {best['hparams']['unfrozen_blocks']}",
         params=best["hparams"],
         tags={
-            **tracking.lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root),
+            **lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root),
             "frostline.study": study["study"],
             "frostline.trial": str(best["number"]),
             "frostline.trial_run": best["run_id"],
@@ -51,7 +55,7 @@ def main() -> None:
         "best_val_loss": final.val_loss,
         "temperature": final.temperature,
     }
-    tracking.log_to_run(store, run_id, metrics=metrics, curves=final.curves, artifacts=[out / "refit.json"])
+    log_to_run(store, run_id, metrics=metrics, curves=final.curves, artifacts=[out / "refit.json"])
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
-from frostline import registry, tracking
-from frostline.arrays import load_json, require_complete, save_json, sha256_of
+from frostline.files import load_json, require_complete, save_json, sha256_of
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
-from frostline.serving import Card
+from frostline.registry.versions import describe_accuracy, flat_metrics, lineage_of, register, without_title
 from frostline.serving.golden import load_golden
+from frostline.serving.model import Card
+from frostline.tracking.messages import describe_registration, explain_experiment, say
+from frostline.tracking.runs import close_run, reopen_run
+from frostline.tracking.store import open_store
 
 
 def main() -> None:
@@ -21,39 +24,34 @@ def main() -> None:
     assert sha256 == refit["sha256"], "models/final.keras is not the model that refit wrote"
     registration = {"name": name, "version": None, "sha256": sha256, "run_id": refit["run_id"]}
 
-    store = tracking.open_store(params.tracking, root)
-    run_id = tracking.reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
+    store = open_store(params.tracking, root)
+    run_id = reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
     if experiment := os.environ.get("DVC_EXP_NAME"):
         # An experiment must not move an alias. To DVC its stage is done, so what it found is registered by force.
-        registration["reason"] = (
-            f"it was made by the DVC experiment {experiment}; `dvc exp apply {experiment}`, then "
-            "`dvc repro --force --single-item register`"
-        )
-        print(f"register: not registered, because {registration['reason']}")
+        registration["reason"] = explain_experiment(experiment)
+        say("register", f"not registered, because {registration['reason']}")
     else:
         rules = params.prepare
         card = Card(classes, facts["image_size"], facts["resize"], rules.min_side, rules.max_megapixels, sha256)
-        version = registry.register(
+        version = register(
             store,
             name,
             model_file=models / "final.keras",
             run_id=run_id,
             card=card,
             golden=load_golden(reports / "predictions.csv", prepared / "test", classes),
-            description=registry.without_title((reports / "model_card.md").read_text(encoding="utf-8")),
-            metrics=registry.flat_metrics(evaluation),
+            description=without_title((reports / "model_card.md").read_text(encoding="utf-8")),
+            metrics=flat_metrics(evaluation),
             params=refit["hparams"],
             tags={
-                "frostline.test_accuracy": registry.describe_accuracy(
-                    evaluation
-                ),  # what a reader of the list wants first
+                "frostline.test_accuracy": describe_accuracy(evaluation),  # what a reader of the list wants first
                 "frostline.data.sha256": facts["content_sha256"],
-                **registry.lineage_of(store, run_id),
+                **lineage_of(store, run_id),
             },
         )
         registration |= {"version": version.number, "run_id": run_id, "model_id": version.model_id, "uri": version.uri}
-        print(f"register: {name} version {version.number}, test accuracy {registry.describe_accuracy(evaluation)}")
-    tracking.close_run(store, run_id, tags={"frostline.sha256": sha256})
+        say("register", describe_registration(name, version.number, describe_accuracy(evaluation)))
+    close_run(store, run_id, tags={"frostline.sha256": sha256})
     save_json(Path(paths.registration), registration)
 
 

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from frostline import tracking
-from frostline.arrays import digest_facts, load_json, require_complete, save_json
-from frostline.closure import hash_code, result_code
-from frostline.figures.search import draw_study
+from frostline.evidence.figures.search import draw_study
+from frostline.files import digest_facts, load_json, require_complete, save_json, size_of
 from frostline.params import load_params
+from frostline.planning.closure import hash_code, result_code
 from frostline.process import UNFINISHED, held, project_root, run_stage
-from frostline.search import open_study
-from frostline.selection.ranking import choose_best
-from frostline.trials import run_study
+from frostline.search.outcome import run_study
+from frostline.search.ranking import choose_best
+from frostline.search.study import open_study
+from frostline.tracking.lineage import lineage_tags
+from frostline.tracking.owners import sweep_dead_runs
+from frostline.tracking.runs import close_run, open_study_run
+from frostline.tracking.store import open_store
 
 
 def main() -> None:
@@ -28,10 +31,10 @@ def main() -> None:
     }
     digest = digest_facts(facts)
     code = hash_code(result_code(Path(__file__), Path("src")))
-    store = tracking.open_store(params.tracking, root)
-    tracking.sweep_dead_runs(store)
-    tags = tracking.lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root)
-    parent = tracking.open_study_run(store, digest, params=params.model_dump(mode="json", by_alias=True), tags=tags)
+    store = open_store(params.tracking, root)
+    sweep_dead_runs(store)
+    tags = lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root)
+    parent = open_study_run(store, digest, params=params.model_dump(mode="json", by_alias=True), tags=tags)
 
     with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
         study = open_study(root / "studies", digest, code, tune.when_code_changed, tune.space)
@@ -47,16 +50,14 @@ def main() -> None:
         "epochs": tune.epochs,
         "trials": outcome.records,
     }
-    stored = {
-        name: _bytes_below(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))
-    }
+    stored = {name: size_of(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))}
     report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
     report |= outcome.to_record()
     save_json(out / "trials.json", trials)
     save_json(out / "best.json", best)
     save_json(out / "study.json", report)
     pictures = draw_study(trials, report, out)
-    tracking.close_run(
+    close_run(
         store,
         parent,
         metrics={
@@ -70,10 +71,6 @@ def main() -> None:
         tags={"frostline.best_trial": str(best["number"])},
         artifacts=[*pictures, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
     )
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*.npy"))
 
 
 if __name__ == "__main__":

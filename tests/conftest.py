@@ -15,7 +15,7 @@ for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", 
 
 import pytest
 
-from frostline import cli  # importing frostline switches telemetry off, before any library is imported
+from frostline import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def params_document(root: Path):
 @pytest.fixture(scope="session")
 def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables and nothing in them: made once, because that takes seconds."""
-    from frostline.tracking import create_database
+    from frostline.tracking.store import create_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     create_database(path, path.parent)

@@ -1,6 +1,7 @@
-"""The shape that docs/DESIGN.md describes, read from the imports, `dvc.yaml`, `pyproject.toml` and the locks."""
+"""The shape that docs/architecture.md describes, read from the imports, `dvc.yaml`, `pyproject.toml` and the locks."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -11,50 +12,61 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from frostline.closure import BOOKKEEPING, imported_names, result_code
+from frostline.planning.closure import BOOKKEEPING, imported_names, result_code
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "frostline"
-STAGES = ["fetch", "prepare", "augment", "extract", "tune", "refit", "evaluate", "register"]
-# The short list that `make lock` writes; a new TensorFlow runs every stage again.
-RESULTS = "locks/results.txt"
+RESULTS = "locks/results.yaml"  # what `make deps` writes; a new TensorFlow runs the stages that use it again
 
-# A module imports only what stands before it. A package counts as one.
-ORDER = """
-    __init__ process progress seeding families params closure arrays decoding folders generated sources presets preparation augmentation
-    checks hparams devices backbones fusion classifier optimizers training features probe equivalence search metrics selection
-    figures tracking serving registry leftovers explanation cards trials pretraining planning export direct cli
-""".split()
+# The ground floor, and on it a room for each station of the line. A room imports only rooms and modules before it.
+GROUND = "__init__ errors process files seeding arrays hparams params devices".split()
+ROOMS = "images bases evidence training tracking search planning serving registry cli".split()
+ORDER = [*GROUND, *ROOMS]
 
-# Library -> the modules that may import it.
+# Library -> the rooms and modules that may import it.
 HOMES = {
-    "albumentations": {"augmentation"},
-    "optuna": {"search", "trials"},
-    "mlflow": {"tracking", "registry", "serving", "leftovers"},
-    "ruamel": {"params", "presets"},
+    "albumentations": {"images.transforms", "images.views"},
+    "optuna": {"search"},
+    "mlflow": {"tracking", "registry", "serving"},
+    "ruamel": {"params", "cli.presets"},
     "pydantic": {"params"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"evidence.figures"},
     "tensorflow": {"devices"},
     "jax": {"devices"},
-    "tensorflow_datasets": {"sources"},
-    "onnxruntime": {"export"},
-    "keras": {
-        *("devices", "backbones", "fusion", "classifier", "optimizers", "training", "features", "probe", "equivalence"),
-        *("trials", "explanation", "pretraining", "planning", "export", "serving"),
-    },
+    "tensorflow_datasets": {"images"},
+    "onnxruntime": {"serving"},
+    "keras": {"devices", "bases", "training", "evidence.explanation", "search.worker", "planning", "serving"},
 }
 # These never import Keras when they are loaded: it costs 5 to 14 seconds.
-LIGHT_STAGES = ["fetch", "prepare", "augment", "register"]
+LIGHT_STAGES = {"source", "fetch", "prepare", "augment", "register"}
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def noun_of(path: Path) -> str:
-    """`frostline/arrays.py` and `frostline/generated/scenes.py` -> arrays, generated."""
+def room_of(path: Path) -> str:
+    """`frostline/arrays.py` and `frostline/images/folders.py` -> arrays, images."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name_of_module(path: Path) -> str:
+    """`frostline/images/folders.py` -> images.folders."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def is_at_home(path: Path, library: str) -> bool:
+    name = name_of_module(path)
+    return any(name == home or name.startswith(f"{home}.") for home in HOMES[library])
+
+
+def stage_names() -> list[str]:
+    return list(dvc_stages())
+
+
+def dvc_stages() -> dict:
+    return YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 
 
 def imports_of(path: Path, *, at_load_only: bool = False) -> Iterator[tuple[str, int]]:
@@ -100,41 +112,59 @@ def loaded_with(path: Path) -> set[Path]:
     return found
 
 
-def test_every_module_has_its_place_in_the_order():
-    strangers = {noun_of(path) for path in modules()} - set(ORDER)
-    assert not strangers, f"Say where these stand, in ORDER of {Path(__file__).name}: {sorted(strangers)}"
+def test_the_rooms_are_the_stations_of_the_line_on_a_small_ground_floor():
+    names = {room_of(path) for path in modules()}
+    assert names == set(ORDER), f"Say where these stand, in {Path(__file__).name}: {sorted(names ^ set(ORDER))}"
+    assert len(names - {"__init__"}) <= 18
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_of_its_own_says_what_it_is_and_hands_nothing_on():
+    """A name that a package's `__init__` hands on makes all files of the package deps of whoever takes it."""
+    for path in modules():
+        if path.name == "__init__.py" and path.parent not in (PACKAGE, PACKAGE / "cli"):
+            (node,) = ast.parse(path.read_text(encoding="utf-8")).body
+            assert isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant), path
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of_module)
 def test_imports_go_downward_only(path):
-    noun = noun_of(path)
-    below = set(ORDER[: ORDER.index(noun) + 1])
-    upward = {
-        name
-        for name in imported_names(path)
-        if name.count(".") >= 1 and name.split(".")[1] in ORDER and name.split(".")[1] not in below
+    room = room_of(path)
+    above = set(ORDER[ORDER.index(room) + 1 :])
+    upward = {name for name in imported_names(path) if name.count(".") and name.split(".")[1] in above}
+    assert not upward, f"{room} stands below what it imports: {sorted(upward)}"
+
+
+def test_no_two_modules_import_each_other():
+    """Within a room, too: a circle can only be read as a whole."""
+    names = {name_of_module(path) for path in modules()}
+    imports = {
+        name_of_module(path): {
+            name.removeprefix("frostline.") for name in imported_names(path) if name.removeprefix("frostline.") in names
+        }
+        for path in modules()
     }
-    assert not upward, f"{noun} stands below what it imports: {sorted(upward)}"
+    order: list[str] = []
+    while len(order) < len(imports):
+        free = sorted(name for name in imports.keys() - set(order) if imports[name] - {name} <= set(order))
+        assert free, f"a circle among {sorted(imports.keys() - set(order))}"
+        order += free
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", modules(), ids=name_of_module)
 def test_each_heavy_library_has_a_home(path):
-    noun = noun_of(path)
     strays = [
         f"line {line}: {library} belongs to {', '.join(sorted(HOMES[library]))}"
         for library, line in imports_of(path)
-        if library in HOMES and noun not in HOMES[library]
+        if library in HOMES and not is_at_home(path, library)
     ]
     assert not strays, f"{path.relative_to(ROOT)}: " + "; ".join(strays)
 
 
-def test_only_trials_and_the_commands_know_keras_optuna_and_mlflow_at_once():
-    keras = {f"frostline.{noun}" for noun in HOMES["keras"] - {"serving"}}
-    mlflow = {f"frostline.{noun}" for noun in HOMES["mlflow"]}
+def test_only_the_search_and_the_commands_know_keras_optuna_and_mlflow_at_once():
     for path in modules():
-        if noun_of(path) not in ("trials", "cli"):
-            names = imported_names(path)
-            assert not (names & keras and names & mlflow and "frostline.search" in names), path
+        if room_of(path) not in ("search", "cli"):
+            rooms = {name.split(".")[1] for name in imported_names(path) if name.count(".")}
+            assert not ({"training", "search", "tracking"} <= rooms), path
 
 
 def test_nothing_imports_a_stage_and_no_import_is_relative():
@@ -157,7 +187,7 @@ def test_nothing_runs_text_or_unpickles():
         assert path.stem not in ("utils", "helpers", "common"), f"{path}: a module is a noun"
 
 
-@pytest.mark.parametrize("stage", LIGHT_STAGES)
+@pytest.mark.parametrize("stage", [name for name in stage_names() if name in LIGHT_STAGES])
 def test_stages_that_need_no_network_are_loaded_without_keras(stage):
     script = ROOT / "pipelines" / f"{stage}.py"
     heavy = {
@@ -189,12 +219,11 @@ def test_help_loads_no_heavy_library():
     subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, timeout=60)
 
 
-def test_the_eight_stages_stand_in_dvc_yaml_and_in_pipelines():
-    assert list(dvc_stages()) == STAGES
-    assert sorted(path.stem for path in ROOT.glob("pipelines/*.py")) == sorted(STAGES)
+def test_each_stage_of_dvc_yaml_is_a_script_of_its_name():
+    assert sorted(path.stem for path in ROOT.glob("pipelines/*.py")) == sorted(stage_names())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stage_names())
 def test_a_stage_is_short_and_of_the_common_shape(stage):
     text = (ROOT / "pipelines" / f"{stage}.py").read_text(encoding="utf-8")
     assert 15 <= text.count("\n") <= 80, f"{text.count(chr(10))} lines"
@@ -203,25 +232,66 @@ def test_a_stage_is_short_and_of_the_common_shape(stage):
     assert text.rstrip().endswith(f'if __name__ == "__main__":\n    run_stage("{stage}", main)')
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stages_deps_are_the_import_closure_of_its_script(stage):
-    """DVC follows declared files only: an undeclared module could change and the old result stay."""
-    wanted = code_of(stage)
-    declared = [dep for dep in map(str, dvc_stages()[stage]["deps"]) if dep.endswith(".py") or dep == RESULTS]
-    block = "\n".join(f"      - {dep}" for dep in wanted)
-    assert sorted(declared) == sorted(wanted), (
-        f"Run `make deps`. The code in `deps:` of stage {stage} should be\n{block}"
-    )
+def test_what_reruns_is_what_the_code_says(tmp_path, monkeypatch):
+    """DVC follows declared files and values only: an undeclared module could change and the old result stay."""
+    writer = load_script("write-deps")
+    files = ("dvc.yaml", RESULTS, "docs/architecture.md")
+    for name in (*files, "locks/dev.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for folder in ("src", "pipelines"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.setattr(writer, "ROOT", tmp_path)
+    writer.main()
+    for name in files:
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), f"Run `make deps`: {name} is not up to date."
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), ROOT / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_a_stage_depends_on_no_module_that_only_a_later_stage_needs(stage):
+    """Of the rooms, each stage knows those that it works in; the one pass over the prefix knows no training."""
+    rooms = {
+        "source": {"images", "planning"},
+        "fetch": {"images", "bases"},
+        "prepare": {"images"},
+        "augment": {"images", "planning"},
+        "extract": {"bases", "planning"},
+        "tune": {"bases", "training", "search", "evidence"},
+        "refit": {"bases", "training", "evidence"},
+        "evaluate": {"images", "evidence", "serving"},
+        "register": {"images", "serving", "registry", "evidence"},
+    }[stage]
+    code = [path for path in result_code(ROOT / "pipelines" / f"{stage}.py", SOURCE) if path.is_relative_to(PACKAGE)]
+    assert {room_of(path) for path in code} - set(GROUND) <= rooms
+
+
+def test_words_and_pictures_rerun_nothing():
+    deps = {dep for stage in dvc_stages().values() for dep in map(str, stage["deps"])}
+    for path in (
+        "tracking/messages.py",
+        "planning/notes.py",
+        "evidence/figures/canvas.py",
+        "evidence/card.py",
+        "params.py",
+    ):
+        assert (PACKAGE / path).is_file() and f"src/frostline/{path}" not in deps
+
+
+@pytest.mark.parametrize("stage", stage_names())
 def test_a_stage_is_started_as_its_own_script(stage):
     assert dvc_stages()[stage]["cmd"] == f"python pipelines/{stage}.py"
 
 
 def test_bookkeeping_names_only_modules_that_exist():
-    nouns = {noun_of(path) for path in modules()}
-    assert nouns >= BOOKKEEPING, f"BOOKKEEPING of frostline.closure names no module: {sorted(BOOKKEEPING - nouns)}"
+    names = {name_of_module(path).removesuffix(".__init__") for path in modules()}
+    assert names >= BOOKKEEPING, f"frostline.planning.closure names no module: {sorted(BOOKKEEPING - names)}"
 
 
 def test_no_two_stages_share_an_output_and_none_is_the_tracking_store():
@@ -243,17 +313,8 @@ def test_every_imported_library_is_declared():
         for library, line in imports_of(path):
             if library not in sys.stdlib_module_names and library not in ("frostline", "__future__"):
                 name = names.get(library, library.replace("_", "-"))
-                optional = noun_of(path) in HOMES.get(library, ()) if path.is_relative_to(PACKAGE) else False
+                optional = path.is_relative_to(PACKAGE) and library in HOMES and is_at_home(path, library)
                 assert name in declared or (name in extras and optional), f"{path}:{line}: {library} is not declared"
-
-
-def test_the_list_of_libraries_that_change_results_is_that_of_the_lock():
-    locked = locked_versions(ROOT / "locks" / "dev.txt")
-    results = (ROOT / RESULTS).read_text().split()
-    assert len(results) == 7
-    for line in results:
-        name, version = line.split("==")
-        assert locked[name] == version, f"{RESULTS} says {line}, the lock {version}. Run `make lock`."
 
 
 @pytest.mark.parametrize("extra", ["gpu", "jax", "tfds", "ray"])
@@ -269,9 +330,8 @@ def test_an_extra_changes_no_version_of_the_base(extra):
 def test_a_lock_has_hashes_and_names_no_index(lock):
     text = lock.read_text()
     assert "://" not in text and "--index" not in text and "--find-links" not in text
-    if lock.name != "results.txt":
-        requirements = re.split(r"\n(?=\S)", text.strip())
-        assert all("--hash=sha256:" in requirement for requirement in requirements)
+    requirements = re.split(r"\n(?=\S)", text.strip())
+    assert all("--hash=sha256:" in requirement for requirement in requirements)
 
 
 def test_the_lock_satisfies_what_the_project_declares():
@@ -283,18 +343,9 @@ def test_the_lock_satisfies_what_the_project_declares():
         assert requirement.specifier.contains(locked[requirement.name]), f"{line}, locked is {locked[requirement.name]}"
 
 
-def dvc_stages() -> dict:
-    return YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
-
-
 def outs_of(stage: dict) -> Iterator[dict | str]:
     for key in ("outs", "metrics", "plots"):
         yield from stage.get(key, [])
-
-
-def code_of(stage: str) -> list[str]:
-    code = result_code(ROOT / "pipelines" / f"{stage}.py", SOURCE)
-    return [*(str(path.relative_to(ROOT)) for path in code), RESULTS]
 
 
 def project() -> dict:

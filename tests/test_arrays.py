@@ -5,21 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frostline.arrays import (
-    ArrayWriter,
-    load_array,
-    load_json,
-    load_split,
-    mark_complete,
-    publish,
-    replacing,
-    require_complete,
-    save_array,
-    save_json,
-    save_split,
-    sha256_of,
-    take_rows,
-)
+from frostline.arrays import ArrayWriter, load_array, load_split, save_array, save_split, take_rows
+from frostline.files import load_json, mark_complete, publish, replacing, require_complete, save_json, sha256_of
 
 
 def test_an_array_saved_in_chunks_is_a_plain_npy_file(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from zoo import make_picture
 
-from frostline.arrays import load_array, load_json, part_of, save_array
-from frostline.augmentation import (
-    build_transforms,
-    check_transforms,
+from frostline.arrays import load_array, save_array
+from frostline.errors import Refused
+from frostline.files import load_json, part_of
+from frostline.images.transforms import build_transforms, check_transforms
+from frostline.images.views import (
     digest_recipe,
     make_preview,
     make_view,
@@ -21,7 +22,6 @@ from frostline.augmentation import (
     save_views,
     view_seed,
 )
-from frostline.process import Refused
 
 TRANSFORMS: list[dict[str, dict[str, Any]]] = [
     {"HorizontalFlip": {"p": 0.5}},
@@ -73,7 +73,7 @@ def test_the_plain_picture_is_view_zero_and_is_never_changed(images: NDArray[np.
 
 def test_the_number_of_workers_changes_no_view(tmp_path: Path, images: NDArray[np.uint8], images_file: Path) -> None:
     for workers in (1, 2):
-        save_views(images_file, IDS, TRANSFORMS, tmp_path / str(workers), num_views=3, seed=7, workers=workers)
+        list(save_views(images_file, IDS, TRANSFORMS, tmp_path / str(workers), num_views=3, seed=7, workers=workers))
     for view in (1, 2):
         one, two = (load_array(tmp_path / str(workers) / f"view-{view:03d}.npy") for workers in (1, 2))
         assert np.array_equal(one, make_views(images, IDS, build_transforms(TRANSFORMS), view=view, seed=7))
@@ -83,26 +83,26 @@ def test_the_number_of_workers_changes_no_view(tmp_path: Path, images: NDArray[n
 
 def test_finished_views_are_kept_when_a_run_goes_on(tmp_path: Path, images_file: Path) -> None:
     folder = tmp_path / "views"
-    save_views(images_file, IDS, TRANSFORMS, folder, num_views=2, seed=7, workers=1)
+    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=2, seed=7, workers=1))
     before = (folder / "view-001.npy").stat().st_mtime_ns
-    save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1)
+    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
     assert (folder / "view-001.npy").stat().st_mtime_ns == before
     assert load_array(folder / "view-002.npy").shape == (NUM, SIZE, SIZE, 3)
 
 
 def test_what_a_killed_run_left_is_not_mixed_in(tmp_path: Path, images_file: Path) -> None:
     folder = tmp_path / "views"
-    save_views(images_file, IDS, TRANSFORMS, folder, num_views=4, seed=7, workers=1)
+    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=4, seed=7, workers=1))
     (folder / "view-001.npy").unlink()
     part_of(folder / "view-001.npy").write_bytes(b"half a view")
     part_of(folder / "view-005.npy").write_bytes(b"half a view")
-    save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1)
+    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
     assert sorted(file.name for file in folder.iterdir()) == ["view-001.npy", "view-002.npy"]
     assert load_array(folder / "view-001.npy").shape == (NUM, SIZE, SIZE, 3)
 
 
 def test_a_single_view_needs_no_file(tmp_path: Path, images_file: Path) -> None:
-    save_views(images_file, IDS, [], tmp_path / "views", num_views=1, seed=7)
+    list(save_views(images_file, IDS, [], tmp_path / "views", num_views=1, seed=7))
     assert list((tmp_path / "views").iterdir()) == []
 
 

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from frostline import params
-from frostline.arrays import load_json, require_complete, save_json, sha256_of
-from frostline.backbones import build_base, build_prefix, build_suffix, fetch_weights, flops_of, join_base, load_base
-from frostline.backbones.custom import choose_cuts
-from frostline.backbones.folding import find_pairs, fold_graph
-from frostline.backbones.graph import find_crossings, name_operations
-from frostline.backbones.splitting import scale_pixels
-from frostline.backbones.whole import build_whole
-from frostline.families import FAMILIES, cuts_of
-from frostline.process import Refused
+from frostline.bases.base import build_base, load_base
+from frostline.bases.cost import flops_of
+from frostline.bases.custom import choose_cuts
+from frostline.bases.cuts import build_prefix, build_suffix, join_base, scale_pixels
+from frostline.bases.families import FAMILIES, cuts_of
+from frostline.bases.files import fetch_weights
+from frostline.bases.folding import find_pairs, fold_graph
+from frostline.bases.graph import find_crossings, name_operations
+from frostline.bases.whole import build_whole
+from frostline.errors import Refused
+from frostline.files import load_json, require_complete, save_json, sha256_of
 
 SMALL = {"alpha": 0.35}
 # The smallest of each line; FROSTLINE_ALL_FAMILIES=1 compares all forty, in half an hour and 8 GB.

@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 
-from frostline.cards import Records, make_model_card
-from frostline.metrics.answers import Answers
-from frostline.metrics.evaluation import make_evaluation
+from frostline.evidence.card import Records, make_model_card
+from frostline.evidence.evaluation import make_evaluation
+from frostline.evidence.predictions import Answers
 from frostline.params import parse_params
 
 

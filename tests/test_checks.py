@@ -2,10 +2,10 @@ import copy
 
 import pytest
 
-from frostline import checks
-from frostline.arrays import save_json
-from frostline.checks import find_problems
+from frostline.files import save_json
 from frostline.params import parse_params
+from frostline.planning import checks
+from frostline.planning.checks import find_problems
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from frostline.cli import group
-from frostline.process import Refused
+from frostline.errors import Refused
 
 
 def test_a_base_is_shown_with_its_cuts_and_costs():

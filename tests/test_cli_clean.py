@@ -2,8 +2,9 @@ import shutil
 
 import pytest
 
-from frostline import tracking
 from frostline.params import Tracking
+from frostline.tracking.runs import open_final_run
+from frostline.tracking.store import open_store
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def test_young_things_are_kept_by_default(project, run_cli):
 
 
 def test_runs_of_dead_processes_are_closed(project, run_cli):
-    store = tracking.open_store(Tracking(), project)
-    run = tracking.open_final_run(store, name="final", params={}, tags={})
+    store = open_store(Tracking(), project)
+    run = open_final_run(store, name="final", params={}, tags={})
     store.client.set_tag(run, "frostline.pid", "999999999")
     assert "1 runs whose process is gone are still RUNNING" in run_cli("clean").out
     assert "1 runs whose process is gone were closed" in run_cli("clean", "--yes").out

@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 
-from frostline import tracking
 from frostline.cli import doctor
 from frostline.params import Tracking
+from frostline.tracking.runs import open_final_run
+from frostline.tracking.store import open_store
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def test_weights_that_changed_since_they_were_fetched_fail(project):
 
 
 def test_a_run_of_a_dead_process_is_noticed(project):
-    store = tracking.open_store(Tracking(), project)
-    run = tracking.open_final_run(store, name="final", params={}, tags={})
+    store = open_store(Tracking(), project)
+    run = open_final_run(store, name="final", params={}, tags={})
     assert "RUNNING" not in text(findings(project)["warn"])
     store.client.set_tag(run, "frostline.pid", "999999999")
     assert "1 runs are RUNNING although their process is gone" in text(findings(project)["warn"])

@@ -10,11 +10,12 @@ from click.testing import CliRunner
 from keras import layers
 from ruamel.yaml import YAML
 
-from frostline.arrays import load_array, load_json
+from frostline.arrays import load_array
 from frostline.cli import group
-from frostline.features import load_training_data
+from frostline.files import load_json
 from frostline.params import load_params
 from frostline.process import UNFINISHED
+from frostline.training.data import load_training_data
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     for stage in ("fetch", "prepare"):
         run(root, stage)
     # Two depths of two to three views fit beside the views themselves, a third does not.
-    project["extract"]["budget_gb"] = 0.0012
+    project["storage"]["budget_gb"] = 0.0012
     write(project)
     planned = json.loads(plan("--json"))
     assert planned["storage"]["stored"] == [0, 2]
@@ -94,7 +95,7 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     params = load_params()
     base = keras.models.load_model(params.base.weights)
     data = load_training_data(
-        tmp_path / "data/features", tmp_path / "data/prepared", 1, 8, "none", lambda: load_base_of(params)
+        tmp_path / "data/features", tmp_path / "data/prepared", 1, "none", lambda: load_base_of(params)
     )
     pixels = np.asarray(load_array(tmp_path / "data/prepared/train/images.npy")[[3, 1]], np.float32)
     wanted = keras.Model(base.inputs[0], base.get_layer("pool1").output)(pixels)
@@ -108,7 +109,7 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
 def load_base_of(params):
     from pathlib import Path
 
-    from frostline.backbones import load_base
+    from frostline.bases.base import load_base
 
     return load_base(params.base, Path(params.paths.base))
 

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from frostline.closure import hash_code, import_closure, result_code
+from frostline.planning.closure import hash_code, import_closure, result_code
 
 
 def make_package(root: Path) -> Path:
     package = root / "src" / "frostline"
     (package / "deep").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text('"""Only words."""\n')
     (package / "a.py").write_text("from frostline import b\n")
     (package / "b.py").write_text("def f():\n    from frostline.deep.c import g\n    return g\n")
     (package / "deep" / "__init__.py").write_text("")
     (package / "deep" / "c.py").write_text("g = 1\n")
-    (package / "unused.py").write_text("")
+    (package / "unused.py").write_text("x = 1\n")
     script = root / "stage.py"
     script.write_text("import os\nfrom frostline.a import b\n")
     return script
@@ -25,10 +25,8 @@ def test_the_closure_follows_imports_through_modules_and_functions(tmp_path: Pat
     package = "src/frostline"
     assert found == {
         "stage.py",
-        f"{package}/__init__.py",
         f"{package}/a.py",
         f"{package}/b.py",
-        f"{package}/deep/__init__.py",
         f"{package}/deep/c.py",
     }
 
@@ -36,10 +34,10 @@ def test_the_closure_follows_imports_through_modules_and_functions(tmp_path: Pat
 def test_what_only_bookkeeping_imports_changes_no_result(tmp_path: Path) -> None:
     script = make_package(tmp_path)
     package = tmp_path / "src" / "frostline"
-    (package / "figures.py").write_text("from frostline.deep import c\nfrom frostline import unused\n")
-    script.write_text("from frostline import a, figures\n")
+    (package / "tracking.py").write_text("from frostline.deep import c\nfrom frostline import unused\n")
+    script.write_text("from frostline import a, tracking\n")
     found = {path.relative_to(tmp_path).as_posix() for path in result_code(script, tmp_path / "src")}
-    names = ("a", "b", "deep/__init__", "deep/c")
+    names = ("a", "b", "deep/c")
     assert found == {"stage.py", *(f"src/frostline/{name}.py" for name in names)}
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from zoo import encode, make_bomb, make_picture, make_readable, make_unreadable
 
-from frostline.decoding import UnreadableImage, decode_image, read_header
+from frostline.images.decoding import UnreadableImage, decode_image, read_header
 
 READABLE, UNREADABLE = make_readable(), make_unreadable()
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from frostline import direct
 from frostline.cli import group
-from frostline.direct import label_images, load_class_names
-from frostline.process import Refused
+from frostline.errors import Refused
+from frostline.serving import direct
+from frostline.serving.direct import label_images, load_class_names
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ from click.testing import CliRunner
 from keras import layers
 from ruamel.yaml import YAML
 
-from frostline.arrays import mark_complete, save_json, save_split, sha256_of
+from frostline.arrays import save_split
 from frostline.cli.diff import command as diff
-from frostline.metrics.answers import load_answers
+from frostline.errors import Refused
+from frostline.evidence.predictions import load_answers
+from frostline.files import mark_complete, save_json, sha256_of
 from frostline.params import load_params
-from frostline.process import Refused
-from frostline.tracking import log_to_run, open_final_run, open_store
+from frostline.tracking.runs import log_to_run, open_final_run
+from frostline.tracking.store import open_store
 
 SIZE, CLASSES = 32, ("blue", "red")
 HPARAMS = {"dropout": 0.1, "unfrozen_blocks": 1}

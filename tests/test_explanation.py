@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from frostline.explanation import explain, split_at_features
-from frostline.process import Refused
+from frostline.errors import Refused
+from frostline.evidence.explanation import explain, split_at_features
 
 
 def make_model(size=32):

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from frostline import export
-from frostline.arrays import save_split, sha256_of
-from frostline.process import Refused
-from frostline.registry import hash_folder
-from frostline.serving import load_network, predict_probabilities
+from frostline.arrays import save_split
+from frostline.errors import Refused
+from frostline.files import hash_folder, sha256_of
+from frostline.serving import export
+from frostline.serving.model import load_network, predict_probabilities
 
 SIZE = 32
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from frostline.families import FAMILIES, check_base, cuts_of
-from frostline.process import Refused
+from frostline.bases.families import FAMILIES, check_base, cuts_of
+from frostline.errors import Refused
 
 
 def test_every_family_of_keras_applications_is_in_the_table():

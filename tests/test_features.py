@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from frostline import devices, features
+from frostline import devices
 from frostline.arrays import load_array
-from frostline.backbones import build_base
-from frostline.features import Extractor, FeatureRows, choose_precision
+from frostline.bases import features
+from frostline.bases.base import build_base
+from frostline.bases.features import Extractor, choose_precision
+from frostline.training.data import FeatureRows
 
 
 @pytest.fixture(scope="module")

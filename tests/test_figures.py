@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from frostline.figures.canvas import shorten
-from frostline.figures.evaluation import draw_evaluation
-from frostline.figures.search import draw_study, frost_line, learning_curves
-from frostline.figures.sheets import flips, overlay, preview_sheet
-from frostline.metrics.answers import Answers
-from frostline.metrics.evaluation import make_evaluation
+from frostline.evidence.evaluation import make_evaluation
+from frostline.evidence.figures.canvas import shorten
+from frostline.evidence.figures.evaluation import draw_evaluation
+from frostline.evidence.figures.search import draw_study, frost_line, learning_curves
+from frostline.evidence.figures.sheets import flips, overlay, preview_sheet
+from frostline.evidence.predictions import Answers
 
 
 def size_of(path):

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 from frostline.devices import compile_function, value_and_grad
-from frostline.fusion import make_forward
+from frostline.training.fusion import make_forward
 
 
 def separable() -> keras.Model:

@@ -7,14 +7,23 @@ import cv2
 import numpy as np
 import pytest
 
-from frostline import generated
-from frostline.arrays import load_json
-from frostline.generated.source import ROUND, attractor, fractal_of
+from frostline.bases.families import BUNDLED_BASE
+from frostline.files import load_json
+from frostline.images.generated.sets import (
+    TARGET_CLASSES,
+    draw_source,
+    draw_target,
+    source_digest,
+    target_digest,
+    write_target,
+)
+from frostline.images.generated.source import ROUND, attractor, fractal_of
+from frostline.seeding import derive_seed
 
 
 def test_target_has_named_classes_and_uint8_pictures():
-    assert len(generated.TARGET_CLASSES) >= 5
-    image = generated.draw_target(0, seed=1, size=64)
+    assert len(TARGET_CLASSES) >= 5
+    image = draw_target(0, seed=1, size=64)
     assert image.shape == (64, 64, 3)
     assert image.dtype == np.uint8
     assert image.std() > 5
@@ -22,35 +31,35 @@ def test_target_has_named_classes_and_uint8_pictures():
 
 def test_identical_seeds_give_identical_files(tmp_path):
     for name in ("first", "second"):
-        generated.write_target(tmp_path / name, images_per_class=2, size=48, seed=3)
+        write_target(tmp_path / name, images_per_class=2, size=48, seed=3)
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.png"))
-    assert len(files) == 2 * len(generated.TARGET_CLASSES)
+    assert len(files) == 2 * len(TARGET_CLASSES)
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 def test_other_seeds_give_other_pictures():
-    assert not np.array_equal(generated.draw_target(0, 1, 48), generated.draw_target(0, 2, 48))
-    assert not np.array_equal(generated.draw_source(0, 1, 48), generated.draw_source(0, 2, 48))
+    assert not np.array_equal(draw_target(0, 1, 48), draw_target(0, 2, 48))
+    assert not np.array_equal(draw_source(0, 1, 48), draw_source(0, 2, 48))
 
 
 def test_a_longer_set_begins_with_the_shorter(tmp_path):
-    generated.write_target(tmp_path / "short", images_per_class=1, size=48, seed=3)
-    generated.write_target(tmp_path / "long", images_per_class=3, size=48, seed=3)
-    for name in generated.TARGET_CLASSES:
+    write_target(tmp_path / "short", images_per_class=1, size=48, seed=3)
+    write_target(tmp_path / "long", images_per_class=3, size=48, seed=3)
+    for name in TARGET_CLASSES:
         assert (tmp_path / "short" / name / "00000.png").read_bytes() == (
             tmp_path / "long" / name / "00000.png"
         ).read_bytes()
 
 
 def test_a_written_picture_is_the_drawn_one(tmp_path):
-    generated.write_target(tmp_path, images_per_class=1, size=48, seed=3)
+    write_target(tmp_path, images_per_class=1, size=48, seed=3)
     written = cv2.cvtColor(cv2.imread(str(tmp_path / "fish" / "00000.png")), cv2.COLOR_BGR2RGB)
-    label = generated.TARGET_CLASSES.index("fish")
-    assert np.array_equal(written, generated.draw_target(label, generated.derive_seed(3, 0), 48))
+    label = TARGET_CLASSES.index("fish")
+    assert np.array_equal(written, draw_target(label, derive_seed(3, 0), 48))
 
 
-@pytest.mark.parametrize("draw", [generated.draw_target, generated.draw_source])
+@pytest.mark.parametrize("draw", [draw_target, draw_source])
 def test_a_picture_does_not_depend_on_what_was_drawn_before(draw):
     alone = draw(5, 9, 48)
     for label in (7, 2, 5):
@@ -66,13 +75,13 @@ def test_source_classes_are_different_formulas():
 
 def test_a_negative_source_class_is_refused():
     with pytest.raises(ValueError, match="from 0 up"):
-        generated.draw_source(-1, 0, 48)
+        draw_source(-1, 0, 48)
 
 
 def test_target_classes_can_be_told_apart_and_not_by_colour():
     """Ridge regression on edge directions beats chance by far; on mean colour it does not."""
-    per_class, classes = 60, len(generated.TARGET_CLASSES)
-    images = np.stack([generated.draw_target(label, seed, 48) for seed in range(per_class) for label in range(classes)])
+    per_class, classes = 60, len(TARGET_CLASSES)
+    images = np.stack([draw_target(label, seed, 48) for seed in range(per_class) for label in range(classes)])
     labels = np.tile(np.arange(classes), per_class)
     train = np.arange(len(labels)) < len(labels) * 2 // 3
     chance = 1 / classes
@@ -100,8 +109,8 @@ def _score(features, labels, train):
 
 
 def test_the_card_of_the_bundled_base_names_this_very_generator():
-    card = load_json(generated.BUNDLED_BASE / "card.json")
-    assert card["generator"] == {"source": generated.source_digest(), "target": generated.target_digest()}
+    card = load_json(BUNDLED_BASE / "card.json")
+    assert card["generator"] == {"source": source_digest(), "target": target_digest()}
 
 
 def test_the_generator_needs_no_keras():

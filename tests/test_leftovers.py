@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from frostline import tracking
-from frostline.leftovers import DAY, REGISTERED, find_leftovers, remove_leftovers, size_of
+from frostline.files import size_of
 from frostline.params import Params, Tracking, parse_params
 from frostline.process import UNFINISHED
+from frostline.tracking.leftovers import DAY, REGISTERED, find_leftovers, remove_leftovers
+from frostline.tracking.runs import close_run, log_trial, open_final_run, open_study_run
+from frostline.tracking.store import Store, open_store
 
 
 @pytest.fixture
@@ -18,19 +20,19 @@ def params(params_document) -> Params:
 
 
 @pytest.fixture
-def store(mlflow_root, monkeypatch) -> tracking.Store:
-    opened = tracking.open_store(Tracking(), mlflow_root)
+def store(mlflow_root, monkeypatch) -> Store:
+    opened = open_store(Tracking(), mlflow_root)
     # MLflow looks up the model of a new version in its global store.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", opened.uri)
     return opened
 
 
-def make_study(store: tracking.Store, digest: str, root: Path) -> dict[str, str]:
+def make_study(store: Store, digest: str, root: Path) -> dict[str, str]:
     """A study with two trials and a final run with a file, as the stages leave them; the ids by name."""
-    parent = tracking.open_study_run(store, digest, params={}, tags={})
+    parent = open_study_run(store, digest, params={}, tags={})
     ids = {"parent": parent}
     for number in range(2):
-        ids[f"trial {number}"] = tracking.log_trial(
+        ids[f"trial {number}"] = log_trial(
             store,
             parent,
             name=f"trial {number}",
@@ -42,17 +44,17 @@ def make_study(store: tracking.Store, digest: str, root: Path) -> dict[str, str]
             started=1.0,
             ended=2.0,
         )
-    tracking.close_run(store, parent)
-    ids["final"] = tracking.open_final_run(store, name="final", params={}, tags={"frostline.study": digest})
+    close_run(store, parent)
+    ids["final"] = open_final_run(store, name="final", params={}, tags={"frostline.study": digest})
     picture = root / "picture.png"
     picture.write_bytes(b"x" * 1000)
-    tracking.close_run(store, ids["final"], artifacts=[picture])
+    close_run(store, ids["final"], artifacts=[picture])
     (root / "studies").mkdir(exist_ok=True)
     (root / "studies" / f"{digest}.db").write_bytes(b"x" * 500)
     return ids
 
 
-def make_model(store: tracking.Store, run_id: str, root: Path, *, version: bool) -> str:
+def make_model(store: Store, run_id: str, root: Path, *, version: bool) -> str:
     model = store.client.create_logged_model(store.experiment_id, "frostline", run_id)
     file = root / "model.keras"
     file.write_bytes(b"x" * 2000)
@@ -104,7 +106,7 @@ def test_removal_frees_the_files_and_leaves_registered_versions_whole(store, mlf
 
 def test_what_is_young_or_running_stays(store, mlflow_root, params):
     make_study(store, "old", mlflow_root)
-    running = tracking.open_final_run(store, name="final", params={}, tags={})
+    running = open_final_run(store, name="final", params={}, tags={})
     # The trials say that they ended in 1970; the others are of this minute.
     young = find_leftovers(mlflow_root, params, store, older_than=DAY)
     assert {leftover.name for leftover in young} == {"trial 0", "trial 1"}
@@ -142,9 +144,9 @@ def test_files_outside_the_projects_mlruns_are_never_removed(store, mlflow_root,
     outside.mkdir()
     (outside / "file").touch()
     experiment = store.client.create_experiment("elsewhere", outside.as_uri())
-    elsewhere = tracking.Store(store.uri, experiment, store.root)
-    run = tracking.open_final_run(elsewhere, name="final", params={}, tags={})
-    tracking.close_run(elsewhere, run, artifacts=[outside / "file"])
+    elsewhere = Store(store.uri, experiment, store.root)
+    run = open_final_run(elsewhere, name="final", params={}, tags={})
+    close_run(elsewhere, run, artifacts=[outside / "file"])
     remove_leftovers(find_leftovers(mlflow_root, params, elsewhere, older_than=0), mlflow_root, elsewhere)
     assert store.client.get_run(run).info.lifecycle_stage == "deleted"
     assert (outside / run / "artifacts" / "file").exists()

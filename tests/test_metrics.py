@@ -5,19 +5,26 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics as sk
 
-from frostline.metrics import scores
-from frostline.metrics.answers import Answers, common_rows, load_answers, pick_examples, pick_mistakes, save_answers
-from frostline.metrics.calibration import (
+from frostline.errors import Refused
+from frostline.evidence import scores
+from frostline.evidence.calibration import (
     apply_temperature,
     ece_floor,
     expected_calibration_error,
     fit_temperature,
     reliability,
 )
-from frostline.metrics.comparison import mcnemar, needed_images, paired_difference, paired_score_interval
-from frostline.metrics.evaluation import make_evaluation
-from frostline.metrics.scores import summarize
-from frostline.process import Refused
+from frostline.evidence.comparison import mcnemar, needed_images, paired_difference, paired_score_interval
+from frostline.evidence.evaluation import make_evaluation
+from frostline.evidence.predictions import (
+    Answers,
+    common_rows,
+    load_answers,
+    pick_examples,
+    pick_mistakes,
+    save_answers,
+)
+from frostline.evidence.scores import summarize
 
 
 def draw_answers(num_images=400, num_classes=4, sharpness=1.0, seed=0, skill=2.0):

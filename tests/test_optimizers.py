@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from frostline.optimizers import NUM_SLOTS, apply_gradients
+from frostline.training.optimizers import NUM_SLOTS, apply_gradients
 
 KERAS = {
     "adam": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),

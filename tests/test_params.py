@@ -3,8 +3,8 @@ import copy
 import pytest
 from pydantic import ValidationError
 
+from frostline.errors import Refused
 from frostline.params import Range, load_params, parse_params
-from frostline.process import Refused
 
 
 def refusal(document) -> str:

@@ -2,11 +2,12 @@
 
 import pytest
 
+from frostline.errors import Refused
 from frostline.params import parse_params
-from frostline.planning import describe_views, find_sources, fit_views, plan_storage
 from frostline.planning.estimate import make_plan
-from frostline.planning.probes import Counts, Facts, Pace, Tail
-from frostline.process import Refused
+from frostline.planning.notes import describe_budget, describe_storage
+from frostline.planning.pace import Counts, Facts, Pace, Tail
+from frostline.planning.storage import find_sources, fit_views, plan_storage
 
 ROWS = {0: 10, 1: 300, 2: 200, 3: 1000}  # bytes of a picture's features
 FLOPS = [1000, 900, 600, 500]  # below each cut
@@ -22,7 +23,7 @@ def test_all_depths_are_stored_where_they_fit():
     assert plan.views == 4 and plan.stored == [0, 1, 2, 3]
     assert plan.sources == {0: 0, 1: 1, 2: 2, 3: 3}
     assert plan.bytes == {depth: size * 450 for depth, size in ROWS.items()}
-    assert plan.describe(4, 0.01) == []
+    assert describe_storage(plan, 4, 0.01) == []
 
 
 def test_what_is_cheap_to_compute_again_for_its_bytes_goes_first():
@@ -32,7 +33,7 @@ def test_what_is_cheap_to_compute_again_for_its_bytes_goes_first():
     plan = storage(90 + 470)
     assert plan.stored == [0, 3] and plan.sources[1] == plan.sources[2] == 3
     assert sum(plan.bytes.values()) <= 470e3
-    lines = plan.describe(4, 0.00056)
+    lines = describe_storage(plan, 4, 0.00056)
     assert len(lines) == 2 and all("BUDGET: depth" in line and "from depth 3" in line for line in lines)
 
 
@@ -40,17 +41,17 @@ def test_views_give_way_last_and_loudly():
     plan = storage(90 + 300)
     assert plan.stored == [0, 3] and plan.views == 2
     assert sum(plan.bytes.values()) == 1010 * 250
-    assert "2 views of each picture instead of 4" in plan.describe(4, 0.00039)[0]
+    assert "2 views of each picture instead of 4" in describe_storage(plan, 4, 0.00039)[0]
 
 
 def test_a_budget_below_one_view_is_refused():
-    with pytest.raises(Refused, match=r"extract\.budget_gb.*depths \[0, 3\]"):
+    with pytest.raises(Refused, match=r"storage\.budget_gb.*depths \[0, 3\]"):
         storage(90 + 150)
 
 
 def test_views_of_the_pictures_take_half_of_the_budget_at_most():
     assert [fit_views(1000, 100, 8, gigabytes) for gigabytes in (1.0, 0.42, 0.2, 0.001)] == [8, 8, 4, 1]
-    assert describe_views(8, 8, 1.0) == [] != describe_views(7, 8, 1.0)
+    assert describe_budget(8, 8, 1.0) == [] != describe_budget(7, 8, 1.0)
 
 
 def test_a_depth_is_computed_from_the_nearest_stored_one_below_it():

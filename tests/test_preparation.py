@@ -14,13 +14,15 @@ import pytest
 from numpy.typing import NDArray
 from zoo import encode, make_picture, make_readable, make_unreadable
 
-from frostline.arrays import load_json, load_split, require_complete
+from frostline.arrays import load_split
+from frostline.errors import Refused
+from frostline.files import load_json, require_complete
+from frostline.images import shards
+from frostline.images.duplicates import find_close_pairs, group_near_duplicates
+from frostline.images.preparation import MANIFEST_COLUMNS, Summary, prepare_images
+from frostline.images.shards import Record, make_fingerprints
+from frostline.images.splits import draw_splits
 from frostline.params import Prepare
-from frostline.preparation import MANIFEST_COLUMNS, Summary, prepare_images, shards
-from frostline.preparation.duplicates import find_close_pairs, group_near_duplicates
-from frostline.preparation.shards import Record, make_fingerprints
-from frostline.preparation.splits import draw_splits
-from frostline.process import Refused
 
 
 def add_pictures(folder: Path, count: int, first: int, kind: str = "PNG") -> None:

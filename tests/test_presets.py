@@ -3,9 +3,9 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
+from frostline.cli.presets import apply_settings, list_presets, load_preset, write_params
+from frostline.errors import Refused
 from frostline.params import parse_document, parse_params
-from frostline.presets import apply_settings, list_presets, load_preset, write_params
-from frostline.process import Refused
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from frostline import generated, pretraining
-from frostline.arrays import load_json, sha256_of
-from frostline.cli.pretrain import command
-from frostline.pretraining import (
+from frostline.bases import pretraining
+from frostline.bases.families import BUNDLED_BASE
+from frostline.bases.pretraining import (
     EpochBatches,
     Recipe,
     augment_batch,
@@ -20,7 +19,12 @@ from frostline.pretraining import (
     pretrain,
     save_base,
 )
-from frostline.process import UNFINISHED, Refused
+from frostline.cli.pretrain import command
+from frostline.errors import Refused
+from frostline.files import load_json, sha256_of
+from frostline.images.generated.sets import draw_source, source_digest
+from frostline.process import UNFINISHED
+from frostline.seeding import derive_seed
 
 RECIPE = Recipe("MobileNet", {"alpha": 0.25}, image_size=32, epochs=2, batch_size=8, learning_rate=1e-3)
 
@@ -55,7 +59,7 @@ def trained(source, tmp_path_factory):
 def test_generated_source_holds_every_class_equally_often(source):
     assert np.bincount(source.labels).tolist() == [6, 6, 6, 6]
     rows = np.array([0, 5, 23])
-    assert np.array_equal(source.take(rows)[1], generated.draw_source(1, generated.derive_seed(1, 1), 32))
+    assert np.array_equal(source.take(rows)[1], draw_source(1, derive_seed(1, 1), 32))
 
 
 def test_a_killed_drawing_keeps_its_whole_shards(tmp_path):
@@ -126,7 +130,7 @@ def test_the_card_says_what_the_base_is(source, trained, tmp_path):
     )
     assert card["num_classes"] == 4
     assert card["val_accuracy"] == round(history[-1].val_accuracy, 4)
-    assert card["generator"]["source"] == generated.source_digest()
+    assert card["generator"]["source"] == source_digest()
     assert {"recipe", "commit", "command", "notes", "versions", "device"} <= set(card)
 
 
@@ -216,8 +220,8 @@ def test_an_option_without_a_number_is_refused(tmp_path):
 
 
 def test_the_bundled_base_is_small_whole_and_readable():
-    card = load_json(generated.BUNDLED_BASE / "card.json")
-    path = generated.BUNDLED_BASE / card["file"]
+    card = load_json(BUNDLED_BASE / "card.json")
+    path = BUNDLED_BASE / card["file"]
     assert path.stat().st_size <= 2_500_000
     assert sha256_of(path) == card["sha256"]
     size = card["image_size"]

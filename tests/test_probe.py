@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frostline.probe import fit_probe
+from frostline.training.probe import fit_probe
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from frostline.process import Refused, project_root
+from frostline.errors import Refused
+from frostline.process import project_root
 
 STAGE = """
 import sys, time

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from frostline.progress import SearchProgress
+from frostline.search.progress import SearchProgress
 
 
 def shown_by(console: Console) -> str:

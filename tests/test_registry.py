@@ -21,22 +21,37 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from frostline import registry, tracking
-from frostline.arrays import load_json, mark_complete, save_json, save_split, sha256_of
+from frostline.arrays import save_split
 from frostline.cli import group
+from frostline.errors import Refused
+from frostline.files import load_json, mark_complete, save_json, sha256_of
+from frostline.images.shards import make_fingerprints
 from frostline.params import Tracking, load_params
-from frostline.preparation.shards import make_fingerprints
-from frostline.process import Refused
-from frostline.registry import lineage, moves, promotion
-from frostline.serving import DATA, MODEL, Card
+from frostline.registry import lineage, moves, promotion, versions
+from frostline.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    Version,
+    count_test_uses,
+    download_version,
+    lineage_of,
+    list_versions,
+    load_version,
+    number_at,
+    register,
+)
 from frostline.serving.golden import load_golden
+from frostline.serving.model import DATA, MODEL, Card
+from frostline.tracking.runs import close_run, load_artifact, log_trial, open_final_run, open_study_run
+from frostline.tracking.store import Store, open_store
 
 CLASSES = ("a", "b", "c")
 SIZE = 32
 
 
-def add(store: tracking.Store, model_file: Path, **changes: object) -> registry.Version:
-    run = tracking.open_final_run(store, name="final", params={"dropout": 0.3}, tags={"frostline.study": "d1"})
+def add(store: Store, model_file: Path, **changes: object) -> Version:
+    run = open_final_run(store, name="final", params={"dropout": 0.3}, tags={"frostline.study": "d1"})
     values = {
         "model_file": model_file,
         "run_id": run,
@@ -45,14 +60,14 @@ def add(store: tracking.Store, model_file: Path, **changes: object) -> registry.
         "description": "# card",
         "metrics": {"test_accuracy": 0.9},
         "params": {"dropout": 0.3},
-        "tags": registry.lineage_of(store, run),
+        "tags": lineage_of(store, run),
     }
-    return registry.register(store, **{"name": "clf", **values, **changes})
+    return register(store, **{"name": "clf", **values, **changes})
 
 
 @pytest.fixture
-def store(mlflow_root: Path) -> tracking.Store:
-    return tracking.open_store(Tracking(), mlflow_root)
+def store(mlflow_root: Path) -> Store:
+    return open_store(Tracking(), mlflow_root)
 
 
 @pytest.fixture
@@ -68,18 +83,18 @@ def test_the_same_model_is_registered_once(store, files):
     first = add(store, files[0])
     assert add(store, files[0]).number == first.number == 1
     assert add(store, files[1]).number == 2
-    assert registry.number_at(store, "clf", registry.CHALLENGER) == 2
+    assert number_at(store, "clf", CHALLENGER) == 2
     assert store.client.get_model_version("clf", "1").description == "# card"
     assert first.tags["frostline.study"] == "d1"
 
 
 def test_a_worn_test_split_is_said_on_the_card(store, files, monkeypatch):
-    monkeypatch.setattr(registry, "WORN_AFTER", 3)
+    monkeypatch.setattr(versions, "WORN_AFTER", 3)
     tags = {"frostline.data.sha256": "d1"}
     first = add(store, files[0], tags=tags)
     moves.count_test_use(store, first)
-    assert registry.count_test_uses(store, "clf", "d1") == 2
-    assert registry.count_test_uses(store, "clf", "d2") == 0
+    assert count_test_uses(store, "clf", "d1") == 2
+    assert count_test_uses(store, "clf", "d2") == 0
     for file, said in ((files[1], "scored 3 times on this test split"), (files[2], "scored 4 times")):
         version = add(store, file, tags=tags, description="# card\n" + 6000 * "x")
         card = store.client.get_model_version("clf", str(version.number)).description
@@ -98,8 +113,8 @@ def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, m
         add(store, files[0])
     monkeypatch.setattr(type(store.client), "set_registered_model_alias", real)
     add(store, files[0])
-    assert [version.number for version in registry.list_versions(store, "clf")] == [1]
-    assert registry.number_at(store, "clf", registry.CHALLENGER) == 1
+    assert [version.number for version in list_versions(store, "clf")] == [1]
+    assert number_at(store, "clf", CHALLENGER) == 1
 
 
 def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, monkeypatch):
@@ -109,37 +124,37 @@ def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, 
     monkeypatch.setattr(type(store.client), "log_model_artifacts", die)
     with pytest.raises(KeyboardInterrupt):
         add(store, files[0])
-    assert registry.list_versions(store, "clf") == []
+    assert list_versions(store, "clf") == []
 
 
 def test_registering_the_champion_again_makes_it_no_challenger(store, files):
     version = add(store, files[0])
     moves.move_champion(store, version, None, "accepted", "")
     add(store, files[0])
-    assert registry.number_at(store, "clf", registry.CHALLENGER) is None
+    assert number_at(store, "clf", CHALLENGER) is None
 
 
 @pytest.mark.parametrize("name", [MODEL, "../../MLmodel", "../../code/frostline/serving/__init__.py"])
 def test_changed_files_are_not_loaded(store, files, tmp_path, name):
     version = add(store, files[0])
-    folder = registry.download_version(store, version, tmp_path / "copies")
+    folder = download_version(store, version, tmp_path / "copies")
     (folder / DATA / name).write_bytes(b"something else")
     with pytest.raises(Refused, match="checksum mismatch"):
-        registry.download_version(store, version, tmp_path / "copies")
+        download_version(store, version, tmp_path / "copies")
 
 
 def test_lost_files_are_named(store, files, tmp_path):
     version = add(store, files[0])
-    folder = registry.download_version(store, version, tmp_path / "copies")
+    folder = download_version(store, version, tmp_path / "copies")
     (folder / DATA / MODEL).unlink()
     with pytest.raises(Refused, match="it is lost"):
-        registry.download_version(store, version, tmp_path / "copies")
+        download_version(store, version, tmp_path / "copies")
 
 
 def test_of_two_who_promote_at_once_one_wins_and_the_other_is_told(store, files):
     versions = [add(store, file) for file in files]
 
-    def promote(version: registry.Version) -> str:
+    def promote(version: Version) -> str:
         try:
             return moves.move_champion(store, version, None, "accepted", "").verdict
         except Refused as refusal:
@@ -158,7 +173,7 @@ def test_rollback_walks_back_through_the_promotions(store, files, tmp_path):
     for version in (one, two, three):
         moves.move_champion(store, version, before, "accepted", "better")
         before = version.number
-    assert registry.number_at(store, "clf", registry.PREVIOUS) == 2
+    assert number_at(store, "clf", PREVIOUS) == 2
     assert moves.rollback(store, "clf", None, "broke the shop", tmp_path).to_version == 2
     assert moves.rollback(store, "clf", None, "", tmp_path).to_version == 1
     with pytest.raises(Refused, match="first champion"):
@@ -173,17 +188,17 @@ def test_rollback_to_a_version_with_changed_files_is_refused(store, files, tmp_p
     one, two = (add(store, file) for file in files[:2])
     moves.move_champion(store, one, None, "accepted", "")
     moves.move_champion(store, two, 1, "accepted", "")
-    (registry.download_version(store, one, tmp_path) / DATA / MODEL).write_bytes(b"x")
+    (download_version(store, one, tmp_path) / DATA / MODEL).write_bytes(b"x")
     with pytest.raises(Refused, match="checksum mismatch"):
         moves.rollback(store, "clf", None, "", tmp_path)
-    assert registry.number_at(store, "clf", registry.CHAMPION) == 2
+    assert number_at(store, "clf", CHAMPION) == 2
 
 
 def test_trace_leads_down_to_the_data_and_up_to_the_version(store, files):
-    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    parent = open_study_run(store, "d1", params={}, tags={})
     values = {"metrics": {}, "curves": {}, "status": "FINISHED", "started": 1.0, "ended": 2.0}
-    trial = tracking.log_trial(store, parent, name="trial 03", params={}, tags={"frostline.trial": "3"}, **values)
-    final = tracking.open_final_run(
+    trial = log_trial(store, parent, name="trial 03", params={}, tags={"frostline.trial": "3"}, **values)
+    final = open_final_run(
         store,
         name="final",
         params={"dropout": 0.3},
@@ -194,7 +209,7 @@ def test_trace_leads_down_to_the_data_and_up_to_the_version(store, files):
             "frostline.git.commit": "f00",
         },
     )
-    version = add(store, files[0], run_id=final, tags=registry.lineage_of(store, final))
+    version = add(store, files[0], run_id=final, tags=lineage_of(store, final))
     down = dict(lineage.trace_version(store, version))
     assert down["final run"] == f"final, {final}"
     assert (down["trial run"], down["study"], down["data/prepared md5"], down["commit"]) == (
@@ -258,8 +273,8 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     write_rows(Path("data/prepared/manifest.csv"), rows)
     save_json(Path("data/prepared/classes.json"), list(CLASSES))
     mark_complete(Path("data/prepared"), content_sha256="d" * 64, image_size=SIZE, resize="squash")
-    store = tracking.open_store(Tracking(), mlflow_root)
-    run = tracking.open_final_run(store, name="final · trial 03", params={"dropout": 0.3}, tags={})
+    store = open_store(Tracking(), mlflow_root)
+    run = open_final_run(store, name="final · trial 03", params={"dropout": 0.3}, tags={})
     hparams = {"dropout": 0.3, "unfrozen_blocks": 2}
     save_json(Path("models/refit.json"), {"run_id": run, "trial": 3, "hparams": hparams, "sha256": sha256_of(final)})
     Path("reports/evaluation").mkdir(parents=True)
@@ -313,7 +328,7 @@ def test_the_whole_life_of_a_version(workspace):
     record = load_json(Path("reports/promotion.json"))
     assert (record["outcome"], record["challenger"], record["champion"]) == ("accepted", 1, None)
     assert {check["name"] for check in record["checks"]} >= {"floor", "golden", "leaks", "latency_p95", "model_size"}
-    store = tracking.open_store(load_params().tracking, workspace)
+    store = open_store(load_params().tracking, workspace)
     tags = store.client.get_model_version("frostline", "1").tags
     assert tags["frostline.verdict"].startswith("accepted")
     assert json.loads(tags["frostline.verdict.record"])["numbers"] == record["numbers"]
@@ -414,14 +429,14 @@ def test_a_server_does_what_the_database_does_and_answers_this_machine_alone(
         refusal.value.close()
 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        store = tracking.open_store(load_params().tracking, workspace)
-        parent = tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={})
+        store = open_store(load_params().tracking, workspace)
+        parent = open_study_run(store, "d1", params={"epochs": 2}, tags={})
         values = {"metrics": {"best_val_accuracy": 0.9}, "status": "FINISHED", "started": 1.0, "ended": 2.0}
         values |= {"params": {"dropout": 0.3}, "curves": {"loss": [0.7, 0.5]}, "tags": {"frostline.trial": "3"}}
-        tracking.log_trial(store, parent, name="trial 03", **values)
-        tracking.close_run(store, parent, artifacts=[Path("reports/evaluation/evaluation.json")])
-        assert tracking.load_artifact(store, parent, "evaluation.json", tmp_path).is_file()
-        assert tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={}) == parent
+        log_trial(store, parent, name="trial 03", **values)
+        close_run(store, parent, artifacts=[Path("reports/evaluation/evaluation.json")])
+        assert load_artifact(store, parent, "evaluation.json", tmp_path).is_file()
+        assert open_study_run(store, "d1", params={"epochs": 2}, tags={}) == parent
 
         # The run that the workspace names is of another store, as after a pull from a teammate.
         assert run_register()["version"] == 1
@@ -487,8 +502,8 @@ def test_a_worse_model_is_refused_and_force_is_recorded(workspace):
     assert "FAIL  comparison" in said
     # Its golden predictions are those of the old model.
     assert "FAIL  golden" in said
-    store = tracking.open_store(load_params().tracking, workspace)
-    assert registry.number_at(store, "frostline", registry.CHAMPION) == 1
+    store = open_store(load_params().tracking, workspace)
+    assert number_at(store, "frostline", CHAMPION) == 1
     assert call("promote", "--force")[0] == 2
     code, said = call("promote", "--force", "--reason", "the shop asked for it")
     assert code == 0, said
@@ -509,15 +524,15 @@ def test_an_experiment_moves_no_alias(workspace, monkeypatch):
     code, said = call("promote")
     assert code == 2
     assert "dvc exp apply lucky-cat" in said
-    store = tracking.open_store(load_params().tracking, workspace)
+    store = open_store(load_params().tracking, workspace)
     assert store.client.get_run(registration["run_id"]).info.status == "FINISHED"
 
 
 def test_test_pictures_in_the_training_data_are_found(workspace):
     run_register()
     params = load_params()
-    store = tracking.open_store(params.tracking, workspace)
-    version = registry.load_version(store, "frostline", 1)
+    store = open_store(params.tracking, workspace)
+    version = load_version(store, "frostline", 1)
     facts = {"content_sha256": "d" * 64}
     prepared = Path("data/prepared")
     assert promotion.find_leaks(prepared, version, facts, 4) == []
@@ -531,8 +546,8 @@ def test_test_pictures_in_the_training_data_are_found(workspace):
 
 def test_near_duplicates_of_training_pictures_are_found(workspace):
     run_register()
-    store = tracking.open_store(load_params().tracking, workspace)
-    version = registry.load_version(store, "frostline", 1)
+    store = open_store(load_params().tracking, workspace)
+    version = load_version(store, "frostline", 1)
     prepared = Path("data/prepared")
     images = np.load(prepared / "test" / "images.npy")
     images[5] = np.clip(np.load(prepared / "train" / "images.npy")[2].astype(int) + 3, 0, 255)

@@ -5,9 +5,24 @@ from typing import Any
 
 import pytest
 
-from frostline import search
+from frostline.errors import Refused
 from frostline.params import Space, Tune, parse_params
-from frostline.process import Refused
+from frostline.search import study as search_study
+from frostline.search.space import suggest
+from frostline.search.study import (
+    StudyFile,
+    Task,
+    ask,
+    expect_epochs,
+    importances,
+    keep_record,
+    list_losers,
+    list_records,
+    list_rungs,
+    next_task,
+    pause,
+    tell,
+)
 
 
 @pytest.fixture
@@ -22,29 +37,29 @@ def more(tune: Tune, **changes: Any) -> Tune:
     return tune.model_copy(update=changes)
 
 
-def open_study(folder: Path, space: Space, code: str = "c", when: str = "ask") -> search.StudyFile:
-    return search.open_study(folder, "digest", code, when, space)
+def open_study(folder: Path, space: Space, code: str = "c", when: str = "ask") -> StudyFile:
+    return search_study.open_study(folder, "digest", code, when, space)
 
 
 def score_of(hparams: dict[str, Any]) -> float:
     return 0.9 - abs(hparams["dropout"] - 0.3) + 0.01 * hparams["unfrozen_blocks"]
 
 
-def run(file: search.StudyFile, tune: Tune, seed: int = 7, die_at: int | None = None) -> None:
+def run(file: StudyFile, tune: Tune, seed: int = 7, die_at: int | None = None) -> None:
     """A search whose score is a formula; `die_at` leaves that trial as a killed process would."""
     study = file.load()
-    while asked := search.ask(study, tune, seed):
+    while asked := ask(study, tune, seed):
         trial, number = asked
-        hparams = search.suggest(trial, number, tune.space).to_record()
+        hparams = suggest(trial, number, tune.space).to_record()
         if number == die_at:
             return
         record = {"number": number, "state": "COMPLETE", "hparams": hparams, "score": score_of(hparams)}
-        search.keep_record(trial, record)
-        search.tell(study, trial.number, record)
+        keep_record(trial, record)
+        tell(study, trial.number, record)
 
 
-def records(file: search.StudyFile, num_trials: int = 12) -> list[dict[str, Any]]:
-    return search.list_records(file.load(), num_trials)
+def records(file: StudyFile, num_trials: int = 12) -> list[dict[str, Any]]:
+    return list_records(file.load(), num_trials)
 
 
 def test_the_first_trial_is_the_head_only_baseline(tmp_path: Path, tune: Tune) -> None:
@@ -77,11 +92,11 @@ def test_a_killed_and_resumed_study_has_the_trials_of_an_uninterrupted_one(tmp_p
 def test_a_trial_killed_after_its_record_is_not_trained_again(tmp_path: Path, tune: Tune) -> None:
     file = open_study(tmp_path, tune.space)
     study = file.load()
-    asked = search.ask(study, tune, 7)
+    asked = ask(study, tune, 7)
     assert asked
     trial, number = asked
-    hparams = search.suggest(trial, number, tune.space).to_record()
-    search.keep_record(trial, {"number": 0, "state": "COMPLETE", "hparams": hparams, "score": 0.5})
+    hparams = suggest(trial, number, tune.space).to_record()
+    keep_record(trial, {"number": 0, "state": "COMPLETE", "hparams": hparams, "score": 0.5})
     again = open_study(tmp_path, tune.space)
     run(again, tune)
     assert records(again)[0]["score"] == 0.5
@@ -113,13 +128,13 @@ def test_changed_code_is_asked_about(tmp_path: Path, tune: Tune) -> None:
 def test_a_diverged_trial_counts_and_cannot_win(tmp_path: Path, tune: Tune) -> None:
     file = open_study(tmp_path, tune.space)
     study = file.load()
-    asked = search.ask(study, tune, 7)
+    asked = ask(study, tune, 7)
     assert asked
     trial, number = asked
-    hparams = search.suggest(trial, number, tune.space).to_record()
+    hparams = suggest(trial, number, tune.space).to_record()
     record = {"number": 0, "state": "FAIL", "hparams": hparams, "score": None, "reason": "diverged"}
-    search.keep_record(trial, record)
-    search.tell(study, trial.number, record)
+    keep_record(trial, record)
+    tell(study, trial.number, record)
     run(file, tune)
     assert len(records(file)) == 12
     assert file.load().best_trial.number != trial.number
@@ -137,22 +152,22 @@ def test_a_single_value_is_not_drawn(tmp_path: Path, params_document: dict[str, 
 def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune) -> None:
     tune = more(tune, pruning="median")
     study = open_study(tmp_path, tune.space).load()
-    task = search.next_task(study, tune, 7)
-    assert isinstance(task, search.Task) and task.until == tune.epochs, "only halving pauses a trial at a rung"
-    search.tell(study, task.trial.number, {"state": "COMPLETE", "score": 0.9})
+    task = next_task(study, tune, 7)
+    assert isinstance(task, Task) and task.until == tune.epochs, "only halving pauses a trial at a rung"
+    tell(study, task.trial.number, {"state": "COMPLETE", "score": 0.9})
     pruned: list[bool] = []
     for score in (0.9, 0.9, 0.9, 0.9, 0.1):
-        asked = search.ask(study, tune, 7)
+        asked = ask(study, tune, 7)
         assert asked
         trial = asked[0]
         trial.report(score, 1)
         pruned.append(trial.should_prune())
         trial.report(score, 2)
-        search.tell(study, trial.number, {"state": "COMPLETE", "score": score})
+        tell(study, trial.number, {"state": "COMPLETE", "score": score})
     assert pruned == [False] * 4 + [True]
 
 
-def halve(file: search.StudyFile, tune: Tune, die_after: int | None = None) -> list[tuple[int, int]]:
+def halve(file: StudyFile, tune: Tune, die_after: int | None = None) -> list[tuple[int, int]]:
     """A halved search whose score is a formula: what was trained, (number, up to epoch), in order.
 
     die_after: after so many pieces of work the process dies in the next.
@@ -160,22 +175,22 @@ def halve(file: search.StudyFile, tune: Tune, die_after: int | None = None) -> l
     study = file.load()
     done: list[tuple[int, int]] = []
     while True:
-        for trial, record in search.list_losers(study, tune):
-            search.keep_record(trial, record)
-            search.tell(study, trial.number, record)
-        task = search.next_task(study, tune, 7)
+        for trial, record in list_losers(study, tune):
+            keep_record(trial, record)
+            tell(study, trial.number, record)
+        task = next_task(study, tune, 7)
         if task == "done" or len(done) == die_after:
             return done
         assert task != "wait"
-        hparams = (task.so_far or {}).get("hparams") or search.suggest(task.trial, task.number, tune.space).to_record()
+        hparams = (task.so_far or {}).get("hparams") or suggest(task.trial, task.number, tune.space).to_record()
         record = {"number": task.number, "hparams": hparams, "epochs": task.until, "val_loss": 0.5, "state": "COMPLETE"}
         record["score"] = score_of(hparams) + 0.001 * task.until
         done.append((task.number, task.until))
         if task.until < tune.epochs:
-            search.pause(task.trial, record)
+            pause(task.trial, record)
         else:
-            search.keep_record(task.trial, record)
-            search.tell(study, task.trial.number, record)
+            keep_record(task.trial, record)
+            tell(study, task.trial.number, record)
 
 
 def test_halving_trains_the_better_half_on(tmp_path: Path, tune: Tune) -> None:
@@ -184,7 +199,7 @@ def test_halving_trains_the_better_half_on(tmp_path: Path, tune: Tune) -> None:
     done = halve(file, tune)
     # A bracket of 8 and one of 4: 8 + 4 + 2 and 4 + 2 + 1 pieces of work.
     assert [sum(until == rung for _, until in done) for rung in (2, 4, 8)] == [12, 6, 3]
-    assert search.expect_epochs(tune) == 12 * 2 + 6 * 2 + 3 * 4
+    assert expect_epochs(tune) == 12 * 2 + 6 * 2 + 3 * 4
     ended = records(file)
     assert [record["number"] for record in ended] == list(range(12))
     for bracket in (ended[:8], ended[8:]):
@@ -211,28 +226,28 @@ def test_a_worker_waits_for_the_others_at_a_rung(tmp_path: Path, tune: Tune) -> 
     tune = more(tune, pruning="halving", epochs=8, num_trials=2)
     file = open_study(tmp_path, tune.space)
     study = file.load()
-    first, second = (search.next_task(study, tune, 7) for _ in range(2))
-    assert isinstance(first, search.Task)
-    assert isinstance(second, search.Task)
+    first, second = (next_task(study, tune, 7) for _ in range(2))
+    assert isinstance(first, Task)
+    assert isinstance(second, Task)
     record = {"epochs": 2, "val_loss": 0.5, "hparams": {}}
-    search.pause(first.trial, {"number": 0, "score": 0.7, **record})
-    assert search.next_task(study, tune, 7) == "wait"
-    assert search.list_losers(study, tune) == []
-    search.pause(second.trial, {"number": 1, "score": 0.8, **record})
-    assert [record["number"] for _, record in search.list_losers(study, tune)] == [0]
+    pause(first.trial, {"number": 0, "score": 0.7, **record})
+    assert next_task(study, tune, 7) == "wait"
+    assert list_losers(study, tune) == []
+    pause(second.trial, {"number": 1, "score": 0.8, **record})
+    assert [record["number"] for _, record in list_losers(study, tune)] == [0]
 
 
 @pytest.mark.parametrize(
     ("epochs", "rungs"), [(1, [1]), (2, [1, 2]), (3, [1, 3]), (4, [1, 2, 4]), (8, [2, 4, 8]), (13, [3, 6, 13])]
 )
 def test_trials_are_judged_after_a_quarter_and_half_of_their_epochs(tune: Tune, epochs: int, rungs: list[int]) -> None:
-    assert search.list_rungs(more(tune, pruning="median", epochs=epochs)) == rungs
-    assert search.list_rungs(more(tune, pruning="none", epochs=epochs)) == [epochs]
-    assert search.expect_epochs(more(tune, pruning="none", epochs=epochs, num_trials=3)) == 3 * epochs
+    assert list_rungs(more(tune, pruning="median", epochs=epochs)) == rungs
+    assert list_rungs(more(tune, pruning="none", epochs=epochs)) == [epochs]
+    assert expect_epochs(more(tune, pruning="none", epochs=epochs, num_trials=3)) == 3 * epochs
 
 
 def test_importances_name_the_hparam_that_matters(tmp_path: Path, tune: Tune) -> None:
     file = open_study(tmp_path, tune.space)
     run(file, more(tune, num_trials=30))
-    shares = search.importances(file.load(), 30)
+    shares = importances(file.load(), 30)
     assert max(shares, key=lambda name: shares[name]) == "dropout"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from frostline.metrics.comparison import mcnemar
+from frostline.evidence.comparison import mcnemar
+from frostline.evidence.gate import Check, Verdict, decide_promotion
 from frostline.params import Promote
-from frostline.selection.promotion import Check, Verdict, decide_promotion
 
 CLASSES = ("cat", "dog")
 MEASURED = {"model_mb": 10.0, "latency_p95_ms": 20.0, "golden_difference": 1e-7, "leaked": ()}

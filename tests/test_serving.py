@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from frostline import serving
-from frostline.arrays import sha256_of
-from frostline.process import Refused
+from frostline.errors import Refused
+from frostline.files import sha256_of
+from frostline.serving.model import DATA, Card, FrostlineModel, load_network, predict_probabilities, save_model_folder
 
 CLASSES = ("cat", "dog & fox", "日本")
 SIZE = 32
@@ -34,14 +34,14 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def mlflow_model(tiny_model: Path, images: np.ndarray, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "model"
-    card = serving.Card(CLASSES, SIZE, "squash", 16, 50.0, sha256_of(tiny_model))
-    serving.save_model_folder(folder, tiny_model, card, None)
+    card = Card(CLASSES, SIZE, "squash", 16, 50.0, sha256_of(tiny_model))
+    save_model_folder(folder, tiny_model, card, None)
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(mlflow_model: Path) -> serving.FrostlineModel:
-    return serving.FrostlineModel(mlflow_model / serving.DATA)
+def model(mlflow_model: Path) -> FrostlineModel:
+    return FrostlineModel(mlflow_model / DATA)
 
 
 def test_encoded_pictures_and_their_pixels_get_the_same_answer(model, images):
@@ -74,7 +74,7 @@ def test_threads_compute_one_batch_at_a_time():
 
     network, image = Network(), np.zeros((1, 8, 8, 3), np.uint8)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: serving.predict_probabilities(network, image), range(8)))
+        list(pool.map(lambda _: predict_probabilities(network, image), range(8)))
     assert inside == ["in", "out"] * 8
 
 
@@ -145,14 +145,14 @@ def test_swapped_model_is_not_loaded(tiny_model, tmp_path):
     other = tmp_path / "model.keras"
     other.write_bytes(tiny_model.read_bytes()[:-1] + b"x")
     with pytest.raises(Refused, match="checksum mismatch"):
-        serving.load_network(other, sha256_of(tiny_model))
+        load_network(other, sha256_of(tiny_model))
 
 
 def test_torn_model_is_refused_in_words(tiny_model, tmp_path):
     torn = tmp_path / "model.keras"
     torn.write_bytes(tiny_model.read_bytes()[:500])
     with pytest.raises(Refused, match="cannot be loaded"):
-        serving.load_network(torn, None)
+        load_network(torn, None)
 
 
 def test_the_requirements_are_exact_and_without_the_project(mlflow_model):

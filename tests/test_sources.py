@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frostline.arrays import load_json, sha256_of
-from frostline.folders import copy_layout, find_layout, natural_key
+from frostline.errors import Refused
+from frostline.files import load_json, sha256_of
+from frostline.images import downloads
+from frostline.images.archives import extract_archive
+from frostline.images.downloads import check_url, download, redact_url
+from frostline.images.folders import copy_layout, find_layout, natural_key
+from frostline.images.sources import NAMED_SOURCES, fetch_source
 from frostline.params import Fetch
-from frostline.process import Refused
-from frostline.sources import NAMED_SOURCES, downloads, fetch_source
-from frostline.sources.archives import extract_archive
-from frostline.sources.downloads import check_url, download, redact_url
 
 
 def make_tree(root: Path, *names: str) -> Path:

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from frostline import tracking
+from frostline.errors import Refused
 from frostline.params import Tracking
-from frostline.process import Refused
+from frostline.tracking.lineage import lineage_tags
+from frostline.tracking.owners import sweep_dead_runs
+from frostline.tracking.runs import close_run, delete_trials, log_to_run, log_trial, open_final_run, open_study_run
+from frostline.tracking.store import Store, open_store
 
 
 @pytest.fixture
-def store(mlflow_root: Path) -> tracking.Store:
-    return tracking.open_store(Tracking(), mlflow_root)
+def store(mlflow_root: Path) -> Store:
+    return open_store(Tracking(), mlflow_root)
 
 
-def log_one(store: tracking.Store, parent: str, number: int = 0, **changes: object) -> str:
+def log_one(store: Store, parent: str, number: int = 0, **changes: object) -> str:
     values = {
         "name": f"trial {number:02}",
         "params": {"dropout": 0.3, "unfrozen_blocks": 2},
@@ -29,11 +32,11 @@ def log_one(store: tracking.Store, parent: str, number: int = 0, **changes: obje
         "started": 1000.0,
         "ended": 1003.5,
     }
-    return tracking.log_trial(store, parent, **{**values, **changes})
+    return log_trial(store, parent, **{**values, **changes})
 
 
 def test_trial_is_a_finished_child_with_its_curves(store):
-    parent = tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={})
+    parent = open_study_run(store, "d1", params={"epochs": 2}, tags={})
     run = store.client.get_run(log_one(store, parent))
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == parent
@@ -45,7 +48,7 @@ def test_trial_is_a_finished_child_with_its_curves(store):
 
 def test_trial_carries_its_studys_lineage(store):
     lineage = {"frostline.git.commit": "f00", "frostline.md5.prepared": "abc", "mlflow.user": "me"}
-    parent = tracking.open_study_run(store, "d1", params={}, tags=lineage)
+    parent = open_study_run(store, "d1", params={}, tags=lineage)
     tags = store.client.get_run(log_one(store, parent)).data.tags
     assert tags.items() >= lineage.items()
     assert tags["frostline.study"] == "d1"
@@ -53,21 +56,21 @@ def test_trial_carries_its_studys_lineage(store):
 
 
 def test_trial_that_a_kill_left_open_is_closed(store, monkeypatch):
-    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    parent = open_study_run(store, "d1", params={}, tags={})
     monkeypatch.setattr(type(store.client), "set_terminated", lambda *_: None)
     left = log_one(store, parent)
     monkeypatch.undo()
-    assert tracking.sweep_dead_runs(store) == 1
+    assert sweep_dead_runs(store) == 1
     assert store.client.get_run(left).info.status == "KILLED"
 
 
 def test_the_run_of_a_trial_that_was_drawn_again_is_deleted(store):
-    parent, other = (tracking.open_study_run(store, digest, params={}, tags={}) for digest in ("d1", "d2"))
+    parent, other = (open_study_run(store, digest, params={}, tags={}) for digest in ("d1", "d2"))
     left, same, others = (
         log_one(store, study, tags={"frostline.trial": "0", "frostline.draw": draw})
         for study, draw in ((parent, "10:00"), (parent, "11:00"), (other, "10:00"))
     )
-    assert tracking.delete_trials(store, parent, "frostline.draw", ["10:00", "09:00"]) == 1
+    assert delete_trials(store, parent, "frostline.draw", ["10:00", "09:00"]) == 1
     stages = [store.client.get_run(run).info.lifecycle_stage for run in (left, same, others)]
     assert stages == ["deleted", "active", "active"]
 
@@ -80,51 +83,49 @@ def test_the_run_table_opens_with_our_columns(store):
     assert "params.`unfrozen_blocks`" in view["selectedColumns"]
     # An experiment of an older version gets today's view.
     store.client.set_experiment_tag(store.experiment_id, "mlflow.sharedViewState.frostline", "{}")
-    tracking.open_store(Tracking(), store.root)
+    open_store(Tracking(), store.root)
     assert json.loads(store.client.get_experiment(store.experiment_id).tags["mlflow.sharedViewState.frostline"]) == view
 
 
 def test_infinite_metric_is_not_logged(store):
     # MLflow's "best first" order would put it at the top.
-    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    parent = open_study_run(store, "d1", params={}, tags={})
     assert "val_loss" not in store.client.get_run(log_one(store, parent)).data.metrics
 
 
 def test_pruned_trial_does_not_look_like_a_crash(store):
-    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    parent = open_study_run(store, "d1", params={}, tags={})
     run = store.client.get_run(log_one(store, parent, status="KILLED"))
     assert (run.info.status, run.data.tags["frostline.state"]) == ("KILLED", "PRUNED")
 
 
 def test_study_run_is_reopened_not_doubled(store):
-    first = tracking.open_study_run(store, "d1", params={"epochs": 2}, tags={})
-    tracking.close_run(store, first)
-    assert tracking.open_study_run(store, "d1", params={"epochs": 3}, tags={}) == first
+    first = open_study_run(store, "d1", params={"epochs": 2}, tags={})
+    close_run(store, first)
+    assert open_study_run(store, "d1", params={"epochs": 3}, tags={}) == first
     assert store.client.get_run(first).info.status == "RUNNING"
-    assert tracking.open_study_run(store, "d2", params={}, tags={}) != first
+    assert open_study_run(store, "d2", params={}, tags={}) != first
 
 
 def test_more_metrics_than_one_batch_takes_are_all_logged(store):
-    run = tracking.open_final_run(store, name="final", params={f"p{i}": i for i in range(150)}, tags={})
-    tracking.log_to_run(store, run, metrics={f"m{i}": i for i in range(1200)})
+    run = open_final_run(store, name="final", params={f"p{i}": i for i in range(150)}, tags={})
+    log_to_run(store, run, metrics={f"m{i}": i for i in range(1200)})
     data = store.client.get_run(run).data
     assert (len(data.params), len(data.metrics)) == (150, 1200)
 
 
 def test_pictures_go_to_their_folder_and_class_names_with_signs_are_taken(store, tmp_path):
-    run = tracking.open_final_run(store, name="final", params={}, tags={})
+    run = open_final_run(store, name="final", params={}, tags={})
     (tmp_path / "roc.png").write_bytes(b"png")
     (tmp_path / "card.md").write_text("card")
-    tracking.close_run(
-        store, run, metrics={"recall a & (b)": 0.5}, artifacts=[tmp_path / "roc.png", tmp_path / "card.md"]
-    )
+    close_run(store, run, metrics={"recall a & (b)": 0.5}, artifacts=[tmp_path / "roc.png", tmp_path / "card.md"])
     assert [item.path for item in store.client.list_artifacts(run)] == ["card.md", "figures"]
     assert store.client.get_run(run).data.metrics == {"recall a _ _b_": 0.5}
 
 
 def test_artifacts_lie_below_the_root_wherever_the_process_stands(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = tracking.open_final_run(store, name="final", params={}, tags={})
+    run = open_final_run(store, name="final", params={}, tags={})
     assert store.client.get_run(run).info.artifact_uri.startswith((store.root / "mlruns").as_uri())
 
 
@@ -136,23 +137,23 @@ def test_processes_that_start_together_make_one_working_store(tmp_path):
     )
     started = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [process.wait(120) for process in started] == [0, 0]
-    store = tracking.open_store(Tracking(), tmp_path)
+    store = open_store(Tracking(), tmp_path)
     assert len(store.client.search_runs([store.experiment_id])) == 2
     assert not list(tmp_path.glob(".mlflow-*"))
 
 
 def test_runs_of_dead_processes_are_closed_and_others_left_alone(store):
-    mine = tracking.open_final_run(store, name="mine", params={}, tags={})
-    dead = tracking.open_final_run(store, name="dead", params={}, tags={})
-    reused = tracking.open_final_run(store, name="reused pid", params={}, tags={})
-    elsewhere = tracking.open_final_run(store, name="another host", params={}, tags={})
+    mine = open_final_run(store, name="mine", params={}, tags={})
+    dead = open_final_run(store, name="dead", params={}, tags={})
+    reused = open_final_run(store, name="reused pid", params={}, tags={})
+    elsewhere = open_final_run(store, name="another host", params={}, tags={})
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     store.client.set_tag(dead, "frostline.pid", str(ended.pid))
     store.client.set_tag(reused, "frostline.started", "1.0")
     store.client.set_tag(elsewhere, "frostline.host", "some-other-host")
     store.client.set_tag(elsewhere, "frostline.pid", str(ended.pid))
-    assert tracking.sweep_dead_runs(store) == 2
+    assert sweep_dead_runs(store) == 2
     statuses = [store.client.get_run(run).info.status for run in (mine, dead, reused, elsewhere)]
     assert statuses == ["RUNNING", "KILLED", "KILLED", "RUNNING"]
 
@@ -160,21 +161,21 @@ def test_runs_of_dead_processes_are_closed_and_others_left_alone(store):
 def test_file_store_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(Refused, match="a folder"):
-        tracking.open_store(Tracking(uri="./mlruns"), tmp_path)
+        open_store(Tracking(uri="./mlruns"), tmp_path)
 
 
 def test_server_that_is_down_is_named_without_its_password(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
     with pytest.raises(Refused, match=r"http://127\.0\.0\.1:9 cannot be used") as refusal:
-        tracking.open_store(Tracking(), tmp_path)
+        open_store(Tracking(), tmp_path)
     assert "hunter2" not in str(refusal.value)
 
 
 def test_deleted_experiment_is_not_revived_in_silence(store):
     store.client.delete_experiment(store.experiment_id)
     with pytest.raises(Refused, match="was deleted"):
-        tracking.open_store(Tracking(), store.root)
+        open_store(Tracking(), store.root)
 
 
 def test_lineage_counts_neither_outputs_nor_the_lock_as_changes(tmp_path):
@@ -190,17 +191,17 @@ def test_lineage_counts_neither_outputs_nor_the_lock_as_changes(tmp_path):
         "stages: {prepare: {outs: [{path: data/prepared, md5: abc.dir}, {path: reports/x, md5: d}]}}\n"
     )
     (tmp_path / "data").mkdir()
-    tags = tracking.lineage_tags("seed: 3\n", tmp_path, workspace=tmp_path)
+    tags = lineage_tags("seed: 3\n", tmp_path, workspace=tmp_path)
     assert tags["frostline.git.changes"] == "none"
     assert tags["frostline.md5.prepared"] == "abc.dir"
     assert tags["frostline.seed"] == "3"
     assert len(tags["frostline.git.commit"]) == 40
     (tmp_path / "params.yaml").write_text("seed: 4\n")
-    assert tracking.lineage_tags("seed: 4\n", tmp_path, workspace=tmp_path)["frostline.git.changes"] == "params.yaml"
+    assert lineage_tags("seed: 4\n", tmp_path, workspace=tmp_path)["frostline.git.changes"] == "params.yaml"
 
 
 def test_a_trial_costs_less_than_a_tenth_of_a_second(store):
-    parent = tracking.open_study_run(store, "d1", params={}, tags={})
+    parent = open_study_run(store, "d1", params={}, tags={})
     curves = {name: [0.5] * 8 for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
     times = []
     for number in range(5):
@@ -212,9 +213,9 @@ def test_a_trial_costs_less_than_a_tenth_of_a_second(store):
 
 def test_credentials_of_the_environment_are_in_no_tag(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(tracking.lineage_tags("seed: 1\n", tmp_path))
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(lineage_tags("seed: 1\n", tmp_path))
 
 
 def test_sections_of_params_become_dotted_names(store):
-    run = tracking.open_study_run(store, "d1", params={"tune": {"epochs": 2, "space": {"dropout": 0.5}}}, tags={})
+    run = open_study_run(store, "d1", params={"tune": {"epochs": 2, "space": {"dropout": 0.5}}}, tags={})
     assert store.client.get_run(run).data.params == {"tune.epochs": "2", "tune.space.dropout": "0.5"}

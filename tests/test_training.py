@@ -7,17 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from frostline.classifier import MASK_DROPOUT, MaskDropout, Tail, build_head, make_head_weights
 from frostline.hparams import Hparams
-from frostline.training import (
-    Trainer,
-    TrainingData,
-    fit,
-    load_state,
-    make_class_weights,
-    save_state,
-    score_logits,
-)
+from frostline.training.data import TrainingData, make_class_weights
+from frostline.training.fit import fit, load_state, save_state
+from frostline.training.tail import MASK_DROPOUT, MaskDropout, Tail, build_head, make_head_weights
+from frostline.training.trainer import Trainer, score_logits
 
 PLAIN = Hparams(
     dropout=0.0,
@@ -167,7 +161,7 @@ def test_the_chunk_size_does_not_change_the_training(
     trainer: Trainer, data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(trainer, data, PLAIN, num_epochs=2)
-    monkeypatch.setattr("frostline.training.CHUNK_BYTES", 2 * 32 * data.views[0][0].nbytes)
+    monkeypatch.setattr("frostline.training.trainer.CHUNK_BYTES", 2 * 32 * data.views[0][0].nbytes)
     assert train(trainer, data, PLAIN, num_epochs=2) == pytest.approx(whole, rel=1e-5)
 
 

@@ -11,16 +11,25 @@ import keras
 import numpy as np
 import pytest
 
-from frostline import search, tracking, trials
-from frostline.arrays import load_array, load_split, mark_complete, save_json, save_split
-from frostline.backbones import fetch_weights, load_base
-from frostline.equivalence import check_equivalence
-from frostline.features import choose_dtype, extract_views
+from frostline.arrays import load_array, load_split, save_split
+from frostline.bases.base import load_base
+from frostline.bases.features import choose_dtype, extract_views
+from frostline.bases.files import fetch_weights
+from frostline.errors import Refused
+from frostline.files import mark_complete, save_json
 from frostline.hparams import Hparams
 from frostline.params import Params, parse_params
-from frostline.process import Refused
+from frostline.search.outcome import run_study
+from frostline.search.space import make_baseline
+from frostline.search.study import list_records, open_study
+from frostline.search.worker import Job, run_trials
 from frostline.seeding import derive_seed
-from frostline.trials import Bench, Job, fit_shared_probe, make_baseline, refit, run_study, run_trials
+from frostline.tracking.runs import open_study_run
+from frostline.tracking.store import open_store
+from frostline.training import refit as refit_module
+from frostline.training.bench import Bench, fit_shared_probe
+from frostline.training.receipt import check_equivalence
+from frostline.training.refit import refit
 
 SIZE, VIEWS = 32, 2
 NUM = {"train": 48, "val": 24}
@@ -131,7 +140,7 @@ def test_a_model_that_differs_from_what_was_trained_is_refused(
 ) -> None:
     images = np.asarray(load_split(project / "data/prepared/val").images)
     exact = refit(bench, hparams_at(1), bench.params.refit, tmp_path / "model.keras", images).join_difference
-    monkeypatch.setattr(trials, "JOIN_TOLERANCE", exact - 1e-6)
+    monkeypatch.setattr(refit_module, "JOIN_TOLERANCE", exact - 1e-6)
     with pytest.raises(Refused, match=r"in a probability.*extract\.precision"):
         refit(bench, hparams_at(1), bench.params.refit, tmp_path / "refused.keras", images)
     assert not (tmp_path / "refused.keras").exists()
@@ -185,13 +194,13 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
     params = make_params(project, workers=workers, num_trials=4, pruning="halving" if workers > 1 else "none")
     space = params.tune.space.model_copy(update={"unfrozen_blocks": (0, 0)})
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"space": space})})
-    study = search.open_study(mlflow_root / "studies", "d", "c", "ask", space)
-    store = tracking.open_store(params.tracking, mlflow_root)
-    parent = tracking.open_study_run(store, "d", params={}, tags={})
+    study = open_study(mlflow_root / "studies", "d", "c", "ask", space)
+    store = open_store(params.tracking, mlflow_root)
+    parent = open_study_run(store, "d", params={}, tags={})
     probe = fit_shared_probe(params)
     job = Job(params, study, store, parent, ("dark", "bright"), probe, tmp_path / "work")
     run_trials(job, Bench(params, 2, probe))
-    records = search.list_records(study.load(), 4)
+    records = list_records(study.load(), 4)
     assert [record["number"] for record in records] == [0, 1, 2, 3]
     children = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert sorted(run.info.run_id for run in children) == sorted(record["run_id"] for record in records)
@@ -203,12 +212,12 @@ def test_a_halved_study_killed_at_a_rung_goes_on_from_the_states_on_disk(
     project: Path, mlflow_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = make_params(project, num_trials=4, pruning="halving", epochs=4)
-    store = tracking.open_store(params.tracking, mlflow_root)
+    store = open_store(params.tracking, mlflow_root)
     bench = Bench(params, 2, None)
 
     def run(name: str, die_after: int | None = None) -> list[dict[str, Any]]:
-        study = search.open_study(tmp_path / name, name, "c", "ask", params.tune.space)
-        parent = tracking.open_study_run(store, name, params={}, tags={})
+        study = open_study(tmp_path / name, name, "c", "ask", params.tune.space)
+        parent = open_study_run(store, name, params={}, tags={})
         trained = bench.train
         left = [die_after]
 
@@ -224,7 +233,7 @@ def test_a_halved_study_killed_at_a_rung_goes_on_from_the_states_on_disk(
                 run_trials(Job(params, study, store, parent, ("a", "b"), None, tmp_path / name / "work"), bench)
             except KeyboardInterrupt:
                 assert list((tmp_path / name / "work").glob("*.npz"))
-        return search.list_records(study.load(), 4)
+        return list_records(study.load(), 4)
 
     whole = run("whole")
     assert sorted(record["epochs"] for record in whole) == [1, 1, 2, 4]
@@ -239,9 +248,9 @@ def test_a_halved_study_killed_at_a_rung_goes_on_from_the_states_on_disk(
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path, tmp_path: Path) -> None:
     params = make_params(project, num_trials=2)
-    study = search.open_study(mlflow_root / "studies", "timed", "c", "ask", params.tune.space)
-    store = tracking.open_store(params.tracking, mlflow_root)
-    parent = tracking.open_study_run(store, "timed", params={}, tags={})
+    study = open_study(mlflow_root / "studies", "timed", "c", "ask", params.tune.space)
+    store = open_store(params.tracking, mlflow_root)
+    parent = open_study_run(store, "timed", params={}, tags={})
     report = run_study(params, study, store, parent, ("dark", "bright"), tmp_path / "work").to_record()
     assert set(report["seconds"]) == {"base", "probe", "receipt", "trace", "train", "validate", "bookkeeping"}
     assert all(taken > 0 for taken in report["seconds"].values())

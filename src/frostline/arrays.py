@@ -1,14 +1,11 @@
-"""Arrays and records on disk: whole or absent, never half."""
+"""Arrays on disk, written row by row and read without holding them."""
 
-import hashlib
 import io
-import json
 import math
 import mmap
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-COMPLETE = "complete.json"
+from frostline.files import load_json, part_of, replacing, save_json
+
 # Around each page that is touched Linux maps so many bytes; gathered rows may map so many before they are given back.
 FAULT_BYTES, HELD_BYTES = 65_536, 16_000_000
 
@@ -33,36 +31,6 @@ class ImageSplit:
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
     ids: tuple[str, ...]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        put_in_place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Flushes a finished file to disk and gives it its name."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def save_json(path: Path, record: Any) -> None:
-    """Writes `record` as readable JSON, whole or not at all; NaN and infinity are refused."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def load_json(path: Path) -> Any:
-    """The record in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 class ArrayWriter:
@@ -121,11 +89,6 @@ class ArrayWriter:
         self._stack.__exit__(kind, error, trace)
 
 
-def part_of(path: Path) -> Path:
-    """Where an unfinished file waits to be gone on with."""
-    return path.with_name(f".{path.name}.part")
-
-
 def save_array(path: Path, chunks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike) -> None:
     """Writes chunks, one after the other along the first axis, as one `.npy` of `shape`.
 
@@ -171,42 +134,6 @@ def take_rows(array: NDArray[Any], rows: slice | NDArray[np.integer[Any]]) -> ND
         if hasattr(mmap, "MADV_DONTNEED"):
             array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
     return taken
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_facts(facts: Mapping[str, Any]) -> str:
-    """A short name for a set of facts: 16 hex digits of the sha256 of their JSON."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def mark_complete(folder: Path, **facts: Any) -> None:
-    """Writes the marker that readers of `folder` ask for; the last thing a writer does."""
-    save_json(folder / COMPLETE, facts)
-
-
-def require_complete(folder: Path) -> Mapping[str, Any]:
-    """The facts of a complete folder.
-
-    Raises FileNotFoundError where the marker is absent: the stage that writes the folder did not finish.
-    """
-    marker = folder / COMPLETE
-    if not marker.is_file():
-        raise FileNotFoundError(f"{folder} is incomplete: it has no {COMPLETE}. Run `dvc repro` to make it again.")
-    facts: Mapping[str, Any] = load_json(marker)
-    return facts
-
-
-def publish(work: Path, folder: Path) -> None:
-    """Puts the finished folder `work` in the place of `folder`."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work.replace(folder)
 
 
 def save_split(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from frostline.process import Refused
+from frostline.errors import Refused
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -92,9 +92,14 @@ class Extract(Section):
     """The pass through the frozen prefix."""
 
     batch_size: Positive = 64
-    # Bytes that views and features may take on disk, in GB (1e9).
-    budget_gb: Annotated[float, Field(gt=0)] = 20.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class Storage(Section):
+    """What the stages may keep on disk."""
+
+    # Of views and features together, in GB (1e9 bytes).
+    budget_gb: Annotated[float, Field(gt=0)] = 20.0
 
 
 class Range(Section):
@@ -253,6 +258,7 @@ class Params(Section):
     prepare: Prepare
     augment: Augment
     extract: Extract
+    storage: Storage = Storage()
     tune: Tune
     refit: Refit
     evaluate: Evaluate
@@ -302,6 +308,23 @@ def schema_problems(document: Any) -> list[str]:
     return []
 
 
+def defaults() -> dict[str, dict[str, Any]]:
+    """The default of every key that params.yaml may leave out, by section: what `make deps` writes for DVC to compare."""
+    found = {}
+    for name, field in Params.model_fields.items():
+        kind = field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            continue  # `seed`, which has none
+        values = {
+            key: inner.get_default(call_default_factory=True)
+            for key, inner in kind.model_fields.items()
+            if not inner.is_required()
+        }
+        if values:
+            found[field.alias or name] = values
+    return found
+
+
 def parse_section(document: Any, name: str, kind: type[SectionKind]) -> SectionKind | None:
     """One section of a parsed document, or None where it is missing or wrong."""
     try:
@@ -324,10 +347,16 @@ def load_lock(path: Path = Path("dvc.lock")) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
+# Keys that have another name since; a params.yaml of before is told where its value belongs.
+MOVED = {"extract.budget_gb": "storage.budget_gb"}
+
+
 def _describe(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"] if part not in ("tuple",))
     given = problem["input"]
     match problem["type"]:
+        case "extra_forbidden" if place in MOVED:
+            return f"{place}: is {MOVED[place]} now; given was {given!r}"
         case "extra_forbidden":
             allowed = _keys_at(problem["loc"][:-1])
             return f"{place}: unknown key{_nearest(str(problem['loc'][-1]), allowed)}"

@@ -7,15 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
 
-Result = TypeVar("Result")
+from frostline.errors import Refused
 
 # Work that is not whole yet, below the project's root: outside the stages' outputs, which DVC removes before a stage runs.
 UNFINISHED = Path(".frostline/unfinished")
@@ -25,26 +22,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-class Refused(ValueError):
-    """What was asked for cannot work; the message says what was given, what is allowed, what to do."""
-
-
 def count_cores() -> int:
     """The cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(
-    pool: Executor, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], ahead: int
-) -> Iterator[Result]:
-    """`function(*task)` of each task in the tasks' order, computed in `pool`; at most `ahead` results in memory."""
-    pending: deque[Future[Result]] = deque()
-    for task in tasks:
-        pending.append(pool.submit(function, *task))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def project_root() -> Path:

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from frostline.process import Refused
+from frostline.errors import Refused
 
 # Command -> one line for --help. The command stands in `frostline.cli.<name>` as `command`.
 COMMANDS: dict[str, str] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from frostline.process import Refused
+from frostline.errors import Refused
 
 
 @click.command()
@@ -27,7 +27,7 @@ def command(
     if name is None:
         console.print(_list_families())
         return
-    from frostline.families import CUSTOM, FAMILIES, check_base, parse_options
+    from frostline.bases.families import CUSTOM, FAMILIES, check_base, parse_options
 
     chosen = parse_options(options)
     size = image_size or (FAMILIES[name].default_size if name in FAMILIES else 224)
@@ -40,7 +40,7 @@ def command(
 def _list_families() -> Any:
     from rich.table import Table
 
-    from frostline.families import FAMILIES, cuts_of
+    from frostline.bases.families import FAMILIES, cuts_of
 
     table = Table("family", "blocks", "scaling", "size", "smallest", "options", "real weights", box=None)
     for family in FAMILIES.values():
@@ -59,8 +59,9 @@ def _print_cuts(
 
     from rich.table import Table
 
-    from frostline.backbones import build_base, flops_of
-    from frostline.families import FAMILIES
+    from frostline.bases.base import build_base
+    from frostline.bases.cost import flops_of
+    from frostline.bases.families import FAMILIES
 
     base = build_base(
         name, size, options=options, output_layer=output_layer, weights=Path(weights) if weights else None

@@ -9,7 +9,7 @@ def command() -> None:
 
     Exit code 0 where nothing is wrong, 2 otherwise.
     """
-    from frostline.checks import refuse_problems
+    from frostline.planning.checks import refuse_problems
 
     refuse_problems()
     click.echo("params.yaml: no problem")

@@ -26,10 +26,12 @@ def command(older_than: float, cache: bool, yes: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from frostline.leftovers import DAY, find_leftovers, remove_leftovers, size_of
+    from frostline.files import size_of
     from frostline.params import load_params
     from frostline.process import project_root
-    from frostline.tracking import find_dead_runs, open_store, sweep_dead_runs, tracking_uri
+    from frostline.tracking.leftovers import DAY, find_leftovers, remove_leftovers
+    from frostline.tracking.owners import find_dead_runs, sweep_dead_runs
+    from frostline.tracking.store import open_store, tracking_uri
 
     root = project_root()
     params = load_params(root / "params.yaml")

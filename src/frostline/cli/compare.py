@@ -35,9 +35,11 @@ def command(kind: str | None, study: str, sort: str | None, limit: int, ids: boo
     from rich.console import Console
     from rich.table import Table
 
+    from frostline.errors import Refused
     from frostline.params import load_params
-    from frostline.process import Refused, project_root
-    from frostline.tracking import list_runs, open_store
+    from frostline.process import project_root
+    from frostline.tracking.runs import list_runs
+    from frostline.tracking.store import open_store
 
     store = open_store(load_params().tracking, project_root())
     rows = [row for row in list_runs(store, kind) if row["study"].startswith(study)]
@@ -73,7 +75,7 @@ def sort_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
 
     Raises Refused for a name that no run has.
     """
-    from frostline.process import Refused
+    from frostline.errors import Refused
 
     name, reverse = by.removeprefix("-"), not by.startswith("-")
     known = sorted({key for row in rows for key in row} - {"id", "kind"})

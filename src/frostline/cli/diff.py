@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from frostline.metrics.answers import Answers
+    from frostline.evidence.predictions import Answers
     from frostline.params import Params
-    from frostline.tracking import Store
+    from frostline.tracking.store import Store
 
 PICTURES = 48  # flips shown in the picture, at most
 
@@ -35,11 +35,12 @@ def command(before: str, after: str, limit: int, out: Path, no_log: bool) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    from frostline.arrays import save_json
-    from frostline.metrics.answers import common_rows
+    from frostline.evidence.predictions import common_rows
+    from frostline.files import save_json
     from frostline.params import load_params
     from frostline.process import project_root
-    from frostline.tracking import log_to_run, open_store
+    from frostline.tracking.runs import log_to_run
+    from frostline.tracking.store import open_store
 
     params = load_params()
     store = open_store(params.tracking, project_root())
@@ -71,9 +72,9 @@ def command(before: str, after: str, limit: int, out: Path, no_log: bool) -> Non
 
 def find_run(store: "Store", params: "Params", name: str) -> tuple[str, str]:
     """(id, name for people) of the run that `name` means: a version's number, an alias, an id or its beginning."""
-    from frostline.process import Refused
-    from frostline.registry import find_version
-    from frostline.tracking import list_runs
+    from frostline.errors import Refused
+    from frostline.registry.versions import find_version
+    from frostline.tracking.runs import list_runs
 
     if version := find_version(store, params.register_.name, name):
         return version.run_id, f"version {version.number}"
@@ -89,8 +90,8 @@ def load_run_answers(store: "Store", run_id: str) -> "Answers":
     """The table of answers that `evaluate` logged to the run; Refused where there is none."""
     import tempfile
 
-    from frostline.metrics.answers import load_answers
-    from frostline.tracking import load_artifact
+    from frostline.evidence.predictions import load_answers
+    from frostline.tracking.runs import load_artifact
 
     with tempfile.TemporaryDirectory() as folder:
         return load_answers(load_artifact(store, run_id, "predictions.csv", Path(folder)))
@@ -103,7 +104,7 @@ def compare_answers(
 
     rows: the common pictures' rows in each table.
     """
-    from frostline.metrics.comparison import mcnemar, paired_difference
+    from frostline.evidence.comparison import mcnemar, paired_difference
 
     place = {name: index for index, name in enumerate(after.class_names)}
     columns = [place[name] for name in before.class_names]
@@ -148,7 +149,7 @@ def write_flips(
     import numpy as np
 
     from frostline.arrays import load_split
-    from frostline.figures import sheets
+    from frostline.evidence.figures import sheets
 
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "flips.csv", folder / "flips.png"

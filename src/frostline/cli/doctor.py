@@ -15,9 +15,10 @@ from pathlib import Path
 
 import click
 
-from frostline.arrays import load_json, sha256_of
-from frostline.params import Params, load_params
-from frostline.process import Refused, project_root
+from frostline.errors import Refused
+from frostline.files import load_json, sha256_of
+from frostline.params import Params, load_document, load_params
+from frostline.process import project_root
 
 # What is compared with the lock besides the libraries that change results.
 ALSO_LOCKED = ("mlflow", "dvc")
@@ -101,7 +102,7 @@ def examine_versions(root: Path) -> Iterator[Finding]:
         yield Finding("warn", "locks/dev.txt is missing: versions cannot be compared", "git checkout locks")
         return
     locked = dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\]+)", lock.read_text(encoding="utf-8"), flags=re.MULTILINE))
-    results = [line.split("==")[0] for line in (root / "locks" / "results.txt").read_text(encoding="utf-8").split()]
+    results = list(load_document(root / "locks" / "results.yaml")["versions"])
     same = []
     for name in (*results, *ALSO_LOCKED):
         try:
@@ -173,7 +174,8 @@ def examine_stale_store(root: Path) -> Iterator[Finding]:
 
 
 def examine_store(root: Path, params: Params) -> Iterator[Finding]:
-    from frostline.tracking import find_dead_runs, open_store, tracking_uri
+    from frostline.tracking.owners import find_dead_runs
+    from frostline.tracking.store import open_store, tracking_uri
 
     uri = tracking_uri(params.tracking, root)
     shown = re.sub(r"//[^/@\s]+@", "//", uri)
@@ -199,8 +201,8 @@ def examine_disk(root: Path, params: Params) -> Iterator[Finding]:
     said = f"{free:.1f} GB free at {root}"
     if free < 2:
         yield Finding("fail", said, "A run needs at least 2 GB. `frostline clean` shows what can go.")
-    elif free < params.extract.budget_gb:
-        advice = f"Views and features may take {params.extract.budget_gb:g} GB (extract.budget_gb). `frostline clean` shows what can go."
+    elif free < params.storage.budget_gb:
+        advice = f"Views and features may take {params.storage.budget_gb:g} GB (storage.budget_gb). `frostline clean` shows what can go."
         yield Finding("warn", said, advice)
     else:
         yield Finding("ok", said)

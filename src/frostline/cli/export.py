@@ -23,12 +23,13 @@ def command(forms: tuple[str, ...], number: int | None, model: Path | None, to: 
 
     from frostline.cli.predict import load_file
     from frostline.cli.promote import COPIES
-    from frostline.export import TOLERANCE, export_model, load_pictures, require_packages
+    from frostline.errors import Refused
     from frostline.params import load_params
-    from frostline.process import Refused, project_root
-    from frostline.registry import open_version
-    from frostline.serving import DATA, FrostlineModel
-    from frostline.tracking import open_store
+    from frostline.process import project_root
+    from frostline.registry.versions import open_version
+    from frostline.serving.export import TOLERANCE, export_model, load_pictures, require_packages
+    from frostline.serving.model import DATA, FrostlineModel
+    from frostline.tracking.store import open_store
 
     if model and number:
         raise Refused("Give --model FILE or --version N, not both.")

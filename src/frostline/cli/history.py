@@ -15,9 +15,9 @@ def command(as_json: bool) -> None:
 
     from frostline.params import load_params
     from frostline.process import project_root
-    from frostline.registry import CHAMPION, number_at
     from frostline.registry.moves import list_moves
-    from frostline.tracking import open_store
+    from frostline.registry.versions import CHAMPION, number_at
+    from frostline.tracking.store import open_store
 
     params = load_params()
     name, store = params.register_.name, open_store(params.tracking, project_root())

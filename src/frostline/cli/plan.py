@@ -9,19 +9,19 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def command(as_json: bool) -> None:
-    """Print what each stage will store and how long it will take, and what gives way where extract.budget_gb is too small.
+    """Print what each stage will store and how long it will take, and what gives way where storage.budget_gb is too small.
 
     Measured on a handful of your pictures with your base: takes a minute or two, and changes nothing.
     """
     import shutil
 
-    from frostline.checks import refuse_problems
+    from frostline.planning.checks import refuse_problems
 
     refuse_problems()
-    from frostline.augmentation import POOL_FROM
+    from frostline.images.views import POOL_FROM
     from frostline.params import load_params
     from frostline.planning.estimate import make_plan
-    from frostline.planning.probes import measure
+    from frostline.planning.pace import measure
     from frostline.process import count_cores
 
     params = load_params()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from frostline.serving import FrostlineModel
+    from frostline.serving.model import FrostlineModel
 
 # Of the files in a folder; a file that is named is read whatever it is called.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
@@ -47,7 +47,7 @@ def command(
 
     A file that is no picture is reported and does not stop the rest; the exit code is then 1.
     """
-    from frostline.process import Refused
+    from frostline.errors import Refused
 
     if base is None and (weights or labels or options):
         raise Refused("--weights, --options and --labels go with --base NAME; a model of your own is --model FILE.")
@@ -55,8 +55,8 @@ def command(
         raise Refused("--base labels with a base as it is: --version, --model, --tta and --explain do not go with it.")
     found, unknown = find_pictures(pictures)
     if base is not None:
-        from frostline.direct import label_images
-        from frostline.families import parse_options
+        from frostline.bases.families import parse_options
+        from frostline.serving.direct import label_images
 
         answers = label_images(base, weights, found, labels=labels, options=parse_options(options))
         sys.exit(write_answers(chain(unknown, answers), form, ()))
@@ -70,7 +70,7 @@ def find_pictures(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]],
 
     Folders are read with all that lies below them, by suffix; a glob may be quoted. Raises Refused where nothing is left.
     """
-    from frostline.process import Refused
+    from frostline.errors import Refused
 
     found: list[tuple[str, bytes | None]] = []
     unknown = []
@@ -106,17 +106,18 @@ def read_stdin() -> list[tuple[str, bytes | None]]:
 
 def load_labeller(number: int | None, model: Path | None) -> "FrostlineModel":
     """The champion, the version or the file, checked against its sha256 and loaded by Keras in safe mode."""
+    from frostline.errors import Refused
     from frostline.params import load_params
-    from frostline.process import Refused, project_root
-    from frostline.serving import DATA, FrostlineModel
+    from frostline.process import project_root
+    from frostline.serving.model import DATA, FrostlineModel
 
     if model is not None:
         if number is not None:
             raise Refused("Give --model FILE or --version N, not both.")
         return load_file(model)
     from frostline.cli.promote import COPIES
-    from frostline.registry import open_version
-    from frostline.tracking import open_store
+    from frostline.registry.versions import open_version
+    from frostline.tracking.store import open_store
 
     params = load_params()
     store = open_store(params.tracking, project_root())
@@ -125,10 +126,10 @@ def load_labeller(number: int | None, model: Path | None) -> "FrostlineModel":
 
 def load_file(model: Path) -> "FrostlineModel":
     """The model in a lone `.keras` file; classes and decoding are those of this workspace."""
-    from frostline.arrays import load_json, sha256_of
+    from frostline.errors import Refused
+    from frostline.files import load_json, sha256_of
     from frostline.params import load_params
-    from frostline.process import Refused
-    from frostline.serving import Card, FrostlineModel
+    from frostline.serving.model import Card, FrostlineModel
 
     if not model.is_file():
         raise Refused(f"--model {model} does not exist.")
@@ -150,8 +151,8 @@ def answer_all(
     """One record per picture, in order, 32 at a time: file, label, probability and probabilities, or file and error."""
     import numpy as np
 
-    from frostline.decoding import UnreadableImage
-    from frostline.serving import BATCH_SIZE, make_answers
+    from frostline.images.decoding import UnreadableImage
+    from frostline.serving.model import BATCH_SIZE, make_answers
 
     with click.progressbar(length=len(pictures), label="Labelling", file=sys.stderr, hidden=not show_progress) as bar:
         for start in range(0, len(pictures), BATCH_SIZE):
@@ -185,8 +186,8 @@ def write_heat_maps(labeller: "FrostlineModel", images: Any, labels: Any, folder
     import cv2
     import numpy as np
 
-    from frostline.explanation import explain
-    from frostline.figures.sheets import overlay
+    from frostline.evidence.explanation import explain
+    from frostline.evidence.figures.sheets import overlay
 
     folder.mkdir(parents=True, exist_ok=True)
     for image, heat, name in zip(images, explain(labeller.network, images, labels), names, strict=True):

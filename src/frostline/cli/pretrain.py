@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from frostline.process import UNFINISHED, Refused, keep_freed_memory, project_root
+from frostline.errors import Refused
+from frostline.process import UNFINISHED, keep_freed_memory, project_root
 
 if TYPE_CHECKING:
-    from frostline.pretraining import Epoch, Progress, Recipe, SourceSet
+    from frostline.bases.pretraining import Epoch, Progress, Recipe, SourceSet
 
 EVERY = 10.0  # seconds between two lines of progress
 
@@ -65,8 +66,15 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
         raise Refused(f"{out} holds a base already. Give another --out, or remove it.")
     started = time.time()
     keep_freed_memory()
+    from frostline.bases.pretraining import (
+        Recipe,
+        make_card,
+        make_folder_source,
+        make_generated_source,
+        pretrain,
+        save_base,
+    )
     from frostline.devices import describe_device
-    from frostline.pretraining import Recipe, make_card, make_folder_source, make_generated_source, pretrain, save_base
 
     bfloat16 = settings["precision"] == "bfloat16" or (
         settings["precision"] == "auto" and not describe_device().startswith("CPU")
@@ -137,34 +145,34 @@ class _Run:
     def __init__(self, work: Path, recipe: "Recipe", source: "SourceSet") -> None:
         from dataclasses import asdict
 
-        from frostline import tracking
-        from frostline.arrays import load_json, save_json
+        from frostline.files import load_json, save_json
         from frostline.params import Tracking, load_params
+        from frostline.tracking.lineage import lineage_tags
+        from frostline.tracking.runs import log_to_run, open_final_run
+        from frostline.tracking.store import open_store
 
         root = project_root()
         section = load_params(root / "params.yaml").tracking if (root / "params.yaml").is_file() else Tracking()
-        self.store = tracking.open_store(section, root)
+        self.store = open_store(section, root)
         record = work / "run.json"
         if record.is_file():
             self.run_id: str = load_json(record)["run_id"]
             return
-        tags = tracking.lineage_tags(f"seed: {recipe.seed}\n", root)
+        tags = lineage_tags(f"seed: {recipe.seed}\n", root)
         params = {**asdict(recipe), "source": source.description}
-        self.run_id = tracking.open_final_run(
-            self.store, name=f"pretrain {recipe.architecture}", params=params, tags=tags
-        )
+        self.run_id = open_final_run(self.store, name=f"pretrain {recipe.architecture}", params=params, tags=tags)
         # `compare` and `promote` look for finals; this is none.
-        tracking.log_to_run(self.store, self.run_id, tags={"frostline.kind": "pretraining"})
+        log_to_run(self.store, self.run_id, tags={"frostline.kind": "pretraining"})
         save_json(record, {"run_id": self.run_id})
 
     def close(self, history: "list[Epoch]", out: Path) -> None:
         """Writes curves, card and result, and ends the run."""
-        from frostline import tracking
+        from frostline.tracking.runs import close_run, log_to_run
 
         names = ("loss", "accuracy", "val_loss", "val_accuracy")
         curves = {name: [getattr(epoch, name) for epoch in history] for name in names}
-        tracking.log_to_run(self.store, self.run_id, curves=curves, artifacts={out / "card.json": ""})
-        tracking.close_run(self.store, self.run_id, metrics={"val_accuracy": history[-1].val_accuracy})
+        log_to_run(self.store, self.run_id, curves=curves, artifacts={out / "card.json": ""})
+        close_run(self.store, self.run_id, metrics={"val_accuracy": history[-1].val_accuracy})
 
 
 def _parse_options(given: tuple[str, ...]) -> dict[str, int | float | bool]:

@@ -20,13 +20,14 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     Exits with 0 when the challenger is champion now, with 1 when the gate refused. The verdict with all its numbers goes
     to the version's tags and to reports/promotion.json. docs/promotion.md explains every check.
     """
-    from frostline.arrays import save_json
+    from frostline.errors import Refused
+    from frostline.files import save_json
     from frostline.params import load_params
-    from frostline.process import Refused, project_root
-    from frostline.registry import CHAMPION, describe_wear, number_at
+    from frostline.process import project_root
     from frostline.registry.moves import move_champion, record_refusal, record_verdict
     from frostline.registry.promotion import find_challenger, judge
-    from frostline.tracking import open_store
+    from frostline.registry.versions import CHAMPION, describe_wear, number_at
+    from frostline.tracking.store import open_store
 
     if force and not reason.strip():
         raise Refused('--force needs --reason "why": it is written to the history.')

@@ -12,7 +12,7 @@ def command(to: int | None, reason: str) -> None:
     from frostline.params import load_params
     from frostline.process import project_root
     from frostline.registry.moves import rollback
-    from frostline.tracking import open_store
+    from frostline.tracking.store import open_store
 
     params = load_params()
     name = params.register_.name

@@ -26,8 +26,8 @@ def command(port: int, number: int | None) -> None:
     from frostline.cli.promote import COPIES
     from frostline.params import load_params
     from frostline.process import project_root
-    from frostline.registry import open_version
-    from frostline.tracking import open_store
+    from frostline.registry.versions import open_version
+    from frostline.tracking.store import open_store
 
     params = load_params()
     name, store = params.register_.name, open_store(params.tracking, project_root())
@@ -47,7 +47,7 @@ def command(port: int, number: int | None) -> None:
 
 def free_port(port: int) -> int:
     """The port, or a free one for 0; raises Refused where it is taken."""
-    from frostline.process import Refused
+    from frostline.errors import Refused
 
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -21,9 +21,9 @@ def command() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from frostline.arrays import load_json
+    from frostline.errors import Refused
+    from frostline.files import load_json
     from frostline.params import load_params
-    from frostline.process import Refused
 
     paths = load_params().paths
     files = [Path(paths.study) / "trials.json", Path(paths.evaluation) / "evaluation.json", Path(paths.registration)]

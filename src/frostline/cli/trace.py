@@ -15,9 +15,9 @@ def command(target: str) -> None:
 
     from frostline.params import load_params
     from frostline.process import project_root
-    from frostline.registry import find_version
     from frostline.registry.lineage import trace_run, trace_version
-    from frostline.tracking import open_store
+    from frostline.registry.versions import find_version
+    from frostline.tracking.store import open_store
 
     params = load_params()
     name, store = params.register_.name, open_store(params.tracking, project_root())

@@ -16,7 +16,7 @@ def command(port: int) -> None:
     from frostline.cli.serve import free_port
     from frostline.params import load_params
     from frostline.process import project_root
-    from frostline.tracking import open_store
+    from frostline.tracking.store import open_store
 
     params = load_params()
     root = project_root()
@@ -38,6 +38,6 @@ def command(port: int) -> None:
 
 def view_of(experiment_id: str) -> str:
     """The address, below the server's, of the run table with our columns, the best first."""
-    from frostline.tracking import VIEW
+    from frostline.tracking.store import VIEW
 
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"

@@ -16,10 +16,11 @@ def command(preset: str | None, data: str | None, weights: str | None, base: str
 
     Without PRESET, list the presets. Refused where it would overwrite edits of yours, or where the result could not run.
     """
-    from frostline.checks import find_problems
+    from frostline.cli.presets import DEFAULT, apply_settings, list_presets, load_preset, write_params
+    from frostline.errors import Refused
     from frostline.params import list_problems, parse_document
-    from frostline.presets import DEFAULT, apply_settings, list_presets, load_preset, write_params
-    from frostline.process import Refused, project_root
+    from frostline.planning.checks import find_problems
+    from frostline.process import project_root
 
     root = project_root()
     if preset is None:

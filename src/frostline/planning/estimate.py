@@ -5,9 +5,10 @@ from statistics import mean
 from typing import Any
 
 from frostline.params import Params
-from frostline.planning import Storage, fit_views, plan_storage, view_bytes
-from frostline.planning.probes import Counts, Facts, Pace
-from frostline.search import expect_epochs
+from frostline.planning.notes import describe_storage
+from frostline.planning.pace import Counts, Facts, Pace
+from frostline.planning.storage import Storage, fit_views, plan_storage, view_bytes
+from frostline.search.study import expect_epochs
 
 RECEIPTS = 2  # checks of a study, each compiles about what the deepest tail does
 
@@ -37,7 +38,7 @@ class Plan:
 
 def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: int, pool_from: int) -> Plan:
     """The plan for these params; cores: of this machine; pool_from: bytes of views from which `augment` uses all of them."""
-    size, budget = params.base.image_size, params.extract.budget_gb
+    size, budget = params.base.image_size, params.storage.budget_gb
     views = fit_views(counts.train, size, params.augment.views, budget)
     storage = plan_storage(facts.row_bytes, facts.prefix_flops, counts.train, counts.val, views, size, budget)
     steps = [
@@ -102,7 +103,7 @@ def _epoch_seconds(depth: int, counts: Counts, facts: Facts, storage: Storage, p
 
 
 def _notes(params: Params, counts: Counts, facts: Facts, storage: Storage) -> list[str]:
-    notes = storage.describe(params.augment.views, params.extract.budget_gb)
+    notes = describe_storage(storage, params.augment.views, params.storage.budget_gb)
     notes.append(f"The prefix computes in {facts.precision}: {facts.reason}.")
     if params.tune.pruning != "none":
         notes.append(f"tune: if pruning ({params.tune.pruning}) ends half of the trials that it judges at each rung.")

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from frostline.process import Refused
-from frostline.registry import Version, list_versions
-from frostline.tracking import Store
+from frostline.errors import Refused
+from frostline.registry.versions import Version, list_versions
+from frostline.tracking.store import Store
 
 Facts = list[tuple[str, str]]  # what -> which, in the order to print
 

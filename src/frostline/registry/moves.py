@@ -9,9 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from frostline.process import Refused
-from frostline.registry import CHALLENGER, CHAMPION, PREVIOUS, Version, download_version, load_version, number_at
-from frostline.tracking import Store, locked, user_name
+from frostline.errors import Refused
+from frostline.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    Version,
+    download_version,
+    load_version,
+    number_at,
+)
+from frostline.tracking.lineage import user_name
+from frostline.tracking.store import Store, locked
 
 HISTORY = "frostline.move."  # tags of the registered model: the prefix, then the time
 

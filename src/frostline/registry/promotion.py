@@ -8,17 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_json, load_split, require_complete
+from frostline.arrays import load_split
+from frostline.errors import Refused
+from frostline.evidence.gate import Verdict, decide_promotion
+from frostline.files import load_json, require_complete
+from frostline.images.duplicates import group_near_duplicates
+from frostline.images.shards import Record, make_fingerprints
 from frostline.params import Params
-from frostline.preparation.duplicates import group_near_duplicates
-from frostline.preparation.shards import Record, make_fingerprints
-from frostline.process import Refused
-from frostline.registry import CHALLENGER, CHAMPION, Version, count_test_uses, download_version, load_version, number_at
 from frostline.registry.moves import count_test_use
-from frostline.selection.promotion import Verdict, decide_promotion
-from frostline.serving import DATA, MODEL
+from frostline.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    Version,
+    count_test_uses,
+    download_version,
+    load_version,
+    number_at,
+)
+from frostline.serving.model import DATA, MODEL
 from frostline.serving.scoring import Score, score_in_fresh_process
-from frostline.tracking import Store
+from frostline.tracking.store import Store
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_json, load_split, save_json
-from frostline.process import Refused
-from frostline.serving import GOLDEN, Card, FrostlineModel, load_card
+from frostline.arrays import load_split
+from frostline.errors import Refused
+from frostline.files import load_json, save_json
+from frostline.serving.model import GOLDEN, Card, FrostlineModel, load_card
 
 WARM_UP, TIMED = 3, 40  # answers before, and during, the measurement of latency
 
@@ -78,7 +79,7 @@ def score(folder: Path, split: Path, raw: Path, classes: Sequence[str]) -> Score
 
 
 def _images_for(card: Card, split: Path, raw: Path) -> NDArray[np.uint8]:
-    from frostline.decoding import decode_image
+    from frostline.images.decoding import decode_image
 
     facts = load_json(split.parent / "complete.json")
     loaded = load_split(split)

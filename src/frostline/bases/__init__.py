@@ -1,0 +1,1 @@
+"""Pre-trained networks: families, weights, cuts, and the frozen prefix run once."""

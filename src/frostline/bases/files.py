@@ -1,0 +1,120 @@
+"""`data/base`: the base's weights and the card that says where they come from. Needs Keras for `imagenet` alone."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from frostline import params
+from frostline.bases.families import BUNDLED_BASE, CUSTOM, check_base
+from frostline.errors import Refused
+from frostline.files import load_json, mark_complete, replacing, save_json, sha256_of
+from frostline.process import project_root
+
+SUFFIXES = (".weights.h5", ".h5", ".keras")
+
+
+def fetch_weights(base: params.Base, folder: Path, seed: int) -> None:
+    """Writes `folder`: the weights file, `card.json` with its sha256, and the marker.
+
+    `base.weights` is `bundled`, `imagenet`, `random` or a file. Raises Refused where it is none of these, or where the
+    bundled base is another architecture than `base.name` and `base.options` say.
+    """
+    check_base(base.name, base.image_size, base.options)
+    card: dict[str, Any] = {
+        "name": base.name,
+        "weights": base.weights,
+        "file": None,
+        "sha256": None,
+        "source": None,
+        "licence": None,
+        "options": dict(base.options),
+        "image_size": base.image_size,
+        "seed": seed,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    match base.weights:
+        case "random" | "bundled" | "imagenet" if base.name == CUSTOM:
+            raise Refused(f"base.weights: a custom base is the path of a .keras file; given was {base.weights!r}.")
+        case "random":
+            card |= {"source": "drawn from the seed; not pre-trained", "licence": "none"}
+        case "bundled":
+            card |= _copy_bundled(base, folder)
+        case "imagenet":
+            card |= _download(base, folder)
+        case _:
+            card |= _copy_file(base, folder)
+    if card["file"]:
+        card["sha256"] = sha256_of(folder / card["file"])
+    save_json(folder / "card.json", card)
+    mark_complete(folder, name=base.name, weights=card["weights"], sha256=card["sha256"])
+
+
+def _copy_bundled(base: params.Base, folder: Path) -> dict[str, Any]:
+    card = load_json(BUNDLED_BASE / "card.json")
+    if (card["name"], card["options"]) != (base.name, dict(base.options)):
+        raise Refused(
+            f"The bundled base is {card['name']} with options {card['options']}; base.name is {base.name} with "
+            f"{dict(base.options)}. Set both alike, or give base.weights as imagenet, random or a file."
+        )
+    _copy(BUNDLED_BASE / card["file"], folder / card["file"])
+    if sha256_of(folder / card["file"]) != card["sha256"]:
+        raise Refused(f"The bundled {card['file']} differs from its card: install Frostline again.")
+    return {**card, "weights": "bundled", "image_size": base.image_size}
+
+
+def _copy_file(base: params.Base, folder: Path) -> dict[str, Any]:
+    given = Path(base.weights).expanduser()
+    path = given if given.is_absolute() or given.is_file() else project_root() / given
+    if not path.is_file():
+        raise Refused(
+            f"base.weights: there is no file {base.weights!r}. "
+            f"Allowed are bundled, imagenet, random, or a file ending in {', '.join(SUFFIXES)}."
+        )
+    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+    if suffix is None:
+        raise Refused(f"base.weights: {path.name} does not end in one of {', '.join(SUFFIXES)}.")
+    if base.name == CUSTOM and suffix != ".keras":
+        raise Refused(f"base.weights: a custom base is a .keras file; given was {path.name}.")
+    _copy(path, folder / f"base{suffix}")
+    facts = {"weights": "keras" if suffix == ".keras" else "file", "file": f"base{suffix}", "source": path.name}
+    return facts | _known_facts(path, base)
+
+
+def _known_facts(path: Path, base: params.Base) -> dict[str, Any]:
+    """What the card beside the file says of it, where `frostline pretrain` wrote one for these very bytes."""
+    beside = path.with_name("card.json")
+    card = load_json(beside) if beside.is_file() else {}
+    if not isinstance(card, dict) or card.get("sha256") != sha256_of(path):
+        return {}
+    if base.name != CUSTOM and (card.get("name"), card.get("options", {})) != (base.name, dict(base.options)):
+        raise Refused(
+            f"base.weights: {beside} says that {path.name} is {card.get('name')} with options {card.get('options', {})}; "
+            f"base.name is {base.name} with {dict(base.options)}. Set both alike."
+        )
+    return {key: card[key] for key in ("source", "licence") if card.get(key)}
+
+
+def _download(base: params.Base, folder: Path) -> dict[str, Any]:
+    import keras
+
+    size = base.image_size
+    try:
+        model = getattr(keras.applications, base.name)(
+            include_top=False, weights="imagenet", input_shape=(size, size, 3), **base.options
+        )
+    except Exception as error:  # Keras raises bare Exception where a download fails
+        raise Refused(f"base.weights: the ImageNet weights of {base.name} could not be had: {error}") from error
+    with replacing(folder / "base.weights.h5") as temporary:
+        saved = temporary.with_name("download.weights.h5")
+        model.save_weights(saved)
+        saved.replace(temporary)
+    return {
+        "file": "base.weights.h5",
+        "source": "keras.applications, ImageNet",
+        "licence": "see https://keras.io/api/applications/",
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,114 @@
+"""Presets: named sets of values for `params.yaml`, applied without losing comments or anybody's edits."""
+
+import hashlib
+import io
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from frostline.errors import Refused
+from frostline.files import load_json, replacing, save_json
+
+FOLDER = Path("presets")
+DEFAULT = FOLDER / "default.yaml"
+# The hash of params.yaml as a preset wrote it: as long as it is the same, nobody has edited the file.
+MEMORY = Path(".frostline/preset.json")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset: `settings` maps names such as "tune.num_trials" to values; what it does not name is as in the default."""
+
+    name: str
+    about: str
+    notes: str
+    settings: Mapping[str, Any]
+
+
+def list_presets(root: Path) -> list[Preset]:
+    """All presets below `root`, by name; the default comes first."""
+    names = [path.relative_to(root / FOLDER).with_suffix("").as_posix() for path in (root / FOLDER).rglob("*.yaml")]
+    return [load_preset(root, name) for name in sorted(names, key=lambda name: (name != "default", name))]
+
+
+def load_preset(root: Path, name: str) -> Preset:
+    """The preset of that name; raises Refused that names the others where there is none."""
+    path = root / FOLDER / f"{name}.yaml"
+    if name == "default":
+        return Preset(name, "generated pictures and the bundled base: runs anywhere, without a download", "", {})
+    if ".." in path.parts or not path.is_file():
+        names = sorted(
+            file.relative_to(root / FOLDER).with_suffix("").as_posix() for file in (root / FOLDER).rglob("*.yaml")
+        )
+        raise Refused(f"There is no preset {name!r}. There are: {', '.join(names)}.")
+    document = _yaml().load(path)
+    return Preset(name, document["about"], document.get("notes", ""), dict(document["settings"]))
+
+
+def apply_settings(default: str, settings: Mapping[str, Any]) -> str:
+    """The text of `default` with the values of `settings`, its comments kept.
+
+    Raises Refused where a setting names a section that the default has not.
+    """
+    yaml = _yaml()
+    document = yaml.load(default)
+    for name, value in settings.items():
+        *parents, last = name.split(".")
+        section = document
+        for parent in parents:
+            if not isinstance(section, dict) or parent not in section:
+                raise Refused(f"{name}: params.yaml has no section {parent!r}.")
+            section = section[parent]
+        section[last] = value
+    text = io.StringIO()
+    yaml.dump(document, text)
+    return text.getvalue()
+
+
+def write_params(root: Path, text: str, preset: str, *, force: bool = False) -> None:
+    """Puts `text` in the place of `params.yaml`.
+
+    Raises Refused where that would lose edits, unless `force`: where the file is neither what a preset wrote last, nor
+    what the last commit or the default holds.
+    """
+    path = root / "params.yaml"
+    if not force and path.is_file():
+        current = path.read_text(encoding="utf-8")
+        known = [text, (root / DEFAULT).read_text(encoding="utf-8"), _committed(root)]
+        if current not in known and _hash(current) != _remembered(root):
+            raise Refused(
+                "params.yaml has edits of yours, which `use` would overwrite. Commit them (git commit params.yaml), or throw "
+                "them away with --force."
+            )
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    save_json(root / MEMORY, {"preset": preset, "sha256": _hash(text)})
+
+
+def _committed(root: Path) -> str | None:
+    command = ["git", "-C", str(root), "show", "HEAD:./params.yaml"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    return shown.stdout if shown.returncode == 0 else None
+
+
+def _remembered(root: Path) -> str | None:
+    memory = root / MEMORY
+    return str(load_json(memory)["sha256"]) if memory.is_file() else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _yaml() -> YAML:
+    yaml = YAML()  # round trip: comments and order are kept
+    yaml.width = 132
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml

@@ -1,0 +1,230 @@
+"""The model card: what a model is, what it was made from, how well it does, and where it fails. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frostline.params import Params
+
+Record = Mapping[str, Any]
+WEAK = 5  # classes named as the weakest
+SMALL = 30  # test images below which a class's own numbers are hardly worth more than an anecdote
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the stages wrote, as read from JSON.
+
+    prepared: data/prepared/complete.json; base: data/base/card.json; trials and study: of reports/tune; refit:
+    models/refit.json; evaluation: evaluation.json.
+    """
+
+    class_names: Sequence[str]
+    prepared: Record
+    base: Record
+    trials: Record
+    study: Record
+    refit: Record
+    evaluation: Record
+
+
+def make_model_card(records: Records, params: Params) -> str:
+    """The card as Markdown."""
+    sections = [
+        _introduce(records, params),
+        "## Results\n\n" + _describe_results(records.evaluation),
+        "## Known weaknesses\n\n" + _describe_weaknesses(records.evaluation),
+        "## Data\n\n" + _describe_data(records, params),
+        "## Base\n\n" + _describe_base(records.base),
+        "## How it was searched\n\n" + _describe_search(records),
+        "## How to use it\n\n" + _describe_use(records, params),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _introduce(records: Records, params: Params) -> str:
+    accuracy, names = records.evaluation["accuracy"], records.class_names
+    depth = records.refit["hparams"]["unfrozen_blocks"]
+    trained = "its head alone was trained" if depth == 0 else f"its head and its last {depth} blocks were trained"
+    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return (
+        f"# {params.register_.name}\n\n"
+        f"Tells {len(names)} classes of pictures apart: {listed}. {_with_article(records.base['name'])} of which {trained}. "
+        f"Accuracy on {records.evaluation['num_images']} test pictures that no choice has seen: "
+        f"**{_percent(accuracy)}** ({_confidence(records.evaluation)})."
+    )
+
+
+def _describe_results(evaluation: Record) -> str:
+    names = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro F1",
+        "roc_auc": "ROC-AUC, one class against the rest",
+        "log_loss": "log loss",
+        "brier": "Brier score",
+        "ece": "expected calibration error",
+    }
+    rows = [
+        f"| {text} | {evaluation[key]['value']:.4f} | {evaluation[key]['low']:.4f} to {evaluation[key]['high']:.4f} |"
+        for key, text in names.items()
+        if evaluation[key]
+    ]
+    before, after = evaluation["calibration"]["before"], evaluation["calibration"]["after"]
+    optimism = 100 * evaluation["selection_optimism"]
+    return "\n".join(
+        [
+            f"| on the test split | value | {_confidence(evaluation)} |",
+            "|---|---|---|",
+            *rows,
+            "",
+            _describe_gain(evaluation),
+            f"- The search's best validation score was {evaluation['search_score']:.2%}, {abs(optimism):.2f} points "
+            + (
+                "above the test accuracy: the best of many trials looks better than it is."
+                if optimism > 0
+                else "below the test accuracy, which chance can do."
+            )
+            + " Quote the test accuracy.",
+            f"- Temperature {evaluation['calibration']['temperature']:.3f}, fitted on validation, took the calibration "
+            f"error from {before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
+            f"{after['log_loss']:.4f}. A perfectly calibrated model would show {evaluation['ece']['floor']:.4f} on so "
+            "few pictures.",
+        ]
+    )
+
+
+def _describe_gain(evaluation: Record) -> str:
+    gain, plain = evaluation["gain"], _percent(evaluation["baseline"]["accuracy"])
+    if gain["wins"] == gain["losses"] == 0:
+        return f"- The same base with nothing unfrozen answers every test picture alike ({plain})."
+    return (
+        f"- Against the same base with nothing unfrozen ({plain}): {100 * gain['value']:+.2f} points "
+        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}], {gain['wins']} pictures won and {gain['losses']} lost, "
+        f"exact one-sided McNemar p = {gain['p_value']:.3g}."
+    )
+
+
+def _describe_weaknesses(evaluation: Record) -> str:
+    classes = evaluation["per_class"]
+    tested = {name: row for name, row in classes.items() if row["support"]}
+    weakest = sorted(tested.items(), key=lambda item: (item[1]["recall"]["value"], item[1]["precision"]["value"]))[
+        :WEAK
+    ]
+    lines = [
+        "| class | recall | precision | test pictures |",
+        "|---|---|---|---|",
+        *(
+            f"| {_cell(name)} | {_percent(row['recall'])} | {_percent(row['precision'])} | {row['support']} |"
+            for name, row in weakest
+        ),
+        "",
+    ]
+    if len(tested) > len(weakest):
+        lines.append(f"The {len(weakest)} weakest of {len(tested)} classes; all are in evaluation.json.")
+    small = [name for name, row in classes.items() if 0 < row["support"] < SMALL]
+    untested = [name for name, row in classes.items() if not row["support"]]
+    if small:
+        lines.append(f"Hardly tested, with fewer than {SMALL} pictures: {_some(small)}.")
+    if untested:
+        lines.append(f"**Not tested at all**: {_some(untested)}.")
+    lines.append(
+        "It answers with one of its classes whatever it is shown; a picture of something else gets a wrong answer, "
+        "sometimes a confident one. Pictures unlike the training data (another camera, drawings, other surroundings) "
+        "were not tested."
+    )
+    return "\n".join(lines)
+
+
+def _describe_data(records: Records, params: Params) -> str:
+    prepared = records.prepared
+    counts = ", ".join(f"{number} {split}" for split, number in prepared["num_images"].items())
+    left_out = ", ".join(f"{number} {kind}" for kind, number in prepared.get("left_out", {}).items() if number)
+    source = params.fetch.source.partition("?")[0] if "://" in params.fetch.source else params.fetch.source
+    return "\n".join(
+        [
+            f"- Source: {source}",
+            f"- Pictures: {counts}, at {prepared['image_size']} × {prepared['image_size']} pixels ({prepared['resize']})",
+            f"- Left out: {left_out or 'none'}; exact and near duplicates never cross splits",
+            f"- Hash of the prepared data: `{prepared['content_sha256']}`",
+            f"- Training saw {params.augment.views} views of each picture: "
+            + (", ".join(name for step in params.augment.transforms for name in step) or "the plain one only"),
+        ]
+    )
+
+
+def _describe_base(base: Record) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in base.get("options", {}).items())
+    lines = [
+        f"- Network: {base['name']}{f' ({options})' if options else ''}",
+        f"- Weights: {base['weights']}, from {base.get('source') or 'an unnamed source'}",
+        f"- Licence of the weights: {base.get('licence') or 'not stated; ask whoever gave you the file'}",
+    ]
+    if base.get("sha256"):
+        lines.append(f"- sha256 of the weights: `{base['sha256']}`")
+    return "\n".join(lines)
+
+
+def _describe_search(records: Records) -> str:
+    trials, refit = records.trials["trials"], records.refit
+    states = [trial["state"] for trial in trials]
+    depths = sorted({trial["hparams"]["unfrozen_blocks"] for trial in trials})
+    chosen = ", ".join(f"{name} {_plain(value)}" for name, value in refit["hparams"].items())
+    cut = next(
+        (cut["name"] for cut in records.study.get("cuts", ()) if cut["depth"] == refit["hparams"]["unfrozen_blocks"]),
+        None,
+    )
+    seeds = ", ".join(f"{seed['val_accuracy']:.2%}" for seed in refit["seeds"])
+    return "\n".join(
+        [
+            f"- {len(trials)} trials over depths {depths[0]} to {depths[-1]}: {states.count('COMPLETE')} finished, "
+            f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed (study `{refit['study']}`)",
+            f"- Chosen: trial {refit['trial']}: {chosen}" + (f"; everything up to `{cut}` frozen" if cut else ""),
+            f"- Trained again with {len(refit['seeds'])} seeds (validation {seeds}); number {refit['kept'] + 1} was kept",
+            f"- sha256 of the model: `{refit['sha256']}`",
+        ]
+    )
+
+
+def _describe_use(records: Records, params: Params) -> str:
+    name, size = params.register_.name, records.prepared["image_size"]
+    return (
+        "Input: uint8 pictures (n, "
+        f"{size}, {size}, 3), RGB, 0 to 255; scaling is inside. Output: {len(records.class_names)} probabilities in the "
+        "order of the classes above.\n\n"
+        "```\n"
+        "frostline predict photo.jpg folder/          # the champion, in the project\n"
+        "frostline serve                              # the champion behind MLflow's scoring server\n"
+        "```\n\n"
+        "```python\n"
+        "import mlflow, pandas as pd\n\n"
+        f'model = mlflow.pyfunc.load_model("models:/{name}@champion")\n'
+        'model.predict(pd.DataFrame({"image": [open("photo.jpg", "rb").read()]}))  # label, probability, probabilities\n'
+        "```\n\n"
+        'With Keras alone: `keras.saving.load_model("model.keras")`; decode and resize as `frostline.images.decoding` does, '
+        "other decoders give other pixels."
+    )
+
+
+def _with_article(name: str) -> str:
+    return f"{'An' if name[0] in 'AEIOUaeiou' else 'A'} {name}"
+
+
+def _percent(measured: Record) -> str:
+    return f"{measured['value']:.1%} [{measured['low']:.1%}, {measured['high']:.1%}]"
+
+
+def _confidence(evaluation: Record) -> str:
+    return f"{100 * evaluation['confidence']:g} % interval"
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,1 @@
+"""Pictures of searches and evaluations. The home of matplotlib."""

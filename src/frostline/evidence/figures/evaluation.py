@@ -1,0 +1,56 @@
+"""All pictures of one evaluation, from the answers alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frostline.evidence import calibration
+from frostline.evidence.figures.predictions import confusion_matrix, coverage, reliability, roc_pr
+from frostline.evidence.figures.sheets import explanations, mistakes
+from frostline.evidence.predictions import Answers, pick_mistakes
+
+
+def draw_evaluation(
+    answers: Answers,
+    evaluation: Mapping[str, Any],
+    images: NDArray[np.uint8],
+    examples: NDArray[np.intp],
+    heatmaps: NDArray[np.float32],
+    folder: Path,
+    *,
+    worst: int,
+) -> list[Path]:
+    """Draws all that an evaluation shows into `folder` and returns the files, in the order a person would look.
+
+    evaluation: the record of `evaluation.json`; images: the whole split, uint8 (num_images, size, size, 3), may be
+    memory-mapped; examples: rows that `heatmaps` explain; worst: how many mistakes are shown.
+    """
+    labels, probabilities, names = answers.labels, answers.probabilities, answers.class_names
+    order = ("confusion_matrix", "mistakes", "explanations", "reliability", "coverage", "roc_pr")
+    files = {name: folder / f"{name}.png" for name in order}
+    counts = np.zeros((len(names), len(names)), int)
+    np.add.at(counts, (labels, answers.predictions), 1)
+    confusion_matrix(counts, names, files["confusion_matrix"])
+    for name, rows in (("mistakes", pick_mistakes(answers, worst)), ("explanations", examples)):
+        ids = [answers.files[row] for row in rows]
+        shown = np.stack([images[row] for row in rows]) if len(rows) else images[:0]
+        if name == "mistakes":
+            mistakes(shown, labels[rows], probabilities[rows], ids, names, files[name])
+        else:
+            explanations(shown, heatmaps, labels[rows], probabilities[rows], ids, names, files[name])
+    scaled = evaluation["calibration"]
+    before = calibration.apply_temperature(probabilities, 1 / scaled["temperature"])
+    reliability(
+        calibration.reliability(labels, before),
+        calibration.reliability(labels, probabilities),
+        files["reliability"],
+        ece=(scaled["before"]["ece"], scaled["after"]["ece"]),
+        temperature=scaled["temperature"],
+        floor=evaluation["ece"]["floor"],
+    )
+    coverage(labels, probabilities, files["coverage"])
+    roc_pr(labels, probabilities, names, files["roc_pr"])
+    return list(files.values())

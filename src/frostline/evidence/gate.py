@@ -1,0 +1,224 @@
+"""Whether a challenger becomes champion, from numbers alone; nothing is read or written."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from frostline.evidence import comparison
+from frostline.evidence.calibration import Floats, Labels, ece_floor, expected_calibration_error
+from frostline.evidence.scores import check_answers
+from frostline.params import Promote
+
+GOLDEN_TOLERANCE = 1e-4  # of a probability, from one process to another on the same machine
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the gate: its name, whether it held, a sentence for people, and the numbers behind it."""
+
+    name: str
+    passed: bool
+    message: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's decision; accepted when every check passed. `numbers` is flat, for tags and tables."""
+
+    accepted: bool
+    checks: tuple[Check, ...]
+    numbers: dict[str, float]
+
+    def to_record(self) -> dict[str, Any]:
+        """The verdict as plain values for JSON."""
+        return asdict(self) | {"checks": [asdict(check) for check in self.checks]}
+
+
+def decide_promotion(
+    labels: Labels,
+    challenger: Floats,
+    champion: Floats | None,
+    class_names: Sequence[str],
+    rules: Promote,
+    *,
+    model_mb: float | None = None,
+    latency_p95_ms: float | None = None,
+    golden_difference: float | None = None,
+    leaked: Sequence[str] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Verdict:
+    """Whether the challenger takes the champion's place; all checks must hold.
+
+    challenger and champion: probabilities (num_images, num_classes) on the same test images; champion is None for the
+    first one. model_mb: size of the challenger's file; latency_p95_ms: of one image on this machine;
+    golden_difference: largest change of a stored probability in a fresh process; leaked: test images that the
+    challenger was trained on, or near duplicates. What was not measured (None) fails its check.
+    """
+    sound = _check_answers(labels, challenger, champion, class_names)
+    checks = [sound]
+    if sound.passed:
+        checks.append(_check_test_size(labels, challenger, rules))
+        checks.append(_check_floor(labels, challenger, rules))
+        if champion is not None:
+            checks.append(_check_comparison(labels, challenger, champion, rules, resamples, seed))
+            checks.append(_check_classes(labels, challenger, champion, class_names, rules))
+        checks.append(_check_calibration(labels, challenger, rules))
+    checks.append(_check_limit("model_size", model_mb, rules.max_model_mb, "MB", "promote.max_model_mb"))
+    checks.append(_check_limit("latency_p95", latency_p95_ms, rules.max_latency_ms, "ms", "promote.max_latency_ms"))
+    checks.append(
+        _check_limit("golden", golden_difference, GOLDEN_TOLERANCE, "of probability", "the golden predictions")
+    )
+    checks.append(_check_leaks(leaked))
+    numbers = {
+        f"{check.name}.{key}": float(value)
+        for check in checks
+        for key, value in check.numbers.items()
+        if isinstance(value, (int, float))
+    }
+    return Verdict(all(check.passed for check in checks), tuple(checks), numbers)
+
+
+def _check_answers(labels: Labels, challenger: Floats, champion: Floats | None, class_names: Sequence[str]) -> Check:
+    try:
+        check_answers(labels, challenger, len(class_names))
+        if champion is not None:
+            check_answers(labels, champion, len(class_names))
+    except ValueError as error:
+        return Check("answers", False, f"The answers cannot be judged: {error}")
+    return Check("answers", True, "Every answer is a probability for each class.")
+
+
+def _check_test_size(labels: Labels, challenger: Floats, rules: Promote) -> Check:
+    num_images, correct = len(labels), int((challenger.argmax(axis=1) == labels).sum())
+    share = comparison.wilson_interval(correct, num_images)
+    half = (share.high - share.low) / 2
+    passed = num_images >= rules.min_test_images
+    message = f"{num_images} test images give the accuracy to ±{100 * half:.1f} points"
+    if not passed:
+        message += f": too few to decide. promote.min_test_images asks for {rules.min_test_images}"
+    return Check("test_size", passed, message + ".", {"num_images": num_images, "half_width": half})
+
+
+def _check_floor(labels: Labels, challenger: Floats, rules: Promote) -> Check:
+    correct = int((challenger.argmax(axis=1) == labels).sum())
+    low = comparison.wilson_interval(correct, len(labels), 1 - 2 * rules.significance).low
+    majority = float(np.bincount(labels).max() / len(labels))
+    passed = low > max(majority, rules.accuracy_floor)
+    message = (
+        f"Accuracy {correct / len(labels):.3f}, lower bound {low:.3f}, must be above the largest class's share "
+        f"{majority:.3f} and above promote.accuracy_floor {rules.accuracy_floor:g}."
+    )
+    numbers = {
+        "accuracy": correct / len(labels),
+        "low": low,
+        "majority": majority,
+        "accuracy_floor": rules.accuracy_floor,
+    }
+    return Check("floor", passed, message, numbers)
+
+
+def _check_comparison(
+    labels: Labels, challenger: Floats, champion: Floats, rules: Promote, resamples: int, seed: int
+) -> Check:
+    num_images = len(labels)
+    wins, losses = comparison.count_discordant(labels, challenger, champion)
+    p_value = comparison.mcnemar(wins, losses)
+    # The lower end of a 1 - 2a interval is a one-sided bound at level a.
+    confidence = 1 - 2 * rules.significance
+    drawn = comparison.paired_difference(
+        labels, challenger, champion, resamples=resamples, confidence=confidence, seed=seed
+    )
+    score = comparison.paired_score_interval(wins, losses, num_images, confidence)
+    low = min(drawn.low, score.low)
+    numbers = {
+        "difference": drawn.value,
+        "low": drawn.low,
+        "high": drawn.high,
+        "score_low": score.low,
+        "score_high": score.high,
+        "p_value": p_value,
+        "wins": wins,
+        "losses": losses,
+        "discordance": (wins + losses) / num_images,
+        "num_images": num_images,
+    }
+    found = (
+        f"{100 * drawn.value:+.2f} points [{100 * drawn.low:+.2f}, {100 * drawn.high:+.2f}], "
+        f"{wins} wins and {losses} losses on {num_images} images, p = {p_value:.3g}"
+    )
+    if rules.policy == "better":
+        passed = p_value < rules.significance
+        asked, gain = f"better at p < {rules.significance:g}", drawn.value
+    else:
+        passed = low > -rules.margin
+        asked, gain = (
+            f"not worse by {100 * rules.margin:g} points, lower bound {100 * low:+.2f}",
+            drawn.value + rules.margin,
+        )
+    message = f"{found}; asked for: {asked}."
+    if not passed:
+        needed = comparison.needed_images(
+            gain, max((wins + losses) / num_images, 1 / num_images), significance=rules.significance
+        )
+        if needed is not None and needed > num_images:
+            numbers["needed_images"] = needed
+            message += f" This test set cannot tell; about {needed} images would, if the difference is as seen."
+        elif needed is None:
+            message += " More test images would not help: the challenger is behind."
+    return Check("comparison", passed, message, numbers)
+
+
+def _check_classes(
+    labels: Labels, challenger: Floats, champion: Floats, class_names: Sequence[str], rules: Promote
+) -> Check:
+    drops = {}
+    for index, name in enumerate(class_names):
+        members = labels == index
+        if members.sum() >= rules.min_class_images:
+            ours = float((challenger[members].argmax(axis=1) == index).mean())
+            theirs = float((champion[members].argmax(axis=1) == index).mean())
+            drops[name] = theirs - ours
+    fallen = {name: drop for name, drop in drops.items() if drop > rules.max_class_drop}
+    numbers = {f"drop.{name}": drop for name, drop in drops.items()}
+    if fallen:
+        worst = ", ".join(
+            f"{name} -{100 * drop:.1f}" for name, drop in sorted(fallen.items(), key=lambda item: -item[1])
+        )
+        message = f"Recall fell by more than {100 * rules.max_class_drop:g} points: {worst}."
+    elif drops:
+        name, drop = max(drops.items(), key=lambda item: item[1])
+        message = f"No class lost more than {100 * rules.max_class_drop:g} points of recall; the most, {name}: {-100 * drop:+.1f}."
+    else:
+        message = f"No class has promote.min_class_images = {rules.min_class_images} test images; nothing to compare."
+    return Check("classes", not fallen, message, numbers)
+
+
+def _check_calibration(labels: Labels, challenger: Floats, rules: Promote) -> Check:
+    ece = expected_calibration_error(labels, challenger)
+    floor = ece_floor(challenger)
+    # What chance alone gives so few images is not held against the model.
+    passed = ece <= rules.max_ece + floor
+    message = f"ECE {ece:.3f}, allowed {rules.max_ece:g} + {floor:.3f} (chance on {len(labels)} images)."
+    return Check("calibration", passed, message, {"ece": ece, "floor": floor, "max_ece": rules.max_ece})
+
+
+def _check_limit(name: str, value: float | None, limit: float, unit: str, rule: str) -> Check:
+    if value is None or not np.isfinite(value):
+        return Check(name, False, f"Not measured ({value}), so {rule} cannot be checked.")
+    return Check(
+        name, value <= limit, f"{value:.4g} {unit}, allowed {limit:g} ({rule}).", {"value": value, "limit": limit}
+    )
+
+
+def _check_leaks(leaked: Sequence[str] | None) -> Check:
+    if leaked is None:
+        return Check("leaks", False, "Not checked whether test images were trained on.")
+    message = "No test image, nor a near duplicate, is in the challenger's training data."
+    if leaked:
+        some = ", ".join(leaked[:5]) + (", ..." if len(leaked) > 5 else "")
+        message = f"{len(leaked)} test images, or near duplicates, are in the challenger's training data: {some}"
+    return Check("leaks", not leaked, message, {"num_leaked": len(leaked)})

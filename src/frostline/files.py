@@ -1,0 +1,98 @@
+"""Files and records on disk: whole or absent, never half."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+COMPLETE = "complete.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Flushes a finished file to disk and gives it its name."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save_json(path: Path, record: Any) -> None:
+    """Writes `record` as readable JSON, whole or not at all; NaN and infinity are refused."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> Any:
+    """The record in `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def part_of(path: Path) -> Path:
+    """Where an unfinished file waits to be gone on with."""
+    return path.with_name(f".{path.name}.part")
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """The sha256 over the names and bytes of all files below a folder; what MLflow and Python add later is left out."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if "__pycache__" not in path.parts and path.name != "registered_model_meta":
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def digest_facts(facts: Mapping[str, Any]) -> str:
+    """A short name for a set of facts: 16 hex digits of the sha256 of their JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def mark_complete(folder: Path, **facts: Any) -> None:
+    """Writes the marker that readers of `folder` ask for; the last thing a writer does."""
+    save_json(folder / COMPLETE, facts)
+
+
+def require_complete(folder: Path) -> Mapping[str, Any]:
+    """The facts of a complete folder.
+
+    Raises FileNotFoundError where the marker is absent: the stage that writes the folder did not finish.
+    """
+    marker = folder / COMPLETE
+    if not marker.is_file():
+        raise FileNotFoundError(f"{folder} is incomplete: it has no {COMPLETE}. Run `dvc repro` to make it again.")
+    facts: Mapping[str, Any] = load_json(marker)
+    return facts
+
+
+def publish(work: Path, folder: Path) -> None:
+    """Puts the finished folder `work` in the place of `folder`."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work.replace(folder)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file or of all files below a folder; 0 where there is none."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum(file.stat().st_size for file in files)

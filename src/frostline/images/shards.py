@@ -1,0 +1,200 @@
+"""Decoded pictures with their fingerprints, in shards on disk that a killed run takes up again."""
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from frostline.arrays import load_array, save_array, take_rows
+from frostline.files import COMPLETE, load_json, mark_complete, save_json
+from frostline.images.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
+from frostline.images.folders import Entry
+from frostline.params import Prepare
+from frostline.process import die_with_parent, keep_freed_memory
+
+SHARD_BYTES = 16_000_000  # of decoded pictures: the unit of work, what a kill loses, what a worker holds
+GATHER = 64  # decoded pictures copied at once
+THUMB = 16  # side of the grey thumbnail
+# From this many files on, processes (each imports OpenCV first) are worth their time and memory: threads share Python's lock.
+PROCESSES_FROM = 2_000
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "WebP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "PNM": (".ppm", ".pgm", ".pnm"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One file of `raw`. `reason` is "" for a usable picture; then `row` is its place among the decoded ones."""
+
+    image_id: str
+    class_name: str
+    folder_split: str | None
+    reason: str
+    sha256: str = ""
+    pixel_sha256: str = ""
+    dhash: int = 0
+    width: int = 0
+    height: int = 0
+    note: str = ""
+    row: int = -1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some decoded files: `images.npy` (num_usable, size, size, 3), `thumbs.npy` (num_usable, THUMB * THUMB), uint8."""
+
+    folder: Path
+    records: tuple[Record, ...]
+    num_usable: int
+
+
+def decode_shards(entries: Sequence[Entry], prepare: Prepare, size: int, work: Path, workers: int) -> list[Shard]:
+    """Decodes all files into shards below `work`; shards that are there already are taken as they are.
+
+    Neither the number of workers nor their kind changes anything in the shards.
+    """
+    length = max(16, SHARD_BYTES // (size * size * 3))
+    chunks = [entries[start : start + length] for start in range(0, len(entries), length)]
+    folders = [work / f"shard-{number:05d}-{_digest(chunk, prepare, size)}" for number, chunk in enumerate(chunks)]
+    missing = [
+        (folder, chunk) for folder, chunk in zip(folders, chunks, strict=True) if not (folder / COMPLETE).is_file()
+    ]
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # the workers are the whole parallelism; OpenCV's own threads would fight for the same cores
+    try:
+        with _open_pool(workers, sum(len(chunk) for _, chunk in missing)) as pool:
+            running = [pool.submit(_decode_shard, folder, chunk, prepare, size) for folder, chunk in missing]
+            try:
+                for future in running:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # or leaving the block would first decode all the rest
+                raise
+    finally:
+        cv2.setNumThreads(threads)
+    shards, row = [], 0
+    for folder in folders:
+        records = [Record(*fields) for fields in load_json(folder / "records.json")]
+        first = row
+        for index, record in enumerate(records):
+            if not record.reason:
+                records[index] = replace(record, row=row)
+                row += 1
+        shards.append(Shard(folder, tuple(records), row - first))
+    return shards
+
+
+def load_thumbs(shards: Sequence[Shard]) -> NDArray[np.uint8]:
+    """The thumbnails of all usable pictures, (num_usable, THUMB * THUMB)."""
+    return np.concatenate([load_array(shard.folder / "thumbs.npy") for shard in shards])
+
+
+def gather_images(shards: Sequence[Shard], rows: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    """The decoded pictures of ascending `rows`, in chunks of at most GATHER."""
+    start, wanted = 0, np.array(rows, np.int64)
+    for shard in shards:
+        low, high = np.searchsorted(wanted, [start, start + shard.num_usable])
+        for first in range(low, high, GATHER):
+            chunk = wanted[first : min(first + GATHER, high)] - start
+            yield take_rows(load_array(shard.folder / "images.npy"), chunk)
+        start += shard.num_usable
+
+
+def make_fingerprints(image: NDArray[np.uint8]) -> tuple[int, NDArray[np.uint8]]:
+    """Of an RGB picture: the 64-bit difference hash, and the grey thumbnail, flat (THUMB * THUMB,).
+
+    The hash says of each of 8 x 8 cells whether it is darker than its right neighbour. Source: N. Krawetz, "Kind of Like
+    That", hackerfactor.com, 2013.
+    """
+    # Averages over whole multiples (16 of 9 x 8, 9 by 8 of 16 x 16) are several times faster than over any size.
+    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (144, 128), interpolation=cv2.INTER_LINEAR)
+    thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+    cells = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()), np.asarray(thumb, np.uint8).ravel()
+
+
+def _open_pool(workers: int, num_files: int) -> Executor:
+    if workers == 1 or num_files < PROCESSES_FROM:
+        return ThreadPoolExecutor(workers)
+    # Spawned, never forked: the caller may have threads.
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+
+
+def _digest(entries: Sequence[Entry], prepare: Prepare, size: int) -> str:
+    """Names what a shard is made of: the files with size and time, and how they are decoded."""
+    how = (size, prepare.resize, prepare.min_side, prepare.max_megapixels, FORMATS, cv2.__version__)
+    digest = hashlib.sha256(repr(how).encode())
+    for entry in entries:
+        status = os.stat(entry.path)  # noqa: PTH116
+        digest.update(repr((entry.image_id, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _decode_shard(folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int) -> None:
+    records, images, thumbs = [], [], []
+    for entry in entries:
+        record, image, thumb = _decode_entry(entry, prepare, size)
+        records.append(record)
+        if image is not None and thumb is not None:
+            images.append(image[None])
+            thumbs.append(thumb[None])
+    save_array(folder / "images.npy", images, (len(images), size, size, 3), np.uint8)
+    save_array(folder / "thumbs.npy", thumbs, (len(thumbs), THUMB * THUMB), np.uint8)
+    save_json(folder / "records.json", [astuple(record) for record in records])
+    mark_complete(folder, num_usable=len(images))
+
+
+def _decode_entry(
+    entry: Entry, prepare: Prepare, size: int
+) -> tuple[Record, NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+    try:
+        data = Path(entry.path).read_bytes()
+        header = read_header(data)
+        check_header(header, min_side=prepare.min_side, max_megapixels=prepare.max_megapixels)
+        image = decode_checked(data, header, size, prepare.resize)
+    except UnreadableImage as error:
+        return Record(entry.image_id, entry.class_name, entry.split, error.reason), None, None
+    except OSError as error:
+        return Record(entry.image_id, entry.class_name, entry.split, f"unreadable file: {error.strerror}"), None, None
+    notes = []
+    suffix = Path(entry.name).suffix.lower()
+    if suffix not in _SUFFIXES[header.format]:
+        notes.append(f"{header.format} named {suffix or 'without a suffix'}")
+    if header.animated:
+        notes.append("first frame of an animation")
+    if max(header.width, header.height) > 10 * min(header.width, header.height):
+        notes.append("very long and thin")
+    dhash, thumb = make_fingerprints(image)
+    record = Record(
+        entry.image_id,
+        entry.class_name,
+        entry.split,
+        "",
+        sha256=hashlib.sha256(data).hexdigest(),
+        pixel_sha256=hashlib.sha256(image.data).hexdigest(),
+        dhash=dhash,
+        width=header.width,
+        height=header.height,
+        note="; ".join(notes),
+    )
+    return record, image, thumb

@@ -1,0 +1,131 @@
+"""The transforms that params.yaml declares, checked before they run. The home of Albumentations."""
+
+import inspect
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import albumentations as A
+import numpy as np
+from numpy.typing import NDArray
+
+from frostline.errors import Refused
+
+Transforms = Sequence[Mapping[str, Mapping[str, Any]]]
+Pipeline = tuple[A.BasicTransform | A.BaseCompose, ...]
+
+
+# --- what params.yaml says ------------------------------------------------------------------------------------------
+
+
+def build_transforms(transforms: Transforms, image_size: int | None = None) -> Pipeline:
+    """The transforms, ready to run; raises Refused with every problem in them (see `check_transforms`)."""
+    check_transforms(transforms, image_size)
+    return tuple(build_transform(name, arguments) for entry in transforms for name, arguments in entry.items())
+
+
+def check_transforms(transforms: Transforms, image_size: int | None = None) -> None:
+    """Raises Refused that lists every unknown transform, misspelt argument and impossible value.
+
+    Albumentations only warns of most of these and goes on without them. With `image_size`, each transform is tried, and
+    refused if it does not give uint8 (image_size, image_size, 3) back.
+    """
+    problems = [
+        problem
+        for place, entry in enumerate(transforms)
+        for problem in _problems_of(f"transforms[{place}]", entry, image_size)
+    ]
+    if problems:
+        raise Refused(f"augment has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))
+
+
+def build_transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform | A.BaseCompose:
+    kind = getattr(A, name)
+    if issubclass(kind, A.BaseCompose):
+        inner = [build_transform(*item) for entry in arguments["transforms"] for item in entry.items()]
+        return kind(**{**arguments, "transforms": inner})
+    return kind(**arguments)
+
+
+def _problems_of(place: str, entry: Any, image_size: int | None) -> list[str]:
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        return [f"{place}: expected one transform, {{Name: {{argument: value}}}}; given was {entry!r}"]
+    ((name, arguments),) = entry.items()
+    if name not in _names():
+        return [f"{place}: unknown transform {name!r}{_nearest(name, _names())}"]
+    place, kind = f"{place}.{name}", getattr(A, name)
+    if not isinstance(arguments, Mapping):
+        return [f"{place}: expected {{argument: value}}; given was {arguments!r}"]
+    allowed = [word for word in inspect.signature(kind).parameters if word != "self"]
+    wrong = [argument for argument in arguments if argument not in allowed]
+    if wrong:
+        return [
+            f"{place}: unknown argument {word!r}{_nearest(word, allowed)}; allowed: {', '.join(allowed)}"
+            for word in wrong
+        ]
+    if issubclass(kind, A.BaseCompose):
+        inner = arguments.get("transforms")
+        if not isinstance(inner, list) or not inner:
+            return [f"{place}.transforms: expected a list of transforms; given was {inner!r}"]
+        found = [
+            text
+            for at, each in enumerate(inner)
+            for text in _problems_of(f"{place}.transforms[{at}]", each, image_size)
+        ]
+        if found:
+            return found
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            transform = build_transform(name, arguments)
+    except (ValueError, TypeError, AttributeError, UserWarning) as error:
+        return [f"{place}: {_shorten(error)}"]
+    return _problems_of_output(place, transform, image_size) if image_size else []
+
+
+def _problems_of_output(place: str, transform: Any, image_size: int) -> list[str]:
+    probe = np.random.default_rng(0).integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+    try:
+        view = run_transforms((transform,), probe, seed=0, force=True)
+    except Exception as error:  # whatever a transform raises is the user's to know
+        return [f"{place}: fails on a picture of {image_size}x{image_size}: {_shorten(error)}"]
+    if view.shape != probe.shape or view.dtype != np.uint8:
+        shape = "x".join(map(str, view.shape))
+        return [
+            f"{place}: makes {shape} {view.dtype} of {image_size}x{image_size}x3 uint8; a view must keep its shape and type"
+        ]
+    return []
+
+
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split("For further information")[0].split()) or type(error).__name__
+
+
+def _names() -> list[str]:
+    composed = {"OneOf", "SomeOf", "Sequential", "RandomOrder"}
+    return [
+        name
+        for name, kind in vars(A).items()
+        if inspect.isclass(kind) and (name in composed or (issubclass(kind, A.BasicTransform) and name[0] != "_"))
+    ]
+
+
+def _nearest(word: str, allowed: Sequence[str]) -> str:
+    close = get_close_matches(word, allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def run_transforms(
+    pipeline: Pipeline, image: NDArray[np.uint8], seed: int, *, force: bool = False
+) -> NDArray[np.uint8]:
+    # One stream for all transforms. `Compose.set_random_seed` gives each transform the same seed, so that a picture
+    # would be brightened exactly when it is flipped; it is slower, too.
+    drawn = np.random.Generator(np.random.PCG64(seed))
+    drawn_by_python = random.Random(seed)
+    image = np.array(image)  # some transforms write into what they get
+    for transform in pipeline:
+        transform.set_random_state(drawn, drawn_by_python)
+        image = transform(image=image, force_apply=force)["image"]
+    return image

@@ -1,0 +1,304 @@
+"""What is wrong with `params.yaml` beyond its schema, found without running or building anything."""
+
+import difflib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from frostline.bases import families
+from frostline.bases.families import BUNDLED_BASE, FAMILIES, Family, cuts_of
+from frostline.errors import Refused
+from frostline.files import COMPLETE, load_json
+from frostline.images.sources import NAMED_SOURCES
+from frostline.params import (
+    Augment,
+    Base,
+    Fetch,
+    Paths,
+    Prepare,
+    Tracking,
+    Tune,
+    list_problems,
+    load_document,
+    parse_section,
+    schema_problems,
+)
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+WEIGHTS = ("bundled", "imagenet", "random")
+# MLflow's file store is closed: a path or file:// would fail at the first run.
+STORES = (
+    "sqlite",
+    "postgresql",
+    "postgresql+psycopg2",
+    "mysql",
+    "mysql+pymysql",
+    "mssql",
+    "http",
+    "https",
+    "databricks",
+)
+
+
+def refuse_problems(path: Path = Path("params.yaml")) -> None:
+    """Raises Refused that lists every problem of the file, by schema and beyond."""
+    problems = find_problems(load_document(path), path.parent)
+    if problems:
+        raise Refused(list_problems(str(path), problems))
+
+
+def find_problems(document: Any, root: Path = Path()) -> list[str]:
+    """Every problem of a parsed `params.yaml`, one line each: what was given, what is allowed, the nearest right word.
+
+    A section that is wrong by the schema is left out of the further checks; the others are still looked at.
+    root: the folder that relative paths of the document start from.
+    """
+    problems = schema_problems(document)
+    base = parse_section(document, "base", Base)
+    tune = parse_section(document, "tune", Tune)
+    fetch = parse_section(document, "fetch", Fetch)
+    augment = parse_section(document, "augment", Augment)
+    prepare = parse_section(document, "prepare", Prepare)
+    paths = parse_section(document, "paths", Paths)
+    # What was fetched already, here or by a teammate whose results were pulled, need not be there any more.
+    if fetch and not (paths and _was_fetched(fetch, root / paths.raw)):
+        problems += check_source(fetch, root)
+    if fetch and prepare:
+        problems += check_shares(fetch, prepare)
+    if base:
+        problems += check_base(base, root, fetched=paths is not None and _base_was_fetched(base, root / paths.base))
+    if base and tune:
+        problems += check_depth(base, tune)
+    if augment:
+        problems += check_views(augment)
+    if paths:
+        problems += check_paths(paths)
+    if tracking := parse_section(document, "tracking", Tracking):
+        problems += check_tracking(tracking)
+    return problems
+
+
+def check_source(fetch: Fetch, root: Path) -> list[str]:
+    """Problems of `fetch.source`: nothing there, no archive, a password in it, an extra that is not installed."""
+    source = fetch.source
+    if source == "generated" or source in NAMED_SOURCES:
+        return []
+    if source.startswith("tfds:"):
+        if importlib.util.find_spec("tensorflow_datasets") is None:
+            return [
+                f"fetch.source: {source!r} needs the extra `tfds`, which is not installed. Run `make env EXTRA=tfds`."
+            ]
+        return []
+    if "://" in source:
+        return _url_problems("fetch.source", source, ("https", "http"))
+    path = root / Path(source).expanduser()
+    if path.is_dir():
+        return []
+    if path.is_file():
+        if path.name.lower().endswith(ARCHIVES):
+            return []
+        return [f"fetch.source: {source!r} is a file, but no archive; known are {', '.join(ARCHIVES)}"]
+    words = ["generated", *NAMED_SOURCES]
+    return [
+        f"fetch.source: given was {source!r}, which is no folder or archive{_nearest(source, words)}; "
+        f"allowed: a folder, an archive (path or https URL), tfds:NAME, {', '.join(words)}"
+    ]
+
+
+def check_shares(fetch: Fetch, prepare: Prepare) -> list[str]:
+    """Problems of the split: nothing left to train on, or too few pictures in a class."""
+    problems = []
+    if prepare.val_share + prepare.test_share >= 0.95:
+        problems.append(
+            f"prepare: val_share {prepare.val_share} and test_share {prepare.test_share} leave too little to train on; "
+            "their sum must be below 0.95"
+        )
+    if fetch.source == "generated" and fetch.images_per_class < prepare.min_per_class:
+        problems.append(
+            f"fetch.images_per_class: given was {fetch.images_per_class}, below prepare.min_per_class ({prepare.min_per_class})"
+        )
+    return problems
+
+
+def check_base(base: Base, root: Path, *, fetched: bool = False) -> list[str]:
+    """Problems of the base: its family, options, image size, weights and output layer.
+
+    fetched: its weights file was copied to `paths.base` already, and need not be where it was.
+    """
+    family = FAMILIES.get(base.name)
+    if base.name == "custom":
+        return [*_custom_problems(base), *_weights_problems(base, root, fetched)]
+    if family is None:
+        words = [*FAMILIES, "custom"]
+        problem = f"base.name: given was {base.name!r}{_nearest(base.name, words)}; allowed: {', '.join(words)}"
+        return [problem] if base.weights == "bundled" else [problem, *_weights_problems(base, root, fetched)]
+    problems = _option_problems(base, family)
+    if not problems or base.weights != "bundled":
+        problems += _weights_problems(base, root, fetched)
+    if base.image_size < family.min_size:
+        problems.append(f"base.image_size: {base.name} needs at least {family.min_size}; given was {base.image_size}")
+    if base.output_layer is not None and not _option_problems(base, family):
+        cuts = cuts_of(base.name, base.options)
+        if base.output_layer not in cuts:
+            problems.append(
+                f"base.output_layer: {base.output_layer!r} is no cut of {base.name}{_nearest(base.output_layer, cuts)}; "
+                f"allowed: {', '.join(cuts)}"
+            )
+    return problems
+
+
+def check_depth(base: Base, tune: Tune) -> list[str]:
+    """Problems of the depths to try: more blocks than the base has below its output layer."""
+    family = FAMILIES.get(base.name)
+    if family is None or _option_problems(base, family):
+        return []
+    deepest = tune.space.unfrozen_blocks[1]
+    if family.head_only_reason and deepest > 0:
+        return [
+            f"tune.space.unfrozen_blocks: {base.name} offers depth 0 only, because {family.head_only_reason}; given was {deepest}"
+        ]
+    cuts = cuts_of(base.name, base.options)
+    output = base.output_layer or cuts[-1]
+    if output not in cuts or deepest <= cuts.index(output):
+        return []
+    return [
+        f"tune.space.unfrozen_blocks: {base.name} has {cuts.index(output)} blocks between its first cut and {output}; "
+        f"given was {deepest}. `frostline blocks {base.name}` lists them"
+    ]
+
+
+def check_views(augment: Augment) -> list[str]:
+    """Problems of the transforms: unknown ones, misspelt arguments, impossible values."""
+    from frostline.images.transforms import check_transforms
+
+    if augment.views > 1 and not augment.transforms:
+        return [
+            f"augment.transforms: empty, so that all {augment.views} views would be equal. Set views to 1 or add some"
+        ]
+    try:
+        check_transforms(augment.transforms)
+    except Refused as refusal:
+        lines = str(refusal).splitlines()
+        return [
+            line if line.startswith("augment.") else f"augment.{line}" for line in map(str.strip, lines[1:] or lines)
+        ]
+    return []
+
+
+def check_paths(paths: Paths) -> list[str]:
+    """Problems of the paths: outside the project, or one within another, which DVC refuses."""
+    problems = []
+    places = {name: PurePosixPath(value) for name, value in paths.model_dump().items()}
+    for name, place in places.items():
+        if place.is_absolute() or ".." in place.parts or place == PurePosixPath():
+            problems.append(f"paths.{name}: must be a path below the project's root; given was {str(place)!r}")
+    for name, place in places.items():
+        for other, outer in places.items():
+            if name != other and (outer in place.parents or (place == outer and name < other)):
+                problems.append(
+                    f"paths.{name}: {str(place)!r} and paths.{other} ({str(outer)!r}) overlap; DVC needs them apart"
+                )
+    return problems
+
+
+def check_tracking(tracking: Tracking) -> list[str]:
+    """Problems of `tracking.uri`: a store that MLflow no longer opens, or a password in it."""
+    if tracking.uri is None:
+        return []
+    return _url_problems("tracking.uri", tracking.uri, STORES)
+
+
+def _option_problems(base: Base, family: Family) -> list[str]:
+    problems = []
+    for name, value in base.options.items():
+        kind = family.options.get(name)
+        allowed = ", ".join(f"{option} ({wanted.__name__})" for option, wanted in family.options.items()) or "none"
+        if kind is None:
+            problems.append(
+                f"base.options.{name}: unknown option of {base.name}{_nearest(name, family.options)}; allowed: {allowed}"
+            )
+        elif not _is_of(value, kind):
+            problems.append(f"base.options.{name}: must be {kind.__name__}; given was {value!r}")
+    return problems
+
+
+def _was_fetched(fetch: Fetch, folder: Path) -> bool:
+    return (folder / COMPLETE).is_file() and load_json(folder / COMPLETE).get("source") == fetch.source
+
+
+def _base_was_fetched(base: Base, folder: Path) -> bool:
+    if not (folder / COMPLETE).is_file():
+        return False
+    card = load_json(folder / "card.json")
+    return bool(card["name"] == base.name and card["source"] == Path(base.weights).name)
+
+
+def _custom_problems(base: Base) -> list[str]:
+    try:
+        families.check_base(base.name, base.image_size, base.options)
+    except Refused as refusal:
+        return [str(refusal)]
+    return []
+
+
+def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
+    weights = base.weights
+    if base.name == "custom" and not weights.endswith(".keras"):
+        return [f"base.weights: a custom base is a .keras file; given was {weights!r}"]
+    if weights == "bundled":
+        return _bundled_problems(base)
+    if weights in WEIGHTS:
+        return []
+    path = root / Path(weights).expanduser()
+    if not path.is_file() and not fetched:
+        return [
+            f"base.weights: given was {weights!r}, which is no file{_nearest(weights, WEIGHTS)}; "
+            f"allowed: {', '.join(WEIGHTS)}, or the path of a .weights.h5, .h5 or .keras file"
+        ]
+    if path.suffix not in (".h5", ".keras"):
+        return [f"base.weights: {weights!r} ends in neither .weights.h5, .h5 nor .keras"]
+    return []
+
+
+def _bundled_problems(base: Base) -> list[str]:
+    if not (BUNDLED_BASE / "card.json").is_file():
+        return [
+            f"base.weights: the bundled weights are missing from this installation ({BUNDLED_BASE}). Install frostline again"
+        ]
+    card = load_json(BUNDLED_BASE / "card.json")
+    problems = []
+    if base.name != card["name"]:
+        problems.append(f"base.weights: the bundled weights are those of {card['name']}; base.name is {base.name!r}")
+    elif base.options != card["options"]:
+        problems.append(f"base.options: the bundled weights need {card['options']}; given was {base.options}")
+    return problems
+
+
+def _url_problems(place: str, url: str, schemes: tuple[str, ...]) -> list[str]:
+    parts = urlsplit(url)
+    problems = []
+    if parts.scheme not in schemes:
+        problems.append(
+            f"{place}: {parts.scheme or url!r} is no kind of address that works here; allowed: {', '.join(schemes)}"
+        )
+    if parts.password:
+        # dvc.lock and every MLflow run would hold it.
+        problems.append(
+            f"{place}: holds a password, which would be written to dvc.lock and MLflow. Use the environment or ~/.netrc"
+        )
+    return problems
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _nearest(word: str, allowed: Iterable[str]) -> str:
+    # Case is a common slip: `mobilenetv2`.
+    lowered = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(word.lower(), list(lowered), n=1)
+    return f" (did you mean {lowered[close[0]]}?)" if close else ""

@@ -1,0 +1,275 @@
+"""What each part of the line takes here, measured on a handful of pictures with the code that the stages run."""
+
+import importlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from frostline.arrays import load_array
+from frostline.errors import Refused
+from frostline.files import COMPLETE, load_json, require_complete
+from frostline.images.folders import Entry, find_layout
+from frostline.images.generated.sets import TARGET_CLASSES, write_target
+from frostline.params import Params
+from frostline.process import UNFINISHED
+
+if TYPE_CHECKING:
+    from frostline.bases.base import Base
+
+
+SAMPLE = 96  # pictures decoded and augmented
+WRITTEN = 64_000_000  # bytes written to time the disk
+BATCHES, EPOCHS = 6, 3  # of a tail's training; the prefix gets as many batches
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pictures: files to decode, and in each split as prepare made them or, before it ran, as its shares say."""
+
+    files: int
+    train: int
+    val: int
+    test: int
+    num_classes: int
+    prepared: bool
+
+
+class Tail(NamedTuple):
+    """Seconds of a tail: to compile it, and per picture to train and to validate."""
+
+    trace: float
+    train: float
+    validate: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds.
+
+    decode: per file, augment: per view, each on one core; disk: per byte; start: until a stage's libraries are loaded;
+    build: base and compiled prefix; prefix: per picture, on the whole device; tails: by depth.
+    """
+
+    decode: float
+    augment: float
+    disk: float
+    start: dict[str, float]
+    build: float
+    prefix: float
+    tails: dict[int, Tail]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the network says: bytes of one picture's features by depth, FLOPs below each cut, the precision and its reason."""
+
+    row_bytes: dict[int, int]
+    prefix_flops: list[int]
+    precision: str
+    reason: str
+
+
+@contextmanager
+def timed() -> Iterator[list[float]]:
+    """A list that holds the seconds of the block once it has ended."""
+    taken: list[float] = []
+    started = time.perf_counter()
+    yield taken
+    taken.append(time.perf_counter() - started)
+
+
+def count_images(params: Params) -> Counts:
+    """How many pictures there are; Refused where only `fetch` can tell."""
+    prepared = Path(params.paths.prepared)
+    if _raw(params) and (prepared / COMPLETE).is_file():
+        facts = require_complete(prepared)
+        numbers, names = facts["num_images"], load_json(prepared / "classes.json")
+        files = sum(numbers.values()) + sum(facts["left_out"].values())
+        return Counts(files, numbers["train"], numbers["val"], numbers["test"], len(names), True)
+    splits: dict[str, int] = {}
+    names = TARGET_CLASSES
+    if params.fetch.source == "generated" and not _raw(params):
+        files = params.fetch.images_per_class * len(names)
+    else:
+        layout = find_layout(_pictures(params), follow_links=True)
+        files, names = len(layout.entries), layout.classes
+        splits = {name: sum(entry.split == name for entry in layout.entries) for name in layout.splits}
+    return Counts(files, *_shares(files, splits, params), len(names), False)
+
+
+def _shares(files: int, splits: dict[str, int], params: Params) -> tuple[int, int, int]:
+    """train, val and test as `prepare` will draw them, by its shares."""
+    prepare = params.prepare
+    if "validation" in splits:
+        test = splits.get("test", splits["validation"] // 2)
+        return splits["train"], splits["validation"] - (0 if "test" in splits else test), test
+    if "test" in splits:
+        val = round(prepare.val_share * splits["train"])
+        return splits["train"] - val, val, splits["test"]
+    val, test = round(prepare.val_share * files), round(prepare.test_share * files)
+    return files - val - test, val, test
+
+
+def _raw(params: Params) -> bool:
+    """Are the pictures that params ask for in `paths.raw`?"""
+    marker = Path(params.paths.raw) / COMPLETE
+    return marker.is_file() and bool(load_json(marker).get("source") == params.fetch.source)
+
+
+def _pictures(params: Params) -> Path:
+    """Where pictures can be read before `fetch` has run."""
+    source = Path(params.fetch.source).expanduser()
+    if _raw(params):
+        return Path(params.paths.raw)
+    if source.is_dir():
+        return source
+    raise Refused(
+        f"fetch.source: what {params.fetch.source!r} holds is known only when it is there. Run `dvc repro fetch`, then this again."
+    )
+
+
+def measure_pictures(params: Params, work: Path) -> tuple[NDArray[np.uint8], float, float]:
+    """Some decoded pictures, and the seconds per file and per view on one core."""
+    from frostline.images.shards import decode_shards
+    from frostline.images.transforms import build_transforms
+    from frostline.images.views import make_views
+
+    if params.fetch.source == "generated" and not _raw(params):
+        write_target(work / "drawn", SAMPLE // len(TARGET_CLASSES), params.base.image_size, params.seed)
+        entries: Sequence[Entry] = find_layout(work / "drawn").entries
+    else:
+        entries = find_layout(_pictures(params), follow_links=True).entries
+    chosen = [entries[place] for place in np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int)]
+    size = params.base.image_size
+    decode_shards(chosen[:4], params.prepare, size, work / "first", 1)
+    with timed() as decoded:
+        shards = decode_shards(chosen, params.prepare, size, work / "shards", 1)
+    images = np.concatenate([load_array(shard.folder / "images.npy") for shard in shards])
+    if not len(images):
+        raise Refused(f"None of {len(chosen)} pictures could be read. `dvc repro prepare` names the reasons.")
+    pipeline, ids = build_transforms(params.augment.transforms, size), [str(row) for row in range(len(images))]
+    make_views(images[:4], ids[:4], pipeline, view=1, seed=0)
+    with timed() as augmented:
+        make_views(images, ids, pipeline, view=1, seed=0)
+    return images, decoded[0] / len(chosen), augmented[0] / len(images)
+
+
+def measure_disk(work: Path) -> float:
+    """Seconds per byte of a file that is written and flushed."""
+    block = os.urandom(1_000_000)
+    with timed() as taken, (work / "written").open("wb") as file:
+        for _ in range(WRITTEN // len(block)):
+            file.write(block)
+        os.fsync(file.fileno())
+    return taken[0] / WRITTEN
+
+
+def measure(params: Params) -> tuple[Counts, Facts, Pace]:
+    """Everything a plan needs; takes a minute or two, most of it to load the network's libraries and to compile."""
+    start = _start_times()
+    counts = count_images(params)
+    UNFINISHED.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="plan-", dir=UNFINISHED) as work:
+        images, decode, augment = measure_pictures(params, Path(work))
+        facts, build, prefix, tails = _measure_network(params, images, counts.num_classes, Path(work))
+        disk = measure_disk(Path(work))
+    return counts, facts, Pace(decode, augment, disk, start, build, prefix, tails)
+
+
+def _start_times() -> dict[str, float]:
+    """Seconds from the start of a process until what a stage needs is loaded, by this process's own start."""
+    born = psutil.Process().create_time()
+    start: dict[str, float] = {}
+    for stages, module in (
+        (("prepare", "augment"), "images.views"),
+        (("extract",), "bases.features"),
+        (("tune", "refit"), "search.worker"),
+    ):
+        importlib.import_module(f"frostline.{module}")
+        start |= dict.fromkeys(stages, time.time() - born)
+    return start
+
+
+def _measure_network(
+    params: Params, images: NDArray[np.uint8], num_classes: int, work: Path
+) -> tuple[Facts, float, float, dict[int, Tail]]:
+    from frostline.bases.cost import flops_of
+    from frostline.bases.features import Extractor, choose_precision
+
+    pooling, size = params.tune.pooling, params.extract.batch_size
+    first, last = params.tune.space.unfrozen_blocks
+    depths = sorted({0, *range(first, last + 1)})
+    with timed() as built:
+        base = _load_base(params, work)
+        if last >= len(base.cuts):
+            raise Refused(f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks; given was {last}.")
+        precision, reason = choose_precision(params.extract.precision, base, depths, pooling, images[:size], size)
+        extractor = Extractor(base, depths, pooling, size, precision)
+        row_bytes = extractor.row_bytes(images[:size])
+    rows = np.resize(np.arange(len(images)), max(len(images), size * BATCHES))
+    with timed() as passed:
+        for _ in extractor.run(images[rows]):
+            pass
+    flops = flops_of(base)
+    measured = sorted({depths[0], depths[len(depths) // 2], depths[-1]})
+    known = [_measure_tail(params, base, depth, num_classes, extractor.types(images)[0]) for depth in measured]
+    # Between measured depths seconds follow the FLOPs above the cut.
+    above = [flops["suffix"][depth] for depth in measured]
+    tails = {
+        depth: Tail(*(float(np.interp(flops["suffix"][depth], above, column)) for column in zip(*known, strict=True)))
+        for depth in depths
+    }
+    return Facts(row_bytes, flops["prefix"], precision, reason), built[0], passed[0] / len(rows), tails
+
+
+def _load_base(params: Params, work: Path) -> "Base":
+    """The base with the weights that params ask for, also before `fetch` has run."""
+    from frostline.bases.base import load_base
+    from frostline.bases.files import fetch_weights
+
+    if params.base.weights != "imagenet":
+        fetch_weights(params.base, work / "base", seed=params.seed)
+        return load_base(params.base, work / "base")
+    folder = Path(params.paths.base)
+    if not (folder / COMPLETE).is_file() or load_json(folder / "card.json")["name"] != params.base.name:
+        raise Refused(
+            f"base.weights: ImageNet's weights of {params.base.name} are not here yet. Run `dvc repro fetch`."
+        )
+    return load_base(params.base, folder)
+
+
+def _measure_tail(params: Params, base: "Base", depth: int, num_classes: int, dtype: type) -> Tail:
+    """One tail on noise: the speed does not depend on what the features say."""
+    from frostline.search.space import make_baseline
+    from frostline.training.data import TrainingData
+    from frostline.training.tail import build_tail, make_head_weights
+    from frostline.training.trainer import Trainer
+
+    tune = params.tune
+    hparams = make_baseline(tune.space, depth)
+    with timed() as built:
+        tail = build_tail(base, depth, num_classes, units=hparams.head_units, pooling=tune.pooling, seed=0)
+        trainer = Trainer(tail, hparams.optimizer, tune.batch_size, num_classes)
+    shape = base.cuts[depth].shape if depth else tail.head.input.shape[1:]
+    features: NDArray[Any] = (
+        np.random.default_rng(0).random((BATCHES * tune.batch_size, *shape), np.float32).astype(dtype)
+    )
+    labels = np.arange(len(features), dtype=np.int32) % num_classes
+    data = TrainingData([features], labels, features, labels, np.ones(num_classes, np.float32))
+    start = trainer.start(make_head_weights(tail, 0, None), 0)
+    for _ in trainer.epochs(start, data, hparams, num_epochs=EPOCHS, schedule=tune.schedule, seed=0):
+        pass
+    # The first validation compiles, too.
+    compiled = trainer.seconds["validate"] - EPOCHS * len(features) * trainer.pace["validate"]
+    return Tail(
+        built[0] + trainer.seconds["trace"] + max(0.0, compiled), trainer.pace["train"], trainer.pace["validate"]
+    )

@@ -1,0 +1,276 @@
+"""The model that MLflow serves: a pyfunc around the `.keras` file, with the decoder of `prepare` in front.
+
+A model folder holds `model.keras`, `frostline.json` (classes, size, how to decode, sha256) and `golden.npz` (a few test
+pictures with the answers they got when the model was registered).
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import threading
+import warnings
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frostline.errors import Refused
+from frostline.files import load_json, save_json, sha256_of
+from frostline.images.decoding import UnreadableImage, decode_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+MODEL, CARD, GOLDEN = "model.keras", "frostline.json", "golden.npz"
+DATA = Path("data/data")  # where these lie in MLflow's folder of the model
+BATCH_SIZES = (1, 8, 32)
+BATCH_SIZE = BATCH_SIZES[-1]
+# What a server needs besides the code that travels with the model.
+REQUIREMENTS = ("mlflow", "keras", "numpy", "pandas", "opencv-python-headless")
+# A server answers in threads, but not every kernel may run in two at once (`devices.choose_streams`); one fills the cores.
+ONE_BATCH = threading.Lock()
+BACKENDS = {"tensorflow": "tensorflow", "jax": "jax"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model's user must know: the classes in the order of its outputs, and how a picture becomes its input."""
+
+    classes: tuple[str, ...]
+    image_size: int
+    resize: str
+    min_side: int
+    max_megapixels: float
+    sha256: str
+
+
+class FrostlineModel:
+    """Labels pictures: encoded ones in the column `image`, or decoded ones in the column `pixels`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.card = load_card(folder)
+        self.network = load_network(folder / MODEL, self.card.sha256, self.card.image_size)
+
+    @classmethod
+    def from_file(cls, path: Path, card: Card) -> Self:
+        """The model in a lone `.keras` file, with what else there is to know given."""
+        made = cls.__new__(cls)
+        made.card, made.network = card, load_network(path, card.sha256, card.image_size)
+        return made
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The probabilities, float32 (num_images, num_classes), of uint8 (num_images, size, size, 3)."""
+        return predict_probabilities(self.network, images)
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """The picture as the model was trained on it; raises UnreadableImage."""
+        card = self.card
+        return decode_image(
+            data, card.image_size, card.resize, min_side=card.min_side, max_megapixels=card.max_megapixels
+        )
+
+    def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
+        """One row of label, probability and all probabilities for each row of `image` or `pixels`.
+
+        Raises MlflowException with INVALID_PARAMETER_VALUE, which a server answers with 400, for rows that are no
+        picture; all of them are named.
+        """
+        import pandas as pd
+
+        rows = [self._pixels_of(row, number) for number, row in enumerate(_records(model_input))]
+        problems = [row for row in rows if isinstance(row, str)]
+        if problems:
+            raise _bad_request("; ".join(problems))
+        if not rows:
+            raise _bad_request("there are no rows; send at least one picture in `image` or `pixels`")
+        answers = make_answers(self.probabilities(np.stack(rows)), self.card.classes)
+        return pd.DataFrame(answers, columns=["label", "probability", "probabilities"])
+
+    def _pixels_of(self, row: dict[str, Any], number: int) -> NDArray[np.uint8] | str:
+        given = {name: row.get(name) for name in ("image", "pixels") if not _is_missing(row.get(name))}
+        if len(given) != 1:
+            return f"row {number}: needs either `image` or `pixels`, got {' and '.join(given) or 'neither'}"
+        try:
+            if "image" in given:
+                return self.decode(_bytes_of(given["image"]))
+            return _checked_pixels(given["pixels"], self.card.image_size)
+        except (UnreadableImage, ValueError) as error:
+            return f"row {number}: {error}"
+
+
+def load_card(folder: Path) -> Card:
+    """What `frostline.json` in a model folder says."""
+    record = load_json(folder / CARD)
+    return Card(**{**record, "classes": tuple(record["classes"])})
+
+
+def load_network(path: Path, sha256: str | None, image_size: int | None = None) -> Any:
+    """The Keras model in `path`, loaded in safe mode after its bytes were compared with `sha256`.
+
+    Raises Refused where the bytes are others, or the model is not one of ours: uint8 pictures in, probabilities out.
+    """
+    if not path.is_file():
+        raise Refused(f"{path} does not exist.")
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
+        raise Refused(
+            f"{path.name} is not the model that was registered: checksum mismatch, its sha256 is {found}, "
+            f"expected was {sha256}. Do not use it; register the model again with `dvc repro`."
+        )
+    import keras
+
+    try:
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        # Keras says "File not found" of a torn file too.
+        raise Refused(
+            f"{path} cannot be loaded by Keras {keras.__version__}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    given = network.inputs[0]
+    size = given.shape[1] if len(given.shape) == 4 else None
+    if given.dtype != "uint8" or not size or (image_size and size != image_size):
+        raise Refused(
+            f"{path} takes {given.dtype} {tuple(given.shape)}, expected was uint8 "
+            f"(None, {image_size or 'size'}, {image_size or 'size'}, 3): a model that `refit` wrote."
+        )
+    return network
+
+
+def predict_probabilities(network: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The probabilities, float32 (num_images, num_classes), in batches of at most 32."""
+    parts = []
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = np.asarray(images[start : start + BATCH_SIZE])
+        # Every other size would be compiled anew.
+        size = next(size for size in BATCH_SIZES if size >= len(batch))
+        padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        with ONE_BATCH:
+            answers = network.predict_on_batch(padded)
+        parts.append(np.asarray(answers, dtype=np.float32)[: len(batch)])
+    return np.concatenate(parts) if parts else np.zeros((0, network.output_shape[-1]), np.float32)
+
+
+def make_answers(probabilities: NDArray[np.float32], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Label, its probability and the probability of every class, one record per row."""
+    return [
+        {
+            "label": classes[int(row.argmax())],
+            "probability": float(row.max()),
+            "probabilities": {name: float(value) for name, value in zip(classes, row, strict=True)},
+        }
+        for row in probabilities
+    ]
+
+
+def save_model_folder(
+    folder: Path,
+    model_file: Path,
+    card: Card,
+    golden: tuple[NDArray[np.uint8], NDArray[np.float32]] | None,
+    **mlflow_model: Any,
+) -> None:
+    """Writes an MLflow model that needs neither this project nor its environment: file, card, code, requirements.
+
+    Keras is not imported. Args: golden: a few test pictures and the probabilities they got; mlflow_model: fields of
+    MLflow's Model (run_id, model_id).
+    """
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        # MLflow warns of its own type hints, and asks for an example, which it would run through the model with Keras.
+        warnings.filterwarnings(
+            "ignore", message=".*(An input example was not provided|type hint is inferred as AnyType)"
+        )
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        data, code = Path(temporary) / "data", Path(temporary) / "frostline"
+        data.mkdir()
+        shutil.copyfile(model_file, data / MODEL)
+        save_json(data / CARD, {**asdict(card), "classes": list(card.classes)})
+        if golden is not None:
+            np.savez_compressed(data / GOLDEN, images=golden[0], probabilities=golden[1])
+        # The code as it is now: an old version goes on decoding pictures as it did. Bundled weights stay at home.
+        shutil.copytree(
+            Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("bundled", "__pycache__", "*.h5", "*.npz")
+        )
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module=__name__,
+            data_path=str(data),
+            code_paths=[str(code)],
+            signature=make_signature(),
+            pip_requirements=make_requirements(),
+            mlflow_model=Model(**mlflow_model),
+        )
+
+
+def make_signature() -> Any:
+    """Two optional columns in, three columns out; by hand, because MLflow's own guess imports the model."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+
+    # `pixels` is checked by us: MLflow's own check of nested lists takes a second per picture.
+    given = [ColSpec(DataType.binary, "image", required=False), ColSpec(AnyType(), "pixels", required=False)]
+    answer = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Map(DataType.double), "probabilities"),
+    ]
+    return ModelSignature(inputs=Schema(given), outputs=Schema(answer))
+
+
+def make_requirements() -> list[str]:
+    """The exact versions a server needs, those installed here; among backends the one in use."""
+    backend = BACKENDS.get(os.environ.get("KERAS_BACKEND", "tensorflow"), "tensorflow")
+    return [f"{name}=={metadata.version(name)}" for name in (*REQUIREMENTS, backend)]
+
+
+def _load_pyfunc(path: str) -> FrostlineModel:
+    # What MLflow calls to load the model.
+    return FrostlineModel(Path(path))
+
+
+def _records(model_input: Any) -> list[dict[str, Any]]:
+    columns = {name: list(model_input[name]) for name in ("image", "pixels") if name in model_input}
+    if not columns:
+        raise _bad_request(
+            "needs a column `image` (an encoded picture, base64 in JSON) or `pixels` (nested lists of 0 to 255)"
+        )
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, str):
+        # MLflow decodes base64 in data frames, not under `inputs`.
+        return b64decode(re.sub(r"\s", "", value), validate=True)
+    raise ValueError(f"`image` must be the bytes of a picture, base64 in JSON; got {type(value).__name__}")
+
+
+def _checked_pixels(value: Any, size: int) -> NDArray[np.uint8]:
+    try:
+        pixels = np.asarray(value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value)
+    except ValueError:
+        raise ValueError("`pixels` has rows of different lengths") from None
+    if pixels.shape != (size, size, 3):
+        raise ValueError(f"`pixels` has shape {list(pixels.shape)}, expected [{size}, {size}, 3]")
+    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError("`pixels` must be whole numbers from 0 to 255")
+    return pixels.astype(np.uint8)
+
+
+def _bad_request(message: str) -> Exception:
+    from mlflow.exceptions import MlflowException
+
+    exception: Exception = MlflowException.invalid_parameter_value(message)
+    return exception

@@ -1,0 +1,1 @@
+"""MLflow as a sink: store, runs, lineage. The home of MLflow."""

@@ -1,0 +1,81 @@
+"""Where a run comes from: commit, changes to it, params, data, device and versions."""
+
+import contextlib
+import getpass
+import os
+import platform
+import re
+import subprocess
+import sys
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+
+from frostline import __version__
+from frostline.params import load_lock
+
+# What is written about each library, because it can change results.
+LIBRARIES = ("keras", "tensorflow", "jax", "numpy", "optuna", "albumentations", "opencv-python-headless", "mlflow")
+
+
+def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: Path | None = None) -> dict[str, str]:
+    """Where a run comes from: commit, changes to it, params, data, device and versions.
+
+    Args:
+        params_text: the text of `params.yaml`.
+        root: the project's root, for programs that run outside a workspace.
+        workspace: where `dvc.lock` and the checked-out files are; the working directory unless given (inside
+            `dvc exp run --temp` it is not the root).
+    """
+    workspace = workspace or (Path.cwd() if Path("dvc.yaml").is_file() else root)
+    # Outputs are ignored by git already; dvc.lock changes while the line runs.
+    status = _git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    commit = _git(workspace, "rev-parse", "HEAD")
+    changed = [line[2:].strip() for line in status.splitlines()]
+    # Only the seed is needed here; the whole file was checked by whoever started the run.
+    seed = re.search(r"^seed:\s*(\d+)", params_text, re.MULTILINE)
+    tags = {
+        "frostline.git.commit": commit or "none",
+        "frostline.git.changes": ", ".join(changed) or "none",
+        "frostline.params.sha256": sha256(params_text.encode()).hexdigest(),
+        "frostline.seed": seed.group(1) if seed else "",
+        "frostline.device": device or f"cpu, {os.cpu_count()} cores, {platform.machine()}",
+        "frostline.versions": _versions(),
+        "mlflow.source.name": Path(sys.argv[0]).name or "python",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": user_name(),
+    }
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    for path, digest in load_lock(workspace / "dvc.lock").items():
+        if path.startswith("data/"):
+            tags[f"frostline.md5.{path.removeprefix('data/')}"] = digest
+    for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        if os.environ.get(variable):
+            tags[f"frostline.{variable.lower()}"] = os.environ[variable]
+    return tags
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints; nothing where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.rstrip() if done.returncode == 0 else ""
+
+
+def _versions() -> str:
+    found = [f"frostline {__version__}", f"python {platform.python_version()}"]
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{library} {metadata.version(library)}")
+    return ", ".join(found)
+
+
+def user_name() -> str:
+    """Who runs this, for tags and the history."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

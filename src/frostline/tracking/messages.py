@@ -1,0 +1,79 @@
+"""What the stages print. No stage depends on these words."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def say(stage: str, lines: Iterable[str] | str) -> None:
+    """Prints lines of a stage, each with its name."""
+    for line in [lines] if isinstance(lines, str) else lines:
+        print(f"{stage}: {line}", flush=True)
+
+
+def describe_preparation(
+    counts: Mapping[str, Mapping[str, int]], left_out: Mapping[str, int], notes: Iterable[str], rejected: Path
+) -> list[str]:
+    """Pictures by split and class, what was left out and where it is named, and what else is to be told."""
+    lines = []
+    for split, classes in counts.items():
+        listed = ", ".join(f"{name} {number}" for name, number in classes.items())
+        lines.append(f"{split}: {sum(classes.values())} pictures ({listed})")
+    lines += [f"left out as {kind}: {number}; see {rejected}" for kind, number in left_out.items()]
+    return [*lines, *(f"note: {note}" for note in notes)]
+
+
+def describe_view(view: int, num_views: int) -> str:
+    """A view was drawn."""
+    return f"view {view} of {num_views - 1}"
+
+
+def describe_views(num_views: int, num_images: int) -> str:
+    """All views were drawn."""
+    return f"{num_views} views of {num_images} pictures, the plain one among them"
+
+
+def describe_precision(precision: str, reason: str) -> str:
+    """What the frozen prefix computes in, and why."""
+    return f"computes in {precision}: {reason}"
+
+
+def describe_source(name: str, done: int, total: int, seconds: float) -> str:
+    """The features of one view, or of validation, were written."""
+    return f"{name} ({done}/{total}), {seconds:.1f} s"
+
+
+def describe_test(accuracy: Mapping[str, float], gain: Mapping[str, float], num_images: int) -> str:
+    """What the test split said of the final model."""
+    return (
+        f"test accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}] on {num_images} pictures, "
+        f"{100 * gain['value']:+.2f} points over head only (p = {gain['p_value']:.3g})"
+    )
+
+
+def describe_registration(name: str, number: int, accuracy: str) -> str:
+    """A version was registered."""
+    return f"{name} version {number}, test accuracy {accuracy}"
+
+
+def explain_experiment(experiment: str) -> str:
+    """Why a model made by a DVC experiment is not registered: an experiment must not move an alias."""
+    return (
+        f"it was made by the DVC experiment {experiment}; `dvc exp apply {experiment}`, then "
+        "`dvc repro --force --single-item register`"
+    )
+
+
+def describe_trial(record: Mapping[str, Any], num_trials: int) -> str:
+    """One line for a log: number, depth, dropout, score, time."""
+    hparams = record["hparams"]
+    score = "failed" if record["score"] is None else f"val accuracy {record['score']:.4f}"
+    note = {
+        "COMPLETE": "",
+        "PRUNED": f", pruned after epoch {record['epochs']}",
+        "FAIL": f": {record.get('reason', '')}",
+    }
+    return (
+        f"trial {record['number'] + 1}/{num_trials}: depth {hparams['unfrozen_blocks']}, dropout {hparams['dropout']:.2f}, "
+        f"{score}, {record['seconds']:.1f} s{note[record['state']]}"
+    )

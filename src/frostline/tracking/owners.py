@@ -1,0 +1,64 @@
+"""Which process a run belongs to, and whether that process still lives."""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from mlflow.entities import ViewType
+
+from frostline.tracking.store import Store
+
+
+def owner_tags() -> dict[str, str]:
+    """What tells this process from every other: host, boot, pid and start time."""
+    return {
+        "frostline.host": socket.gethostname(),
+        "frostline.boot": _boot_id(),
+        "frostline.pid": str(os.getpid()),
+        "frostline.started": f"{psutil.Process().create_time():.2f}",
+    }
+
+
+def sweep_dead_runs(store: Store) -> int:
+    """How many RUNNING runs of dead processes of this host were closed as KILLED."""
+    dead = find_dead_runs(store)
+    for run_id in dead:
+        store.client.set_tag(run_id, "frostline.state", "DEAD")
+        store.client.set_terminated(run_id, "KILLED")
+    return len(dead)
+
+
+def find_dead_runs(store: Store) -> list[str]:
+    """The ids of RUNNING runs whose process on this host is gone."""
+    running = store.client.search_runs(
+        [store.experiment_id],
+        f"attributes.status = 'RUNNING' and tags.`frostline.host` = '{socket.gethostname()}'",
+        ViewType.ALL,
+        max_results=1000,
+    )
+    return [run.info.run_id for run in running if _is_dead(run.data.tags)]
+
+
+def _is_dead(tags: Mapping[str, str]) -> bool:
+    boot, _, namespace = tags.get("frostline.boot", "").partition(":")
+    here_boot, _, here_namespace = _boot_id().partition(":")
+    if boot != here_boot:
+        return True
+    if namespace != here_namespace:
+        return False  # another container of this machine: its processes cannot be seen from here
+    try:
+        started = psutil.Process(int(tags["frostline.pid"])).create_time()
+    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return True
+    # The clock may have been set since; a process that took over the number started far later.
+    return bool(abs(started - float(tags.get("frostline.started", "0"))) > 2.0)
+
+
+def _boot_id() -> str:
+    if sys.platform != "linux":
+        return f"{psutil.boot_time():.0f}:"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}:{Path('/proc/self/ns/pid').readlink().name.strip('pid:[]')}"

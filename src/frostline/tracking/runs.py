@@ -1,0 +1,303 @@
+"""Runs in MLflow: one parent per study, one child per trial, one `final` per refit.
+
+MLflow is a sink here. No stage asks it for its input, and no run is a fluent, global one: every call names its run.
+"""
+
+import functools
+import logging
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from frostline.errors import Refused
+from frostline.tracking.owners import owner_tags
+from frostline.tracking.store import Store
+
+# A server that is down is reported after seconds; MLflow's own patience is four minutes a call.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# A bar for each file of a model that lies on this very disk.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# The creation of the database is not news.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}
+# Prefixes of the tags that say where a run comes from.
+LINEAGE = (
+    *("frostline.study", "frostline.git.", "frostline.params.", "frostline.seed", "frostline.md5."),
+    *("frostline.versions", "frostline.device", "frostline.dvc_", "mlflow.source.git."),
+)
+# MLflow takes at most so many metrics, and so many params or tags, in one call.
+MAX_METRICS, MAX_ENTRIES = 1000, 100
+
+
+def open_study_run(store: Store, digest: str, *, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    """The id of the study's parent run: reopened where the study has one, else new."""
+    found = store.client.search_runs(
+        [store.experiment_id], f"tags.`frostline.study` = '{digest}' and tags.`frostline.kind` = 'study'", max_results=1
+    )
+    tags = {**tags, **owner_tags(), "frostline.study": digest, "frostline.kind": "study"}
+    if found:
+        run_id: str = found[0].info.run_id
+        store.client.update_run(run_id, status="RUNNING")
+        # Params cannot change; what may grow (the number of trials) is logged as a tag by the caller.
+        known = found[0].data.params
+        params = {key: value for key, value in flatten(params).items() if _allowed(key) not in known}
+    else:
+        run_id = _create(store, f"study {digest[:8]}", tags, {})
+    _log(store, run_id, params=params, tags=tags)
+    _log_dataset(store, run_id, tags, "training")
+    return run_id
+
+
+def log_trial(
+    store: Store,
+    parent_run_id: str,
+    *,
+    name: str,
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    curves: Mapping[str, Sequence[float]],
+    tags: Mapping[str, str],
+    status: str,
+    started: float,
+    ended: float,
+) -> str:
+    """The id of a whole child run: hparams, metrics and every curve, written in one batch.
+
+    Args:
+        curves: name -> one value per epoch; shown as `epoch/<name>` with the epoch, from 1, as step.
+        status: FINISHED, KILLED (a pruned trial) or FAILED.
+        started, ended: seconds since 1970.
+    """
+    tags = {
+        "frostline.state": STATES[status],
+        **_lineage_of(store, parent_run_id),
+        **tags,
+        # No pid: it is closed at once, and one that a kill left open is swept for not naming a process.
+        "frostline.host": socket.gethostname(),
+        "frostline.kind": "trial",
+        "mlflow.parentRunId": parent_run_id,
+    }
+    run_id = _create(store, name, tags, {}, started)
+    _log(store, run_id, params=params, metrics=metrics, curves=curves, at=ended)
+    store.client.set_terminated(run_id, status, int(ended * 1000))
+    return run_id
+
+
+def delete_trials(store: Store, parent_run_id: str, tag: str, values: Sequence[str]) -> int:
+    """How many child runs of the study were deleted: those whose tag has one of the values."""
+    found: list[Run] = []
+    for value in values:
+        where = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.`{tag}` = '{value}'"
+        found += store.client.search_runs([store.experiment_id], where)
+    for run in found:
+        store.client.delete_run(run.info.run_id)
+    return len(found)
+
+
+@functools.cache
+def _lineage_of(store: Store, run_id: str) -> dict[str, str]:
+    # A study's trials share where they come from; read once per process.
+    tags = store.client.get_run(run_id).data.tags
+    return {
+        key: value
+        for key, value in tags.items()
+        if key.startswith(LINEAGE) or key in ("mlflow.user", "mlflow.source.name", "mlflow.source.type")
+    }
+
+
+def open_final_run(store: Store, *, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    """The id of a new `final` run; RUNNING until `close_run`."""
+    tags = {**tags, **owner_tags(), "frostline.kind": "final"}
+    run_id = _create(store, name, tags, {})
+    _log(store, run_id, params=params)
+    _log_dataset(store, run_id, tags, "training")
+    return run_id
+
+
+def reopen_run(store: Store, run_id: str, name: str, params: Mapping[str, object]) -> str:
+    """The run's id, or that of a new `final` run where this store does not know it.
+
+    Results that came from a teammate through DVC name runs of the teammate's store.
+    """
+    try:
+        store.client.get_run(run_id)
+        return run_id
+    except MlflowException:
+        return open_final_run(store, name=name, params=params, tags={"frostline.restored_from": run_id})
+
+
+def log_to_run(
+    store: Store,
+    run_id: str,
+    *,
+    params: Mapping[str, object] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    curves: Mapping[str, Sequence[float]] | None = None,
+    tags: Mapping[str, str] | None = None,
+    artifacts: Mapping[Path, str] | Sequence[Path] = (),
+) -> None:
+    """Adds to a run, open or closed.
+
+    Args:
+        artifacts: files, or file -> folder in the run ("" is its top). Pictures go to `figures` unless told otherwise.
+    """
+    _log(store, run_id, params=params or {}, metrics=metrics or {}, curves=curves or {}, tags=tags or {})
+    placed = artifacts if isinstance(artifacts, Mapping) else {path: _folder_of(path) for path in artifacts}
+    for path, folder in placed.items():
+        store.client.log_artifact(run_id, str(path), folder or None)
+
+
+def load_artifact(store: Store, run_id: str, name: str, folder: Path) -> Path:
+    """The run's file `name`, copied into `folder`. Refused where the run has no such file."""
+    try:
+        return Path(store.client.download_artifacts(run_id, name, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise Refused(f"Run {run_id} has no file {name} in {store.shown_uri}.") from error
+
+
+def close_run(
+    store: Store,
+    run_id: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    artifacts: Mapping[Path, str] | Sequence[Path] = (),
+    status: str = "FINISHED",
+) -> None:
+    """Adds to a run and ends it; all its files are there before it counts as ended."""
+    state = {"frostline.state": STATES[status]}
+    log_to_run(store, run_id, metrics=metrics, tags={**state, **(tags or {})}, artifacts=artifacts)
+    store.client.set_terminated(run_id, status)
+
+
+def list_runs(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
+    """Trials and finals as flat records: id, name, kind, state, study, then hparams and metrics; numbers as numbers."""
+    runs = _search(store, f"tags.`frostline.kind` = '{kind}'" if kind else "tags.`frostline.kind` != 'study'")
+    studies = {
+        run.info.run_id: run.data.tags["frostline.study"] for run in _search(store, "tags.`frostline.kind` = 'study'")
+    }
+    records = []
+    for run in runs:
+        tags = run.data.tags
+        records.append(
+            {
+                "id": run.info.run_id,
+                "name": run.info.run_name,
+                "kind": tags.get("frostline.kind", ""),
+                "state": tags.get("frostline.state", STATES.get(run.info.status, run.info.status)),
+                "study": tags.get("frostline.study") or studies.get(tags.get("mlflow.parentRunId", ""), ""),
+                **{name: _number(value) for name, value in run.data.params.items()},
+                **{name: value for name, value in run.data.metrics.items() if not name.startswith("epoch/")},
+            }
+        )
+    return records
+
+
+def _search(store: Store, where: str) -> list[Run]:
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = store.client.search_runs([store.experiment_id], where, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _create(
+    store: Store, name: str, tags: Mapping[str, str], more: Mapping[str, str], started: float | None = None
+) -> str:
+    start = int((started or time.time()) * 1000)
+    run_id: str = store.client.create_run(store.experiment_id, start, _texts({**tags, **more}), name).info.run_id
+    return run_id
+
+
+def _log(
+    store: Store,
+    run_id: str,
+    *,
+    params: Mapping[str, object] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    curves: Mapping[str, Sequence[float]] | None = None,
+    tags: Mapping[str, str] | None = None,
+    at: float | None = None,
+) -> None:
+    now = int((at or time.time()) * 1000)
+    # MLflow sorts infinity first, so what is not finite is left out; the trial's own record says why it stopped.
+    points = [
+        # Six digits: MLflow's table shows all there are. Exact values stand in the stages' own records.
+        Metric(_allowed(name), float(f"{value:.6g}"), now, 0)
+        for name, value in (metrics or {}).items()
+        if math.isfinite(value)
+    ]
+    points += [
+        Metric(_allowed(f"epoch/{name}"), float(f"{value:.6g}"), now, epoch)
+        for name, values in (curves or {}).items()
+        for epoch, value in enumerate(values, start=1)
+        if math.isfinite(value)
+    ]
+    entries = [Param(_allowed(name), _param_text(value)) for name, value in flatten(params or {}).items()]
+    labels = [RunTag(name, value) for name, value in _texts(tags or {}).items()]
+    for start in range(0, max(-(-len(points) // MAX_METRICS) * MAX_ENTRIES, len(entries), len(labels)), MAX_ENTRIES):
+        first = start // MAX_ENTRIES * MAX_METRICS
+        store.client.log_batch(
+            run_id,
+            points[first : first + MAX_METRICS],
+            entries[start : start + MAX_ENTRIES],
+            labels[start : start + MAX_ENTRIES],
+        )
+
+
+def _log_dataset(store: Store, run_id: str, tags: Mapping[str, str], context: str) -> None:
+    digest = tags.get("frostline.md5.prepared")
+    if digest:
+        dataset = Dataset("prepared", digest.removesuffix(".dir")[:36], "local", '{"uri": "data/prepared"}')
+        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        store.client.log_inputs(run_id, [entry])
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested sections as one level with dotted names, the way `dvc exp run -S` names them."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _folder_of(path: Path) -> str:
+    return "figures" if path.suffix == ".png" else ""
+
+
+def _allowed(name: str) -> str:
+    # The characters that MLflow takes in names; class names may hold others.
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _param_text(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _number(text: str) -> float | str | None:
+    if text == "None":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _texts(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: str(value)[:8000] for name, value in tags.items()}

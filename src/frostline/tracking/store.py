@@ -1,0 +1,156 @@
+"""Where runs go: MLflow's store and experiment, each made once and whole."""
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from frostline.errors import Refused
+from frostline.params import Tracking
+
+EXPERIMENT_NOTE = (
+    "A **study** is a parent run with one child run per trial; a **final** run is the winner, trained again and tested.\n\n"
+    "`best_val_accuracy` is what the search maximises; `epoch/…` are the curves. A red cross beside PRUNED is a trial that "
+    "the pruner stopped early to save time, not a failure. `frostline compare` prints the same table in a terminal."
+)
+# A view of the run table that `frostline ui` opens: without it MLflow folds the trials away and shows no number at all.
+VIEW = "frostline"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+# Few enough that all stand in a common window; the others are a click away under Columns.
+VIEW_METRICS = ("best_val_accuracy", "test_accuracy")
+VIEW_PARAMS = ("unfrozen_blocks", "dropout", "head_learning_rate")
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs go: the tracking URI, the experiment, and the project's root."""
+
+    uri: str
+    experiment_id: str
+    root: Path
+
+    @property
+    def client(self) -> MlflowClient:
+        return client_of(self.uri)
+
+    @property
+    def shown_uri(self) -> str:
+        """The URI without the name and password that it may hold."""
+        return _without_credentials(self.uri)
+
+
+@functools.cache
+def client_of(uri: str) -> MlflowClient:
+    """The client of a tracking URI, for runs and registry alike."""
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def tracking_uri(tracking: Tracking, root: Path) -> str:
+    """`$MLFLOW_TRACKING_URI`, else `tracking.uri`, else the database at the root.
+
+    Raises Refused for a folder: MLflow gave up its file store.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or f"sqlite:///{root / 'mlflow.db'}"
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise Refused(
+            f"tracking.uri is {uri!r}, a folder. Allowed: null, sqlite:///FILE, a database URL, or http(s)://SERVER."
+        )
+    if scheme == "sqlite":
+        return f"sqlite:///{root / uri.removeprefix('sqlite:///')}"
+    return uri
+
+
+def open_store(tracking: Tracking, root: Path) -> Store:
+    """The store and its experiment, both created where they are missing.
+
+    Safe for any number of processes at once. Raises Refused where a server does not answer or the experiment
+    was deleted.
+    """
+    root = root.resolve()
+    uri = tracking_uri(tracking, root)
+    with locked(root / ".frostline" / "store.lock"):
+        if uri.startswith("sqlite:///"):
+            create_database(Path(uri.removeprefix("sqlite:///")), root)
+        try:
+            return Store(uri, _experiment(client_of(uri), tracking.experiment, uri, root), root)
+        except MlflowException as error:
+            reason = f"The tracking store {uri} cannot be used: {str(error).splitlines()[0]}"
+            raise Refused(
+                f"{_without_credentials(reason)} Start the server, or change tracking.uri or MLFLOW_TRACKING_URI."
+            ) from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process of this machine at a time is inside the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def create_database(path: Path, root: Path) -> None:
+    """Makes MLflow's tables in `path`, unless they are there; the caller holds the lock."""
+    # Two processes that create the tables at once, or one killed in between, leave a file that never works again;
+    # so they are made under another name and the file moves into place whole.
+    if path.is_file() and path.stat().st_size:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        database = SqlAlchemyStore(f"sqlite:///{fresh}", str(root / "mlruns"))
+        database.engine.dispose()
+        fresh.replace(path)
+
+
+def _make_view() -> str:
+    columns = ["attributes.`Duration`", "tags.`frostline.state`"]
+    columns += [f"metrics.`{name}`" for name in VIEW_METRICS] + [f"params.`{name}`" for name in VIEW_PARAMS]
+    view = {
+        # Sorted by a metric, trials stand beside finals instead of below their folded study.
+        "searchFilter": "tags.`frostline.kind` != 'study'",
+        "orderByKey": "metrics.`best_val_accuracy`",
+        "orderByAsc": False,
+        "selectedColumns": columns,
+    }
+    return json.dumps(view)
+
+
+def _experiment(client: MlflowClient, name: str, uri: str, root: Path) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # A server keeps artifacts where it was told to; beside a database of ours the place must be absolute, because
+        # MLflow would take the working directory, which in `dvc exp run --temp` vanishes.
+        place = None if uri.startswith("http") else (root / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri()
+        tags = {
+            "mlflow.note.content": EXPERIMENT_NOTE,
+            "mlflow.experimentKind": "custom_model_development",
+            VIEW_TAG: _make_view(),
+        }
+        identifier: str = client.create_experiment(name, place, tags)
+        return identifier
+    if found.lifecycle_stage != "active":
+        raise Refused(
+            f"The experiment {name!r} was deleted. `mlflow experiments restore --experiment-id {found.experiment_id}` "
+            "brings it back; or choose another name as tracking.experiment."
+        )
+    if found.tags.get(VIEW_TAG) != _make_view():
+        client.set_experiment_tag(found.experiment_id, VIEW_TAG, _make_view())
+    return str(found.experiment_id)
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", text)

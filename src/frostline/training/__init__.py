@@ -1,0 +1,1 @@
+"""Tails on stored features: trainer, probe, receipt, refit, the whole model."""
