@@ -1,4 +1,4 @@
-"""Stage `evaluate`: final model and test split -> scores with intervals, answers, pictures and the model card."""
+"""Stage `evaluate`: final model and test split -> scores with intervals, predictions, pictures and the model card."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.explanation import explain
 from frostline.evidence.figures.evaluation import draw_evaluation
 from frostline.evidence.figures.search import learning_curves
-from frostline.evidence.predictions import Answers, pick_examples, save_answers
+from frostline.evidence.predictions import Predictions, pick_examples, save_predictions
+from frostline.evidence.trials import SearchRecord
 from frostline.files import load_json, require_complete, save_json
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
@@ -27,36 +28,36 @@ def main() -> None:
     prepared, models, study, out = (Path(p) for p in (paths.prepared, paths.refit, paths.study, paths.evaluation))
     facts, test = require_complete(prepared), load_split(prepared / "test")
     class_names = tuple(load_json(prepared / "classes.json"))
-    refit, trials = load_json(models / "refit.json"), load_json(study / "trials.json")
-    best = next(trial for trial in trials["trials"] if trial["number"] == refit["trial"])
+    refit = load_json(models / "refit.json")
+    search = SearchRecord.from_record(load_json(study / "trials.json"))
 
     labels = np.asarray(test.labels)
     final = load_network(models / "final.keras", refit["sha256"])
     baseline = load_network(models / "baseline.keras", refit["baseline"]["sha256"])
-    answers, plain = (
-        Answers(test.ids, labels, predict_probabilities(model, test.images), class_names, "test")
+    predictions, plain = (
+        Predictions(test.ids, labels, predict_probabilities(model, test.images), class_names, "test")
         for model in (final, baseline)
     )
     evaluation = make_evaluation(
-        answers,
+        predictions,
         plain,
-        search_score=best["score"],
+        search_score=search.trial(refit["trial"]).score,
         temperature=refit["temperature"],
         resamples=rules.resamples,
         confidence=rules.confidence,
         seed=derive_seed(params.seed, "evaluate"),
     )
-    examples = pick_examples(answers, rules.explained)
-    heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), answers.predictions[np.sort(examples)])
+    examples = pick_examples(predictions, rules.explained)
+    heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), predictions.predicted[np.sort(examples)])
 
     base = load_json(Path(paths.base) / "card.json")
-    records = Records(class_names, facts, base, trials, load_json(study / "study.json"), refit, evaluation)
+    records = Records(class_names, facts, base, search, load_json(study / "study.json"), refit, evaluation)
     save_json(out / "evaluation.json", evaluation)
-    save_answers(out / "predictions.csv", answers)
-    save_answers(out / "baseline_predictions.csv", plain)
+    save_predictions(out / "predictions.csv", predictions)
+    save_predictions(out / "baseline_predictions.csv", plain)
     (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")
     pictures = draw_evaluation(
-        answers, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes
+        predictions, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes
     )
     pictures.append(out / "learning_curves.png")
     learning_curves({f"final model, trial {refit['trial']}": refit["curves"]}, pictures[-1])

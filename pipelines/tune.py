@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from frostline.evidence.figures.search import draw_study
+from frostline.evidence.trials import SearchRecord
 from frostline.files import digest_facts, load_json, require_complete, save_json, size_of
 from frostline.params import load_params
 from frostline.planning.closure import hash_code, result_code
-from frostline.process import UNFINISHED, held, project_root, run_stage
+from frostline.process import held, project_root, run_stage
 from frostline.search.outcome import run_study
 from frostline.search.ranking import choose_best
 from frostline.search.study import open_study
@@ -30,7 +31,8 @@ def main() -> None:
         "seed": params.seed,
     }
     digest = digest_facts(facts)
-    code = hash_code(result_code(Path(__file__), Path("src")))
+    # What changes a trial: the worker and all that it runs; not this script, nor how a search is summed up.
+    code = hash_code(result_code(Path("src/frostline/search/worker.py"), Path("src")))
     store = open_store(params.tracking, root)
     sweep_dead_runs(store)
     tags = lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root)
@@ -39,36 +41,29 @@ def main() -> None:
     with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
         study = open_study(root / "studies", digest, code, tune.when_code_changed, tune.space)
         class_names = tuple(load_json(prepared / "classes.json"))
-        outcome = run_study(params, study, store, parent, class_names, UNFINISHED / f"tune-{digest}")
+        outcome = run_study(params, study, store, parent, class_names)
 
-    best = choose_best(outcome.records)
-    trials = {
-        "study": digest,
-        "score": "val_accuracy",
-        "baseline": 0,
-        "best": best["number"],
-        "epochs": tune.epochs,
-        "trials": outcome.records,
-    }
+    best = choose_best(outcome.trials)
+    search = SearchRecord(digest, best.number, tune.epochs, tuple(outcome.trials))
     stored = {name: size_of(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))}
     report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
     report |= outcome.to_record()
-    save_json(out / "trials.json", trials)
-    save_json(out / "best.json", best)
+    save_json(out / "trials.json", search.to_record())
+    save_json(out / "best.json", best.to_record())
     save_json(out / "study.json", report)
-    pictures = draw_study(trials, report, out)
+    pictures = draw_study(search, report, out)
     close_run(
         store,
         parent,
         metrics={
-            "best_val_accuracy": best["score"],
-            "num_trials": len(outcome.records),
+            "best_val_accuracy": best.score,
+            "num_trials": len(outcome.trials),
             "trials_per_minute": outcome.trials_per_minute,
             "cache_bytes": sum(stored.values()),
             **{f"seconds/{phase}": taken for phase, taken in outcome.seconds.items()},
             **({"achieved_over_limit": outcome.achieved_over_limit} if outcome.achieved_over_limit else {}),
         },
-        tags={"frostline.best_trial": str(best["number"])},
+        tags={"frostline.best_trial": str(best.number)},
         artifacts=[*pictures, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
     )
 

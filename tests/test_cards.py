@@ -4,10 +4,11 @@ import copy
 
 import numpy as np
 import pytest
+from samples import make_search, make_trial
 
 from frostline.evidence.card import Records, make_model_card
 from frostline.evidence.evaluation import make_evaluation
-from frostline.evidence.predictions import Answers
+from frostline.evidence.predictions import Predictions
 from frostline.params import parse_params
 
 
@@ -18,9 +19,8 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
     chosen = np.where(right, labels, (labels + 1) % len(class_names))
     probabilities = np.full((num_images, len(class_names)), 0.1 / (len(class_names) - 1), np.float32)
     probabilities[np.arange(num_images), chosen] = 0.9
-    answers = Answers(tuple(map(str, range(num_images))), labels, probabilities, class_names, "test")
+    answers = Predictions(tuple(map(str, range(num_images))), labels, probabilities, class_names, "test")
     options = {"resamples": 100, "confidence": 0.95, "seed": 0}
-    trial = {"number": 0, "state": "COMPLETE", "hparams": {"unfrozen_blocks": 0}}
     return Records(
         class_names=class_names,
         prepared={
@@ -38,7 +38,7 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
             "options": {"alpha": 0.35},
             "sha256": "b" * 64,
         },
-        trials={"trials": [trial, {"number": 1, "state": "PRUNED", "hparams": {"unfrozen_blocks": 4}}]},
+        search=make_search(make_trial(), make_trial(1, "PRUNED", unfrozen_blocks=4)),
         study={"cuts": [{"depth": 2, "name": "block_15_add"}]},
         refit={
             "hparams": {"unfrozen_blocks": 2, "dropout": 0.25},

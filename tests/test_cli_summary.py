@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from samples import make_search, make_trial
 
 
 @pytest.fixture
@@ -22,9 +23,9 @@ def test_before_the_first_run_it_says_what_to_do(project, run_cli):
 
 
 def test_it_shows_the_winner_the_interval_the_version_and_what_to_do_next(project, run_cli):
-    trial = {"state": "COMPLETE", "score": 0.9125, "hparams": {"unfrozen_blocks": 3, "dropout": 0.314}}
-    trials = [{"number": 0, **trial, "score": 0.8}, {"number": 1, **trial}, {"number": 2, **trial, "state": "PRUNED"}]
-    write(project, "tune/trials.json", {"best": 1, "baseline": 0, "trials": trials})
+    drawn = {"unfrozen_blocks": 3, "dropout": 0.314}
+    trials = [make_trial(score=0.8), make_trial(1, score=0.9125, **drawn), make_trial(2, "PRUNED", 0.5, **drawn)]
+    write(project, "tune/trials.json", make_search(*trials, best=1).to_record())
     accuracy = {"value": 0.9375, "low": 0.9, "high": 0.96}
     baseline = {"accuracy": {"value": 0.85, "low": 0.8, "high": 0.9}}
     write(project, "evaluation/evaluation.json", {"num_images": 320, "accuracy": accuracy, "baseline": baseline})
@@ -41,8 +42,7 @@ def test_it_shows_the_winner_the_interval_the_version_and_what_to_do_next(projec
 
 
 def test_an_experiment_says_why_it_is_not_registered(project, run_cli):
-    trial = {"number": 0, "state": "COMPLETE", "score": 0.9, "hparams": {"unfrozen_blocks": 0, "dropout": 0.3}}
-    write(project, "tune/trials.json", {"best": 0, "baseline": 0, "trials": [trial]})
+    write(project, "tune/trials.json", make_search(make_trial()).to_record())
     write(project, "evaluation/evaluation.json", {"num_images": 9, "accuracy": {"value": 0.9, "low": 0.6, "high": 1.0}})
     write(project, "registration.json", {"name": "frostline", "version": None, "reason": "made by an experiment"})
     assert "not registered: made by an experiment" in run_cli("summary").out

@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 from keras import layers
 from ruamel.yaml import YAML
+from samples import make_search, make_trial
 
 from frostline.arrays import save_split
 from frostline.cli.diff import command as diff
 from frostline.errors import Refused
-from frostline.evidence.predictions import load_answers
+from frostline.evidence.predictions import load_predictions
 from frostline.files import mark_complete, save_json, sha256_of
 from frostline.params import load_params
 from frostline.tracking.runs import log_to_run, open_final_run
@@ -67,8 +68,8 @@ def refit_models(root, error):
     models, study = root / "models", root / "reports/tune"
     models.mkdir(exist_ok=True)
     curves = {name: [0.5, 0.6] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
-    trial = {"number": 3, "state": "COMPLETE", "hparams": HPARAMS, "score": 0.97, "curves": curves}
-    save_json(study / "trials.json", {"best": 3, "baseline": 3, "trials": [trial]})
+    trial = make_trial(3, score=0.97, curves=curves, **HPARAMS)
+    save_json(study / "trials.json", make_search(trial, best=3).to_record())
     save_json(study / "study.json", {"cuts": []})
     store = open_store(load_params().tracking, root)
     refit = {
@@ -99,7 +100,7 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     evaluate(root)
     assert "test accuracy" in capsys.readouterr().out
     out = project / "reports/evaluation"
-    record, answers = json.loads((out / "evaluation.json").read_text()), load_answers(out / "predictions.csv")
+    record, answers = json.loads((out / "evaluation.json").read_text()), load_predictions(out / "predictions.csv")
     assert record["num_images"] == len(answers.files) == 120
     assert record["accuracy"]["value"] == pytest.approx(answers.correct.mean(), abs=1e-6)
     assert 0.6 < record["accuracy"]["value"] < 1.0
@@ -121,7 +122,7 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert answer.exit_code == 0 and "mended" in answer.output and "McNemar" in answer.output
     folder = project / "reports/diff" / f"{first['run_id'][:8]}-{second['run_id'][:8]}"
     found = json.loads((folder / "diff.json").read_text())
-    new = load_answers(out / "predictions.csv")
+    new = load_predictions(out / "predictions.csv")
     assert found["difference"]["value"] == pytest.approx(new.correct.mean() - answers.correct.mean())
     rows = (folder / "flips.csv").read_text().splitlines()[1:]
     assert len(rows) == found["mended"] + found["broken"] == (new.predictions != answers.predictions).sum()

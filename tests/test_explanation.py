@@ -10,7 +10,7 @@ from frostline.evidence.explanation import explain, split_at_features
 
 
 def make_model(size=32):
-    """Answers "red" or "blue" by the amount of each colour; its feature map holds the two colours as channels."""
+    """Predictions "red" or "blue" by the amount of each colour; its feature map holds the two colours as channels."""
     pixels = keras.Input((size, size, 3), dtype="uint8")
     scaled = layers.Rescaling(1 / 255, dtype="float32")(pixels)
     pick = layers.Conv2D(2, 4, strides=4, use_bias=False, name="colours")

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from samples import make_search, make_trial
 from scipy.special import softmax
 
 from frostline.evidence.evaluation import make_evaluation
@@ -11,7 +12,7 @@ from frostline.evidence.figures.canvas import shorten
 from frostline.evidence.figures.evaluation import draw_evaluation
 from frostline.evidence.figures.search import draw_study, frost_line, learning_curves
 from frostline.evidence.figures.sheets import flips, overlay, preview_sheet
-from frostline.evidence.predictions import Answers
+from frostline.evidence.predictions import Predictions
 
 
 def size_of(path):
@@ -20,33 +21,14 @@ def size_of(path):
     return struct.unpack(">II", data[16:24])
 
 
-def make_trial(number, depth=0, score=0.9, state="COMPLETE", **hparams):
-    curves = {name: [0.5, 0.4] for name in ("loss", "val_loss", "accuracy", "val_accuracy")}
-    drawn = {"dropout": 0.1 * number, "unfrozen_blocks": depth, "head_learning_rate": 1e-3, "optimizer": "adam"}
-    return {
-        "number": number,
-        "hparams": drawn | hparams,
-        "state": state,
-        "score": score,
-        "val_loss": 0.3,
-        "seconds": 2.0 + depth,
-        "epochs": 2,
-        "curves": {} if state == "FAIL" else curves,
-    }
-
-
-def make_study(trials, best=0):
-    return {"study": "x", "score": "val_accuracy", "baseline": 0, "best": best, "epochs": 2, "trials": trials}
-
-
 MANY = [
     make_trial(0),
-    make_trial(1, 2, 0.95, suffix_learning_rate=1e-4),
-    make_trial(2, 2, 0.94, suffix_learning_rate=1e-3),
-    make_trial(3, 1, 0.5, "PRUNED", suffix_learning_rate=1e-3),
-    make_trial(4, 4, None, "FAIL", suffix_learning_rate=1e-3),
-    make_trial(5, 3, 0.3, suffix_learning_rate=1e-2),
-    make_trial(6, 3, 0.93, suffix_learning_rate=3e-5, optimizer="sgd"),
+    make_trial(1, score=0.95, unfrozen_blocks=2, dropout=0.1, suffix_learning_rate=1e-4),
+    make_trial(2, score=0.94, unfrozen_blocks=2, dropout=0.2, suffix_learning_rate=1e-3),
+    make_trial(3, "PRUNED", 0.5, unfrozen_blocks=1, suffix_learning_rate=1e-3),
+    make_trial(4, "FAIL", None, unfrozen_blocks=4, suffix_learning_rate=1e-3),
+    make_trial(5, score=0.3, unfrozen_blocks=3, dropout=0.5, suffix_learning_rate=1e-2),
+    make_trial(6, score=0.93, unfrozen_blocks=3, dropout=0.6, suffix_learning_rate=3e-5, optimizer="sgd"),
 ]
 
 
@@ -56,14 +38,14 @@ def test_a_study_is_drawn_with_many_trials_and_with_one(trials, tmp_path):
         "cuts": [{"depth": 0, "name": "out"}, {"depth": 2, "name": "a_block_with_a_very_long_name_indeed"}],
         "importances": {"dropout": 0.7, "unfrozen_blocks": 0.3} if len(trials) > 2 else {},
     }
-    files = draw_study(make_study(trials, min(1, len(trials) - 1)), report, tmp_path)
+    files = draw_study(make_search(*trials, best=min(1, len(trials) - 1)), report, tmp_path)
     assert len(files) == 5 == len(set(files))
     assert {size_of(file)[0] for file in files} == {900}
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        frost_line(make_study(MANY, 1), tmp_path / name)
+        frost_line(make_search(*MANY, best=1), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -81,7 +63,7 @@ def test_an_evaluation_is_drawn_for_any_number_and_kind_of_classes(names, tmp_pa
     labels = np.arange(num_images) % num_classes
     probabilities = softmax(rng.normal(size=(num_images, num_classes)) + 3 * np.eye(num_classes)[labels], axis=1)
     files = tuple(f"folder/{index}.jpg" for index in range(num_images))
-    answers = Answers(files, labels, probabilities.astype(np.float32), names, "test")
+    answers = Predictions(files, labels, probabilities.astype(np.float32), names, "test")
     options = {"resamples": 100, "confidence": 0.95, "seed": 0}
     evaluation = make_evaluation(answers, answers, search_score=0.9, temperature=1.3, **options)
     images = rng.integers(0, 256, (num_images, 32, 32, 3)).astype(np.uint8)
@@ -94,7 +76,7 @@ def test_an_evaluation_is_drawn_for_any_number_and_kind_of_classes(names, tmp_pa
 
 def test_a_model_without_mistakes_is_drawn_too(tmp_path):
     labels = np.tile([0, 1], 30)
-    answers = Answers(tuple(map(str, range(60))), labels, np.eye(2, dtype=np.float32)[labels], ("a", "b"), "test")
+    answers = Predictions(tuple(map(str, range(60))), labels, np.eye(2, dtype=np.float32)[labels], ("a", "b"), "test")
     options = {"resamples": 100, "confidence": 0.95, "seed": 0}
     evaluation = make_evaluation(answers, answers, search_score=1.0, temperature=1.0, **options)
     images = np.zeros((60, 32, 32, 3), np.uint8)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from samples import make_trial
 
 from frostline.files import size_of
 from frostline.params import Params, Tracking, parse_params
@@ -32,18 +33,8 @@ def make_study(store: Store, digest: str, root: Path) -> dict[str, str]:
     parent = open_study_run(store, digest, params={}, tags={})
     ids = {"parent": parent}
     for number in range(2):
-        ids[f"trial {number}"] = log_trial(
-            store,
-            parent,
-            name=f"trial {number}",
-            params={},
-            metrics={},
-            curves={},
-            tags={},
-            status="FINISHED",
-            started=1.0,
-            ended=2.0,
-        )
+        trial = make_trial(number, started=1.0)
+        ids[f"trial {number}"] = log_trial(store, parent, trial, tags={}, ended=2.0)
     close_run(store, parent)
     ids["final"] = open_final_run(store, name="final", params={}, tags={"frostline.study": digest})
     picture = root / "picture.png"

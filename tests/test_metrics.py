@@ -17,12 +17,12 @@ from frostline.evidence.calibration import (
 from frostline.evidence.comparison import mcnemar, needed_images, paired_difference, paired_score_interval
 from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.predictions import (
-    Answers,
+    Predictions,
     common_rows,
-    load_answers,
+    load_predictions,
     pick_examples,
     pick_mistakes,
-    save_answers,
+    save_predictions,
 )
 from frostline.evidence.scores import summarize
 
@@ -217,13 +217,13 @@ def test_needed_images_is_known_only_for_a_gain():
 def make_table(seed=0, num_images=60, files=None):
     labels, probabilities = draw_answers(num_images, 3, seed=seed)
     files = files or [f"class/{index}, a.jpg" for index in range(num_images)]
-    return Answers(tuple(files), labels, probabilities, ("a", 'b "2"', "p(c)"), "test")
+    return Predictions(tuple(files), labels, probabilities, ("a", 'b "2"', "p(c)"), "test")
 
 
 def test_answers_come_back_from_disk_bit_for_bit(tmp_path):
     table = make_table()
-    save_answers(tmp_path / "predictions.csv", table)
-    found = load_answers(tmp_path / "predictions.csv")
+    save_predictions(tmp_path / "predictions.csv", table)
+    found = load_predictions(tmp_path / "predictions.csv")
     assert found.files == table.files and found.class_names == table.class_names and found.split == "test"
     assert np.array_equal(found.probabilities, table.probabilities)
     assert np.array_equal(found.labels, table.labels)
@@ -235,7 +235,7 @@ def test_answers_come_back_from_disk_bit_for_bit(tmp_path):
 def test_a_file_that_is_no_table_of_answers_is_refused(tmp_path):
     (tmp_path / "predictions.csv").write_text("a,b\n1,2\n")
     with pytest.raises(Refused, match="no table of answers"):
-        load_answers(tmp_path / "predictions.csv")
+        load_predictions(tmp_path / "predictions.csv")
 
 
 def test_mistakes_come_most_confident_first_and_examples_are_of_both_kinds():
@@ -250,7 +250,9 @@ def test_mistakes_come_most_confident_first_and_examples_are_of_both_kinds():
 
 def test_tables_are_compared_on_the_files_that_both_have():
     old = make_table(files=[f"{index}.jpg" for index in range(60)])
-    new = Answers(old.files[::-1][:40], old.labels[::-1][:40], old.probabilities[::-1][:40], old.class_names, "test")
+    new = Predictions(
+        old.files[::-1][:40], old.labels[::-1][:40], old.probabilities[::-1][:40], old.class_names, "test"
+    )
     rows = common_rows(old, new)
     assert [old.files[row] for row in rows[0]] == [new.files[row] for row in rows[1]]
     assert len(rows[0]) == 40
@@ -261,7 +263,7 @@ def test_tables_are_compared_on_the_files_that_both_have():
 def test_an_evaluation_says_how_much_too_good_the_search_looked_and_what_scaling_did():
     final, plain = make_table(1, 500), make_table(1, 500)
     worse = plain.probabilities[:, [1, 0, 2]]
-    plain = Answers(plain.files, plain.labels, worse, plain.class_names, "test")
+    plain = Predictions(plain.files, plain.labels, worse, plain.class_names, "test")
     options = {"resamples": 200, "confidence": 0.95, "seed": 0}
     record = make_evaluation(final, plain, search_score=0.95, temperature=2.0, **options)
     assert record["selection_optimism"] == pytest.approx(0.95 - final.correct.mean(), abs=1e-6)

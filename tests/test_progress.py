@@ -3,6 +3,7 @@
 import io
 
 from rich.console import Console
+from samples import make_trial
 
 from frostline.search.progress import SearchProgress
 
@@ -12,7 +13,7 @@ def shown_by(console: Console) -> str:
         progress.epoch(0, 1, 0.75)
         progress.epoch(0, 2, 0.5)
         assert progress.share == 2 / 8
-        progress.end({"number": 0, "score": 0.75})  # pruned: its other epochs are not waited for
+        progress.end(make_trial(score=0.75))  # pruned: its other epochs are not waited for
         assert progress.share == 4 / 8
         progress.epoch(1, 3, 0.875)
         assert progress.share == 7 / 8

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from samples import make_trial
 
 from frostline.arrays import save_split
 from frostline.cli import group
@@ -196,8 +197,7 @@ def test_rollback_to_a_version_with_changed_files_is_refused(store, files, tmp_p
 
 def test_trace_leads_down_to_the_data_and_up_to_the_version(store, files):
     parent = open_study_run(store, "d1", params={}, tags={})
-    values = {"metrics": {}, "curves": {}, "status": "FINISHED", "started": 1.0, "ended": 2.0}
-    trial = log_trial(store, parent, name="trial 03", params={}, tags={"frostline.trial": "3"}, **values)
+    trial = log_trial(store, parent, make_trial(3), tags={}, ended=2.0)
     final = open_final_run(
         store,
         name="final",
@@ -431,9 +431,7 @@ def test_a_server_does_what_the_database_does_and_answers_this_machine_alone(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         store = open_store(load_params().tracking, workspace)
         parent = open_study_run(store, "d1", params={"epochs": 2}, tags={})
-        values = {"metrics": {"best_val_accuracy": 0.9}, "status": "FINISHED", "started": 1.0, "ended": 2.0}
-        values |= {"params": {"dropout": 0.3}, "curves": {"loss": [0.7, 0.5]}, "tags": {"frostline.trial": "3"}}
-        log_trial(store, parent, name="trial 03", **values)
+        log_trial(store, parent, make_trial(3), tags={}, ended=2.0)
         close_run(store, parent, artifacts=[Path("reports/evaluation/evaluation.json")])
         assert load_artifact(store, parent, "evaluation.json", tmp_path).is_file()
         assert open_study_run(store, "d1", params={"epochs": 2}, tags={}) == parent

@@ -15,7 +15,7 @@ CLASSES = ("cat", "dog")
 MEASURED = {"model_mb": 10.0, "latency_p95_ms": 20.0, "golden_difference": 1e-7, "leaked": ()}
 
 
-def make_answers(labels, correct, confidence=0.95, num_classes=2):
+def make_predictions(labels, correct, confidence=0.95, num_classes=2):
     """Probabilities whose highest is the label where `correct`, the next class elsewhere."""
     chosen = np.where(correct, labels, (labels + 1) % num_classes)
     answers = np.full((len(labels), num_classes), (1 - confidence) / (num_classes - 1), np.float32)
@@ -48,8 +48,8 @@ def share_promoted(rules, *, gain, discordance, num_images=1000, simulations=100
         labels, ours, theirs = draw_pair(rng, num_images, gain, discordance)
         verdict = decide_promotion(
             labels,
-            make_answers(labels, ours, 0.9),
-            make_answers(labels, theirs, 0.9),
+            make_predictions(labels, ours, 0.9),
+            make_predictions(labels, theirs, 0.9),
             CLASSES,
             rules,
             resamples=resamples,
@@ -90,7 +90,12 @@ def test_ten_points_more_on_500_images_are_promoted_with_numbers_in_the_message(
     rng = np.random.default_rng(0)
     labels, ours, theirs = draw_pair(rng, 500, 0.1, 0.14)
     verdict = decide_promotion(
-        labels, make_answers(labels, ours), make_answers(labels, theirs), CLASSES, Promote(policy="better"), **MEASURED
+        labels,
+        make_predictions(labels, ours),
+        make_predictions(labels, theirs),
+        CLASSES,
+        Promote(policy="better"),
+        **MEASURED,
     )
     assert verdict.accepted
     assert "p = " in check_of(verdict, "comparison").message and "500 images" in check_of(verdict, "comparison").message
@@ -103,8 +108,8 @@ def test_a_class_that_loses_30_points_is_named_though_the_whole_improved():
     ours = np.r_[np.arange(400) >= 5, np.arange(100) >= 35]
     verdict = decide_promotion(
         labels,
-        make_answers(labels, ours),
-        make_answers(labels, theirs),
+        make_predictions(labels, ours),
+        make_predictions(labels, theirs),
         CLASSES,
         Promote(policy="better", max_ece=1.0),
         **MEASURED,
@@ -115,7 +120,9 @@ def test_a_class_that_loses_30_points_is_named_though_the_whole_improved():
 
 def test_forty_images_are_too_few_and_the_message_says_how_well_they_can_tell():
     labels = np.tile([0, 1], 20)
-    verdict = decide_promotion(labels, make_answers(labels, np.ones(40, bool)), None, CLASSES, Promote(), **MEASURED)
+    verdict = decide_promotion(
+        labels, make_predictions(labels, np.ones(40, bool)), None, CLASSES, Promote(), **MEASURED
+    )
     assert not verdict.accepted
     assert "too few" in check_of(verdict, "test_size").message and "±" in check_of(verdict, "test_size").message
 
@@ -124,7 +131,12 @@ def test_too_small_a_gain_says_how_many_images_would_tell_and_so_many_do():
     rng = np.random.default_rng(3)
     labels, ours, theirs = draw_pair(rng, 400, 0.02, 0.06)
     verdict = decide_promotion(
-        labels, make_answers(labels, ours), make_answers(labels, theirs), CLASSES, Promote(policy="better"), **MEASURED
+        labels,
+        make_predictions(labels, ours),
+        make_predictions(labels, theirs),
+        CLASSES,
+        Promote(policy="better"),
+        **MEASURED,
     )
     numbers = check_of(verdict, "comparison").numbers
     assert not verdict.accepted and numbers["needed_images"] > 400
@@ -142,7 +154,12 @@ def test_a_challenger_that_is_behind_is_not_sent_for_more_images():
     rng = np.random.default_rng(3)
     labels, theirs, ours = draw_pair(rng, 400, 0.05, 0.1)
     verdict = decide_promotion(
-        labels, make_answers(labels, ours), make_answers(labels, theirs), CLASSES, Promote(policy="better"), **MEASURED
+        labels,
+        make_predictions(labels, ours),
+        make_predictions(labels, theirs),
+        CLASSES,
+        Promote(policy="better"),
+        **MEASURED,
     )
     assert "would not help" in check_of(verdict, "comparison").message
 
@@ -150,17 +167,17 @@ def test_a_challenger_that_is_behind_is_not_sent_for_more_images():
 def test_two_models_that_agree_everywhere_need_enough_images_to_be_called_not_worse():
     for num_images, accepted in ((200, False), (400, True)):
         labels = np.tile([0, 1], num_images // 2)
-        answers = make_answers(labels, np.arange(num_images) % 20 > 0)
+        answers = make_predictions(labels, np.arange(num_images) % 20 > 0)
         verdict = decide_promotion(labels, answers, answers, CLASSES, Promote(margin=0.01), **MEASURED)
         assert verdict.accepted is accepted, num_images
 
 
 def test_the_first_champion_must_beat_the_largest_class_and_the_floor():
     labels = np.repeat([0, 1], [180, 20])
-    lazy = make_answers(labels, labels == 0, 0.9)
+    lazy = make_predictions(labels, labels == 0, 0.9)
     assert not check_of(decide_promotion(labels, lazy, None, CLASSES, Promote(), **MEASURED), "floor").passed
     labels = np.tile([0, 1], 100)
-    good = make_answers(labels, np.arange(200) % 20 > 0)
+    good = make_predictions(labels, np.arange(200) % 20 > 0)
     assert decide_promotion(labels, good, None, CLASSES, Promote(), **MEASURED).accepted
     assert not decide_promotion(labels, good, None, CLASSES, Promote(accuracy_floor=0.93), **MEASURED).accepted
 
@@ -179,7 +196,7 @@ def test_the_first_champion_must_beat_the_largest_class_and_the_floor():
 )
 def test_each_limit_refuses_alone_and_what_was_not_measured_refuses_too(measured, name):
     labels = np.tile([0, 1], 100)
-    good = make_answers(labels, np.arange(200) % 20 > 0)
+    good = make_predictions(labels, np.arange(200) % 20 > 0)
     verdict = decide_promotion(labels, good, None, CLASSES, Promote(), **(MEASURED | measured))
     assert [check.name for check in verdict.checks if not check.passed] == [name]
 
@@ -187,26 +204,26 @@ def test_each_limit_refuses_alone_and_what_was_not_measured_refuses_too(measured
 def test_a_badly_calibrated_model_is_refused_but_chance_on_few_images_is_not():
     labels = np.tile([0, 1], 500)
     right = np.arange(1000) % 4 > 0
-    verdict = decide_promotion(labels, make_answers(labels, right, 0.99), None, CLASSES, Promote(), **MEASURED)
+    verdict = decide_promotion(labels, make_predictions(labels, right, 0.99), None, CLASSES, Promote(), **MEASURED)
     assert [check.name for check in verdict.checks if not check.passed] == ["calibration"]
     few = labels[:120]
-    verdict = decide_promotion(few, make_answers(few, right[:120], 0.84), None, CLASSES, Promote(), **MEASURED)
+    verdict = decide_promotion(few, make_predictions(few, right[:120], 0.84), None, CLASSES, Promote(), **MEASURED)
     assert verdict.accepted
 
 
 def test_answers_that_are_no_probabilities_are_refused_not_scored():
     labels = np.tile([0, 1], 100)
-    broken = make_answers(labels, np.ones(200, bool))
+    broken = make_predictions(labels, np.ones(200, bool))
     broken[3] = np.nan
     verdict = decide_promotion(labels, broken, None, CLASSES, Promote(), **MEASURED)
-    assert not verdict.accepted and "no probabilities" in check_of(verdict, "answers").message
+    assert not verdict.accepted and "no probabilities" in check_of(verdict, "predictions").message
 
 
 def test_a_verdict_is_plain_values():
     labels = np.tile([0, 1], 100)
-    good = make_answers(labels, np.arange(200) % 20 > 0)
+    good = make_predictions(labels, np.arange(200) % 20 > 0)
     verdict = decide_promotion(labels, good, good, CLASSES, Promote(), **MEASURED)
-    assert json.loads(json.dumps(verdict.to_record(), allow_nan=False))["checks"][0]["name"] == "answers"
+    assert json.loads(json.dumps(verdict.to_record(), allow_nan=False))["checks"][0]["name"] == "predictions"
 
 
 def test_the_power_that_the_docs_tell_is_what_the_benchmark_computes(root):

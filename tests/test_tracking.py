@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from samples import make_trial
 
 from frostline.errors import Refused
 from frostline.params import Tracking
@@ -21,18 +23,11 @@ def store(mlflow_root: Path) -> Store:
     return open_store(Tracking(), mlflow_root)
 
 
-def log_one(store: Store, parent: str, number: int = 0, **changes: object) -> str:
-    values = {
-        "name": f"trial {number:02}",
-        "params": {"dropout": 0.3, "unfrozen_blocks": 2},
-        "metrics": {"score": 0.9, "val_loss": float("inf")},
-        "curves": {"loss": [0.7, 0.5], "val_accuracy": [0.8, 0.9]},
-        "tags": {"frostline.trial": str(number)},
-        "status": "FINISHED",
-        "started": 1000.0,
-        "ended": 1003.5,
-    }
-    return log_trial(store, parent, **{**values, **changes})
+def log_one(store: Store, parent: str, number: int = 0, **changes: Any) -> str:
+    tags = changes.pop("tags", {})
+    curves = {"loss": [0.7, 0.5], "val_accuracy": [0.8, 0.9]}
+    facts = {"val_loss": float("inf"), "curves": curves, "started": 1000.0, "unfrozen_blocks": 2, **changes}
+    return log_trial(store, parent, make_trial(number, **facts), tags=tags, ended=1003.5)
 
 
 def test_trial_is_a_finished_child_with_its_curves(store):
@@ -40,7 +35,7 @@ def test_trial_is_a_finished_child_with_its_curves(store):
     run = store.client.get_run(log_one(store, parent))
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == parent
-    assert run.data.params == {"dropout": "0.3", "unfrozen_blocks": "2"}
+    assert run.data.params.items() >= {"dropout": "0.3", "unfrozen_blocks": "2", "optimizer": "adam"}.items()
     assert run.info.end_time - run.info.start_time == 3500
     history = store.client.get_metric_history(run.info.run_id, "epoch/loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.5)]
@@ -90,12 +85,12 @@ def test_the_run_table_opens_with_our_columns(store):
 def test_infinite_metric_is_not_logged(store):
     # MLflow's "best first" order would put it at the top.
     parent = open_study_run(store, "d1", params={}, tags={})
-    assert "val_loss" not in store.client.get_run(log_one(store, parent)).data.metrics
+    assert "best_val_loss" not in store.client.get_run(log_one(store, parent)).data.metrics
 
 
 def test_pruned_trial_does_not_look_like_a_crash(store):
     parent = open_study_run(store, "d1", params={}, tags={})
-    run = store.client.get_run(log_one(store, parent, status="KILLED"))
+    run = store.client.get_run(log_one(store, parent, state="PRUNED"))
     assert (run.info.status, run.data.tags["frostline.state"]) == ("KILLED", "PRUNED")
 
 
@@ -131,9 +126,9 @@ def test_artifacts_lie_below_the_root_wherever_the_process_stands(store, tmp_pat
 
 def test_processes_that_start_together_make_one_working_store(tmp_path):
     program = (
-        "from pathlib import Path; from frostline import tracking; from frostline.params import Tracking;"
-        f"store = tracking.open_store(Tracking(), Path({str(tmp_path)!r}));"
-        "tracking.open_final_run(store, name='final', params={}, tags={})"
+        "from pathlib import Path; from frostline.tracking import runs, store; from frostline.params import Tracking;"
+        f"opened = store.open_store(Tracking(), Path({str(tmp_path)!r}));"
+        "runs.open_final_run(opened, name='final', params={}, tags={})"
     )
     started = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [process.wait(120) for process in started] == [0, 0]

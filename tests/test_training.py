@@ -1,7 +1,6 @@
 """Training a tail on stored features."""
 
 import dataclasses
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from frostline.hparams import Hparams
 from frostline.training.data import TrainingData, make_class_weights
-from frostline.training.fit import fit, load_state, save_state
+from frostline.training.fit import fit
 from frostline.training.tail import MASK_DROPOUT, MaskDropout, Tail, build_head, make_head_weights
 from frostline.training.trainer import Trainer, score_logits
 
@@ -111,30 +110,6 @@ def test_a_trial_stops_when_it_is_told_to(trainer: Trainer, data: TrainingData) 
         trainer, start, data, PLAIN, num_epochs=5, schedule="cosine", seed=0, go_on=lambda epoch: epoch.number < 2
     )
     assert len(fitted.curves["loss"]) == 2
-
-
-def test_a_training_continued_from_disk_equals_an_uninterrupted_one(
-    trainer: Trainer, data: TrainingData, tmp_path: Path
-) -> None:
-    hparams = dataclasses.replace(PLAIN, dropout=0.4)
-    start = trainer.start(make_head_weights(trainer.tail, 3, None), 5)
-    given = {"num_epochs": 5, "schedule": "cosine", "seed": 5}
-    whole = fit(trainer, start, data, hparams, **given)
-    part = fit(trainer, start, data, hparams, **given, go_on=lambda epoch: epoch.number < 2)
-    save_state(tmp_path / "state.npz", part.state)
-    state = load_state(tmp_path / "state.npz", start)
-    rest = fit(trainer, state, data, hparams, **given, curves=part.curves)
-    assert rest.curves == whole.curves
-    for ours, theirs in zip(rest.state.params, whole.state.params, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert trainer.num_traces == 1
-
-
-def test_the_state_of_another_network_is_refused(trainer: Trainer, tmp_path: Path) -> None:
-    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
-    save_state(tmp_path / "state.npz", dataclasses.replace(start, params=[np.zeros(3)] * len(start.params)))
-    with pytest.raises(ValueError, match="another network"):
-        load_state(tmp_path / "state.npz", start)
 
 
 def test_seconds_are_told_apart_by_phase(trainer: Trainer, data: TrainingData) -> None:

@@ -13,17 +13,16 @@ import pytest
 
 from frostline.arrays import load_array, load_split, save_split
 from frostline.bases.base import load_base
-from frostline.bases.features import choose_dtype, extract_views
+from frostline.bases.features import Extractor, choose_dtype
 from frostline.bases.files import fetch_weights
 from frostline.errors import Refused
 from frostline.files import mark_complete, save_json
 from frostline.hparams import Hparams
-from frostline.params import Params, parse_params
+from frostline.params import Params, load_document, parse_params
 from frostline.search.outcome import run_study
 from frostline.search.space import make_baseline
 from frostline.search.study import list_records, open_study
 from frostline.search.worker import Job, run_trials
-from frostline.seeding import derive_seed
 from frostline.tracking.runs import open_study_run
 from frostline.tracking.store import open_store
 from frostline.training import refit as refit_module
@@ -55,15 +54,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = load_base(params.base, Path(params.paths.base))
     train, val = (load_split(Path(params.paths.prepared) / split) for split in NUM)
     sources = {"view-000": train.images, "view-001": np.asarray(train.images)[:, :, ::-1], "val": val.images}
-    assert list(extract_views(base, [0, 1, 2], "avg", sources, Path(params.paths.features), 20)) == list(sources)
-    mark_complete(Path(params.paths.features))
+    assert list(Extractor(base, [0, 1, 2], "avg", 20).save(sources, Path(params.paths.features))) == list(sources)
+    mark_complete(Path(params.paths.features), stored=[0, 1, 2], views=VIEWS)
     return folder
 
 
 def make_params(folder: Path, **tune: Any) -> Params:
-    from ruamel.yaml import YAML
-
-    document = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "params.yaml")
+    document = load_document(Path(__file__).parents[1] / "presets" / "default.yaml")
     document["paths"] = {name: str(folder / path) for name, path in document["paths"].items()}
     document["base"] |= {"weights": "random", "image_size": SIZE}
     document["augment"]["views"] = VIEWS
@@ -105,7 +102,7 @@ def test_an_extraction_goes_on_where_it_was_killed(project: Path, bench: Bench, 
     (features / "depth-01/val.npy").unlink()
     splits = {split: load_split(project / f"data/prepared/{split}").images for split in NUM}
     sources = {"view-000": splits["train"], "val": splits["val"]}
-    assert list(extract_views(bench.base, [0, 1, 2], "avg", sources, features, 20)) == ["view-000", "val"]
+    assert list(Extractor(bench.base, [0, 1, 2], "avg", 20).save(sources, features)) == ["view-000", "val"]
     assert kept.stat().st_mtime_ns == stamp
     for name in ("depth-00", "depth-01"):
         again, before = (
@@ -188,9 +185,8 @@ def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_run_the_asked_number_of_trials_and_log_each_once(
-    project: Path, mlflow_root: Path, tmp_path: Path, workers: int
+    project: Path, mlflow_root: Path, workers: int
 ) -> None:
-    # Two workers share rungs; one alone needs none.
     params = make_params(project, workers=workers, num_trials=4, pruning="halving" if workers > 1 else "none")
     space = params.tune.space.model_copy(update={"unfrozen_blocks": (0, 0)})
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"space": space})})
@@ -198,60 +194,21 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
     store = open_store(params.tracking, mlflow_root)
     parent = open_study_run(store, "d", params={}, tags={})
     probe = fit_shared_probe(params)
-    job = Job(params, study, store, parent, ("dark", "bright"), probe, tmp_path / "work")
+    job = Job(params, study, store, parent, ("dark", "bright"), probe)
     run_trials(job, Bench(params, 2, probe))
     records = list_records(study.load(), 4)
-    assert [record["number"] for record in records] == [0, 1, 2, 3]
+    assert [record.number for record in records] == [0, 1, 2, 3]
     children = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert sorted(run.info.run_id for run in children) == sorted(record["run_id"] for record in records)
+    assert sorted(run.info.run_id for run in children) == sorted(record.run_id for record in records)
     assert {run.data.tags["frostline.trial"] for run in children} == {"0", "1", "2", "3"}
-    assert not list((tmp_path / "work").glob("*"))
 
 
-def test_a_halved_study_killed_at_a_rung_goes_on_from_the_states_on_disk(
-    project: Path, mlflow_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params = make_params(project, num_trials=4, pruning="halving", epochs=4)
-    store = open_store(params.tracking, mlflow_root)
-    bench = Bench(params, 2, None)
-
-    def run(name: str, die_after: int | None = None) -> list[dict[str, Any]]:
-        study = open_study(tmp_path / name, name, "c", "ask", params.tune.space)
-        parent = open_study_run(store, name, params={}, tags={})
-        trained = bench.train
-        left = [die_after]
-
-        def train(*args: Any, **kwargs: Any) -> Any:
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            left[0] = left[0] and left[0] - 1
-            return trained(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(bench, "train", train)
-            try:
-                run_trials(Job(params, study, store, parent, ("a", "b"), None, tmp_path / name / "work"), bench)
-            except KeyboardInterrupt:
-                assert list((tmp_path / name / "work").glob("*.npz"))
-        return list_records(study.load(), 4)
-
-    whole = run("whole")
-    assert sorted(record["epochs"] for record in whole) == [1, 1, 2, 4]
-    run("killed", die_after=5)  # in the first trial that goes on
-    keys = ("number", "state", "hparams", "score", "epochs", "curves")
-    assert [[record[key] for key in keys] for record in run("killed")] == [
-        [record[key] for key in keys] for record in whole
-    ]
-    plain = bench.train(Hparams.from_record(whole[0]["hparams"]), derive_seed(params.seed, "trial", 0)).curves
-    assert whole[0]["curves"]["loss"] == plain["loss"][: whole[0]["epochs"]]
-
-
-def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path, tmp_path: Path) -> None:
+def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:
     params = make_params(project, num_trials=2)
     study = open_study(mlflow_root / "studies", "timed", "c", "ask", params.tune.space)
     store = open_store(params.tracking, mlflow_root)
     parent = open_study_run(store, "timed", params={}, tags={})
-    report = run_study(params, study, store, parent, ("dark", "bright"), tmp_path / "work").to_record()
+    report = run_study(params, study, store, parent, ("dark", "bright")).to_record()
     assert set(report["seconds"]) == {"base", "probe", "receipt", "trace", "train", "validate", "bookkeeping"}
     assert all(taken > 0 for taken in report["seconds"].values())
     assert 0 < report["achieved_over_limit"] < 1

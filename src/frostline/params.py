@@ -2,14 +2,25 @@
 
 import difflib
 import math
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from frostline.errors import Refused
+from frostline.hparams import HPARAMS, Hparam
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -131,54 +142,56 @@ class Range(Section):
         return self
 
 
-class Space(Section):
-    """What a trial tries. A single number fixes a value; a list of two or {low, high, log} is searched."""
+def _read_depths(given: Any) -> Any:
+    """One depth, or the first and the last."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        return (given, given)
+    return tuple(given) if isinstance(given, list) else given
 
-    dropout: Range
-    # Depth in blocks, 0 = head only; both ends belong to the search.
-    unfrozen_blocks: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
-    head_learning_rate: Range
-    # Drawn only where unfrozen_blocks > 0.
-    suffix_learning_rate: Range
-    weight_decay: Range
-    label_smoothing: Range
-    optimizer: Annotated[list[Literal["adam", "sgd", "rmsprop"]], Field(min_length=1)]
-    # Units of the hidden layer of the head; 0 = none.
-    head_units: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_one_depth(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            given = dict(given)
-            depth = given.get("unfrozen_blocks")
-            if isinstance(depth, int) and not isinstance(depth, bool):
-                given["unfrozen_blocks"] = (depth, depth)
-            elif isinstance(depth, list):
-                given["unfrozen_blocks"] = tuple(depth)
-            for name in ("optimizer", "head_units"):
-                if name in given and not isinstance(given[name], list):
-                    given[name] = [given[name]]
-        return given
+def _read_choices(given: Any) -> Any:
+    return given if isinstance(given, list) else [given]
 
-    @model_validator(mode="after")
-    def _check_ranges(self) -> Self:
-        problems = []
-        if self.unfrozen_blocks[0] > self.unfrozen_blocks[1]:
-            problems.append(f"unfrozen_blocks: the first depth is above the second: {list(self.unfrozen_blocks)}")
-        for name, low, high in (
-            ("dropout", 0.0, 0.95),
-            ("head_learning_rate", 1e-8, 10.0),
-            ("suffix_learning_rate", 1e-8, 10.0),
-            ("weight_decay", 0.0, 1.0),
-            ("label_smoothing", 0.0, 0.5),
-        ):
-            drawn: Range = getattr(self, name)
-            if drawn.low < low or drawn.high > high:
-                problems.append(f"{name}: allowed is {low:g} to {high:g}, given was [{drawn.low:g}, {drawn.high:g}]")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+
+def _check_depths(depths: tuple[int, int]) -> tuple[int, int]:
+    if depths[0] > depths[1]:
+        raise ValueError(f"the first depth is above the second: {list(depths)}")
+    return depths
+
+
+def _check_within(hparam: Hparam, drawn: Range) -> Range:
+    if drawn.low < hparam.low or drawn.high > hparam.high:
+        raise ValueError(f"allowed is {hparam.low:g} to {hparam.high:g}, given was [{drawn.low:g}, {drawn.high:g}]")
+    return drawn
+
+
+def _domain_of(hparam: Hparam) -> Any:
+    """The type of a hyperparameter's entry in `tune.space`."""
+    depth = Annotated[int, Field(ge=0)]
+    match hparam.kind:
+        case "real":
+            return Annotated[Range, AfterValidator(partial(_check_within, hparam))]
+        case "depth":
+            return Annotated[tuple[depth, depth], BeforeValidator(_read_depths), AfterValidator(_check_depths)]
+        case "choice":
+            one: Any = Literal[hparam.allowed] if hparam.allowed else depth
+            return Annotated[list[one], Field(min_length=1), BeforeValidator(_read_choices)]
+
+
+if TYPE_CHECKING:
+
+    class Space(Section):
+        """What a trial tries: for each hyperparameter a number, [low, high], {low, high, log} or a list of choices."""
+
+        unfrozen_blocks: tuple[int, int]
+        head_units: list[int]
+        optimizer: list[str]
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    # A field for each hyperparameter that hparams.py declares.
+    Space = create_model("Space", __base__=Section, **{name: _domain_of(hparam) for name, hparam in HPARAMS.items()})
 
 
 class Tune(Section):
@@ -190,8 +203,8 @@ class Tune(Section):
     pooling: Literal["avg", "max", "flatten"] = "avg"
     schedule: Literal["constant", "cosine"] = "cosine"
     class_weights: Literal["none", "balanced"] = "none"
-    # median: stop what is below the median at epochs 1, 2, 4 ...; halving: brackets of eight trials, of which the better
-    # half goes on at each of these epochs from where it stopped.
+    # At a quarter and at half of the epochs, median stops what is below the median of the trials before, halving what is
+    # not in their better half (Optuna's MedianPruner and SuccessiveHalvingPruner); see docs/decisions.
     pruning: Literal["none", "median", "halving"] = "median"
     # Stop a trial after so many epochs without a better validation score; null = never.
     patience: Positive | None = None

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import signal
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from filelock import FileLock, Timeout
 
 from frostline.errors import Refused
 
@@ -65,23 +66,38 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def held(lock: Path, what: str) -> Iterator[None]:
-    """Holds a lock file for this process alone; Refused, naming the holder, where another process has it.
+def locked(lock: Path) -> Iterator[None]:
+    """Only one process of this machine at a time is inside the block; the others wait.
 
-    The kernel gives it back when the process ends, however it ends.
+    The kernel gives the lock back when the process ends, however it ends.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "?"
-            raise Refused(f"{what} is already running, as process {holder}. Wait for it, or end it.") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with FileLock(lock, poll_interval=0.01):
         yield
+
+
+@contextmanager
+def held(lock: Path, what: str) -> Iterator[None]:
+    """Holds a lock file for this process alone; Refused, naming the holder, where another process has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            lock.write_text(str(os.getpid()), encoding="ascii")
+            yield
+    except Timeout:
+        holder = lock.read_text(encoding="ascii").strip() or "?"
+        raise Refused(f"{what} is already running, as process {holder}. Wait for it, or end it.") from None
+
+
+def is_held(lock: Path) -> bool:
+    """Does a process hold this lock now?"""
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def die_with_parent() -> None:

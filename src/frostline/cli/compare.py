@@ -6,20 +6,16 @@ from typing import Any
 
 import click
 
-# Title -> where the value stands in a run, in the order of the table; the same names as in MLflow's pages.
-PARAMS = (
-    "unfrozen_blocks",
-    "dropout",
-    "head_learning_rate",
-    "suffix_learning_rate",
-    "weight_decay",
-    "label_smoothing",
-    "optimizer",
-    "head_units",
-)
+from frostline.hparams import HPARAMS
+
 # Columns that a narrower window would cut off.
 WIDTH = 132
-METRICS = ("best_val_accuracy", "best_val_loss", "test_accuracy", "best_epoch", "epochs", "seconds")
+# Metric -> how its value is written, in the order of the table; the same names as in MLflow's pages.
+METRICS = {
+    **dict.fromkeys(("best_val_accuracy", "best_val_loss", "test_accuracy"), ".4f"),
+    **dict.fromkeys(("best_epoch", "epochs"), ".0f"),
+    "seconds": ".1f",
+}
 
 
 @click.command(short_help="All trials and finals as a table.")
@@ -52,7 +48,7 @@ def command(kind: str | None, study: str, sort: str | None, limit: int, ids: boo
         for row in shown:
             click.echo(json.dumps(row))
         return
-    columns = [name for name in (*PARAMS, *METRICS) if any(row.get(name) is not None for row in rows)]
+    columns = [name for name in (*HPARAMS, *METRICS) if any(row.get(name) is not None for row in rows)]
     same = {name: rows[0].get(name) for name in columns if len(rows) > 1 and len({row.get(name) for row in rows}) == 1}
     # A table that is cut off says nothing; in a narrow terminal its lines wrap instead.
     console = Console(highlight=False, width=max(Console().width, WIDTH), soft_wrap=False)
@@ -103,8 +99,6 @@ def show(name: str, value: Mapping[str, Any] | float | str | None) -> str:
         return "–"
     if not isinstance(value, float):
         return str(value)
-    if name in ("best_epoch", "epochs", "unfrozen_blocks", "head_units"):
-        return f"{value:.0f}"
-    if name.endswith("rate") or name == "weight_decay":
-        return f"{value:.2g}"
-    return f"{value:.1f}" if name == "seconds" else f"{value:.4f}" if name in METRICS else f"{value:.3f}"
+    if name in HPARAMS:
+        return format(value, HPARAMS[name].form)
+    return format(value, METRICS.get(name, ".3f"))

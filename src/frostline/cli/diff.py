@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from frostline.evidence.predictions import Answers
+    from frostline.evidence.predictions import Predictions
     from frostline.params import Params
     from frostline.tracking.store import Store
 
@@ -45,9 +45,9 @@ def command(before: str, after: str, limit: int, out: Path, no_log: bool) -> Non
     params = load_params()
     store = open_store(params.tracking, project_root())
     runs = [find_run(store, params, name) for name in (before, after)]
-    tables = [load_run_answers(store, run_id) for run_id, _ in runs]
+    tables = [load_run_predictions(store, run_id) for run_id, _ in runs]
     rows = common_rows(*tables)
-    record, flips = compare_answers(tables[0], tables[1], rows)
+    record, flips = compare_predictions(tables[0], tables[1], rows)
 
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -86,19 +86,19 @@ def find_run(store: "Store", params: "Params", name: str) -> tuple[str, str]:
     return found[0]["id"], found[0]["name"]
 
 
-def load_run_answers(store: "Store", run_id: str) -> "Answers":
+def load_run_predictions(store: "Store", run_id: str) -> "Predictions":
     """The table of answers that `evaluate` logged to the run; Refused where there is none."""
     import tempfile
 
-    from frostline.evidence.predictions import load_answers
+    from frostline.evidence.predictions import load_predictions
     from frostline.tracking.runs import load_artifact
 
     with tempfile.TemporaryDirectory() as folder:
-        return load_answers(load_artifact(store, run_id, "predictions.csv", Path(folder)))
+        return load_predictions(load_artifact(store, run_id, "predictions.csv", Path(folder)))
 
 
-def compare_answers(
-    before: "Answers", after: "Answers", rows: Sequence[Any]
+def compare_predictions(
+    before: "Predictions", after: "Predictions", rows: Sequence[Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Counts and tests of all common pictures, and a record of each flip: broken first, then mended, then both wrong.
 
@@ -141,7 +141,7 @@ def describe(record: dict[str, Any], before: str, after: str) -> str:
 
 
 def write_flips(
-    folder: Path, params: "Params", flips: list[dict[str, Any]], tables: Sequence["Answers"], names: tuple[str, str]
+    folder: Path, params: "Params", flips: list[dict[str, Any]], tables: Sequence["Predictions"], names: tuple[str, str]
 ) -> list[Path]:
     """Writes flips.csv, and flips.png from the prepared test pictures; pictures that are not here are left out."""
     import csv

@@ -1,6 +1,5 @@
 """`frostline pretrain`: a base of one's own, trained from scratch on a large source set."""
 
-import fcntl
 import hashlib
 import json
 import shlex
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from frostline.errors import Refused
-from frostline.process import UNFINISHED, keep_freed_memory, project_root
+from frostline.process import UNFINISHED, held, keep_freed_memory, project_root
 
 if TYPE_CHECKING:
     from frostline.bases.pretraining import Epoch, Progress, Recipe, SourceSet
@@ -88,11 +87,7 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
     )
     work = UNFINISHED / f"pretrain-{_digest(source, recipe, settings)}"
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"This very training is already running here (its work is in {work}).") from None
+    with held(work / "lock", f"this very training (its work is in {work})"):
         click.echo(f"source: {source}; work: {work}")
         if source == "generated":
             pictures = make_generated_source(

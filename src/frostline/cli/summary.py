@@ -4,9 +4,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from frostline.evidence.trials import SearchRecord
 
 NEXT = (
     ("frostline ui", "the runs, curves and pictures in MLflow's pages"),
@@ -22,6 +25,7 @@ def command() -> None:
     from rich.table import Table
 
     from frostline.errors import Refused
+    from frostline.evidence.trials import SearchRecord
     from frostline.files import load_json
     from frostline.params import load_params
 
@@ -33,7 +37,7 @@ def command() -> None:
     trials, evaluation, registration = map(load_json, files)
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for row in summarize(trials, evaluation, registration):
+    for row in summarize(SearchRecord.from_record(trials), evaluation, registration):
         table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
@@ -46,17 +50,15 @@ def command() -> None:
 
 
 def summarize(
-    trials: Mapping[str, Any], evaluation: Mapping[str, Any], registration: Mapping[str, Any]
+    search: "SearchRecord", evaluation: Mapping[str, Any], registration: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     """(name, value) of each line of the table."""
-    best = next(trial for trial in trials["trials"] if trial["number"] == trials["best"])
-    hparams = best["hparams"]
-    finished = sum(trial["state"] == "COMPLETE" for trial in trials["trials"])
+    best, finished = search.trial(search.best), len(search.in_state("COMPLETE"))
     rows = [
         (
             "best trial",
-            f"{best['number']} of {len(trials['trials'])} ({finished} ran to the end): {hparams['unfrozen_blocks']} "
-            f"blocks unfrozen, dropout {hparams['dropout']:.2f}, validation accuracy {best['score']:.3f}",
+            f"{best.number} of {len(search.trials)} ({finished} ran to the end): {best.depth} blocks unfrozen, dropout "
+            f"{best.hparams.dropout:.2f}, validation accuracy {best.score:.3f}",
         ),
         ("test accuracy", f"{_interval(evaluation['accuracy'])} on {evaluation['num_images']} pictures"),
     ]

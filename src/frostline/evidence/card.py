@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frostline.evidence.trials import SearchRecord
 from frostline.params import Params
 
 Record = Mapping[str, Any]
@@ -15,14 +16,14 @@ SMALL = 30  # test images below which a class's own numbers are hardly worth mor
 class Records:
     """What the stages wrote, as read from JSON.
 
-    prepared: data/prepared/complete.json; base: data/base/card.json; trials and study: of reports/tune; refit:
+    prepared: data/prepared/complete.json; base: data/base/card.json; search: reports/tune/trials.json; study: study.json beside it; refit:
     models/refit.json; evaluation: evaluation.json.
     """
 
     class_names: Sequence[str]
     prepared: Record
     base: Record
-    trials: Record
+    search: SearchRecord
     study: Record
     refit: Record
     evaluation: Record
@@ -166,9 +167,9 @@ def _describe_base(base: Record) -> str:
 
 
 def _describe_search(records: Records) -> str:
-    trials, refit = records.trials["trials"], records.refit
-    states = [trial["state"] for trial in trials]
-    depths = sorted({trial["hparams"]["unfrozen_blocks"] for trial in trials})
+    trials, refit = records.search.trials, records.refit
+    states = [trial.state for trial in trials]
+    depths = sorted({trial.depth for trial in trials})
     chosen = ", ".join(f"{name} {_plain(value)}" for name, value in refit["hparams"].items())
     cut = next(
         (cut["name"] for cut in records.study.get("cuts", ()) if cut["depth"] == refit["hparams"]["unfrozen_blocks"]),

@@ -6,13 +6,13 @@ import numpy as np
 
 from frostline.evidence.calibration import apply_temperature, expected_calibration_error
 from frostline.evidence.comparison import count_discordant, mcnemar, paired_difference
-from frostline.evidence.predictions import Answers
-from frostline.evidence.scores import check_answers, score_losses, summarize
+from frostline.evidence.predictions import Predictions
+from frostline.evidence.scores import check_predictions, score_losses, summarize
 
 
 def make_evaluation(
-    final: Answers,
-    baseline: Answers,
+    final: Predictions,
+    baseline: Predictions,
     *,
     search_score: float,
     temperature: float,
@@ -25,7 +25,7 @@ def make_evaluation(
     search_score: the best trial's validation accuracy; selection_optimism is what it was too good by.
     temperature: what the final model's logits were divided by; calibration is told before and after.
     """
-    check_answers(baseline.labels, baseline.probabilities, len(baseline.class_names))
+    check_predictions(baseline.labels, baseline.probabilities, len(baseline.class_names))
     options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
     record = summarize(final.labels, final.probabilities, final.class_names, **options)
     plain = summarize(baseline.labels, baseline.probabilities, baseline.class_names, **options)

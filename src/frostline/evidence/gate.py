@@ -8,7 +8,7 @@ import numpy as np
 
 from frostline.evidence import comparison
 from frostline.evidence.calibration import Floats, Labels, ece_floor, expected_calibration_error
-from frostline.evidence.scores import check_answers
+from frostline.evidence.scores import check_predictions
 from frostline.params import Promote
 
 GOLDEN_TOLERANCE = 1e-4  # of a probability, from one process to another on the same machine
@@ -58,7 +58,7 @@ def decide_promotion(
     golden_difference: largest change of a stored probability in a fresh process; leaked: test images that the
     challenger was trained on, or near duplicates. What was not measured (None) fails its check.
     """
-    sound = _check_answers(labels, challenger, champion, class_names)
+    sound = _check_sound(labels, challenger, champion, class_names)
     checks = [sound]
     if sound.passed:
         checks.append(_check_test_size(labels, challenger, rules))
@@ -82,14 +82,14 @@ def decide_promotion(
     return Verdict(all(check.passed for check in checks), tuple(checks), numbers)
 
 
-def _check_answers(labels: Labels, challenger: Floats, champion: Floats | None, class_names: Sequence[str]) -> Check:
+def _check_sound(labels: Labels, challenger: Floats, champion: Floats | None, class_names: Sequence[str]) -> Check:
     try:
-        check_answers(labels, challenger, len(class_names))
+        check_predictions(labels, challenger, len(class_names))
         if champion is not None:
-            check_answers(labels, champion, len(class_names))
+            check_predictions(labels, champion, len(class_names))
     except ValueError as error:
-        return Check("answers", False, f"The answers cannot be judged: {error}")
-    return Check("answers", True, "Every answer is a probability for each class.")
+        return Check("predictions", False, f"The predictions cannot be judged: {error}")
+    return Check("predictions", True, "Every prediction is a probability for each class.")
 
 
 def _check_test_size(labels: Labels, challenger: Floats, rules: Promote) -> Check:

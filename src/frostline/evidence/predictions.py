@@ -1,4 +1,4 @@
-"""The table of a model's answers: one row per image, so that two runs can be compared image by image."""
+"""The table of a model's predictions: one row per image, so that two runs can be compared image by image."""
 
 import csv
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from frostline.files import replacing
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A model's answers on one split.
+class Predictions:
+    """A model's predictions on one split.
 
     files: each picture's path below the data; labels: int (num_images,); probabilities: float32
     (num_images, num_classes), columns in the order of class_names.
@@ -28,39 +28,39 @@ class Answers:
     split: str
 
     @property
-    def predictions(self) -> NDArray[np.intp]:
+    def predicted(self) -> NDArray[np.intp]:
         return np.asarray(self.probabilities.argmax(axis=1))
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        return np.asarray(self.predictions == self.labels)
+        return np.asarray(self.predicted == self.labels)
 
 
-def save_answers(path: Path, answers: Answers) -> None:
+def save_predictions(path: Path, predictions: Predictions) -> None:
     """Writes CSV with the columns file, label, prediction, p(<class>) for each class, correct, split."""
-    names = answers.class_names
+    names = predictions.class_names
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label", "prediction", *(f"p({name})" for name in names), "correct", "split"])
-        rows = zip(answers.files, answers.labels, answers.predictions, answers.probabilities, strict=True)
+        rows = zip(predictions.files, predictions.labels, predictions.predicted, predictions.probabilities, strict=True)
         for name, label, prediction, row in rows:
             # Nine digits bring a float32 back exactly.
             shown = [f"{value:.9g}" for value in row]
             right = str(bool(label == prediction)).lower()
-            writer.writerow([name, names[label], names[prediction], *shown, right, answers.split])
+            writer.writerow([name, names[label], names[prediction], *shown, right, predictions.split])
 
 
-def load_answers(path: Path) -> Answers:
-    """The answers in a table of `save_answers`. Refused where the file is no such table or has no rows."""
+def load_predictions(path: Path) -> Predictions:
+    """The predictions in a table of `save_predictions`. Refused where the file is no such table or has no rows."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = tuple(
         column[2:-1] for column in (rows[0] if rows else {}) if column.startswith("p(") and column.endswith(")")
     )
     if not rows or not names or not {"file", "label", "split"} <= set(rows[0]):
-        raise Refused(f"{path.name} is no table of answers: it needs rows with file, label, split and p(<class>).")
+        raise Refused(f"{path.name} is no table of predictions: it needs rows with file, label, split and p(<class>).")
     place = {name: index for index, name in enumerate(names)}
-    return Answers(
+    return Predictions(
         files=tuple(row["file"] for row in rows),
         labels=np.array([place[row["label"]] for row in rows]),
         probabilities=np.array([[row[f"p({name})"] for name in names] for row in rows], np.float32),
@@ -69,22 +69,22 @@ def load_answers(path: Path) -> Answers:
     )
 
 
-def pick_mistakes(answers: Answers, count: int) -> NDArray[np.intp]:
-    """The wrong answers, the most confident first, at most `count` of them."""
-    wrong = np.flatnonzero(~answers.correct)
-    order = np.argsort(-answers.probabilities.max(axis=1)[wrong], kind="stable")
+def pick_mistakes(predictions: Predictions, count: int) -> NDArray[np.intp]:
+    """The wrong predictions, the most confident first, at most `count` of them."""
+    wrong = np.flatnonzero(~predictions.correct)
+    order = np.argsort(-predictions.probabilities.max(axis=1)[wrong], kind="stable")
     return np.asarray(wrong[order][:count])
 
 
-def pick_examples(answers: Answers, count: int) -> NDArray[np.intp]:
-    """About half right answers, spread evenly over the split, and half wrong ones, the most confident first."""
-    wrong = pick_mistakes(answers, count // 2)
-    right = np.flatnonzero(answers.correct)
+def pick_examples(predictions: Predictions, count: int) -> NDArray[np.intp]:
+    """About half right predictions, spread evenly over the split, and half wrong ones, the most confident first."""
+    wrong = pick_mistakes(predictions, count // 2)
+    right = np.flatnonzero(predictions.correct)
     spread = np.linspace(0, len(right) - 1, min(count - len(wrong), len(right))).astype(int)
     return np.concatenate([right[spread], wrong])
 
 
-def common_rows(before: Answers, after: Answers) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def common_rows(before: Predictions, after: Predictions) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows of the files that both tables hold with the same label, in the order of `before`.
 
     Refused where the classes differ or there are no such files.
@@ -92,7 +92,7 @@ def common_rows(before: Answers, after: Answers) -> tuple[NDArray[np.intp], NDAr
     if set(before.class_names) != set(after.class_names):
         raise Refused(
             f"The two runs have other classes: {', '.join(before.class_names)}; {', '.join(after.class_names)}. "
-            "Their answers cannot be compared."
+            "Their predictions cannot be compared."
         )
     place = {name: row for row, name in enumerate(after.files)}
     pairs: Sequence[tuple[int, int]] = [

@@ -47,7 +47,7 @@ def summarize(
     bootstrap percentiles, resampled within each class; where no answer, or every one, is wrong that collapses to a
     point, and accuracy's interval is Wilson's instead.
     """
-    check_answers(labels, probabilities, len(class_names))
+    check_predictions(labels, probabilities, len(class_names))
     exact = np.asarray(probabilities, np.float64)
     point = _measure_once(labels, exact)
     draws = _resample(labels, exact, resamples, seed)
@@ -81,7 +81,7 @@ def score_losses(labels: Labels, probabilities: NDArray[np.float64]) -> dict[str
     return {"log_loss": log_loss, "brier": float(_brier_scores(labels, probabilities).mean())}
 
 
-def check_answers(labels: Labels, probabilities: Floats, num_classes: int) -> None:
+def check_predictions(labels: Labels, probabilities: Floats, num_classes: int) -> None:
     """Raises ValueError where labels and probabilities do not fit each other or are no probabilities."""
     expected = (len(labels), num_classes)
     if probabilities.shape != expected or len(labels) == 0:

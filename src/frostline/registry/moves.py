@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.errors import Refused
+from frostline.process import locked
 from frostline.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -20,7 +21,7 @@ from frostline.registry.versions import (
     number_at,
 )
 from frostline.tracking.lineage import user_name
-from frostline.tracking.store import Store, locked
+from frostline.tracking.store import Store
 
 HISTORY = "frostline.move."  # tags of the registered model: the prefix, then the time
 

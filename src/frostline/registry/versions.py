@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from frostline.errors import Refused
 from frostline.files import hash_folder, sha256_of
+from frostline.process import locked
 from frostline.serving.model import DATA, MODEL, Card, save_model_folder
-from frostline.tracking.store import Store, locked
+from frostline.tracking.store import Store
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 WORN_AFTER = 20  # scorings on one test split from which its answers are no longer those of an unseen one

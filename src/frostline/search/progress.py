@@ -1,11 +1,12 @@
 """A search's progress on a terminal: trial, epoch, best score and time left. Where no terminal is, nothing."""
 
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from frostline.evidence.trials import TrialRecord
 
 
 class SearchProgress:
@@ -46,14 +47,12 @@ class SearchProgress:
         self._done[trial] = epoch
         self._show(f"trial {trial + 1}/{self._num_trials} · epoch {epoch}/{self._num_epochs}")
 
-    def end(self, record: Mapping[str, object]) -> None:
+    def end(self, trial: TrialRecord) -> None:
         """A trial goes no further."""
-        number, score = record["number"], record["score"]
-        assert isinstance(number, int)
-        self._done[number] = self._num_epochs
-        if isinstance(score, float):
-            self._best = max(self._best or 0.0, score)
-        self._show(f"trial {number + 1}/{self._num_trials} · ended")
+        self._done[trial.number] = self._num_epochs
+        if trial.score is not None:
+            self._best = max(self._best or 0.0, trial.score)
+        self._show(f"trial {trial.number + 1}/{self._num_trials} · ended")
 
     def _show(self, text: str) -> None:
         best = "" if self._best is None else f" · best {self._best:.4f}"

@@ -1,32 +1,32 @@
 """Which trial won, from the records alone."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from frostline.errors import Refused
+from frostline.evidence.trials import TrialRecord
 
 
-def rank_trials(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def rank_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Finished trials, best first: higher score, then lower validation loss, then the earlier trial.
 
     Pruned, failed and non-finite trials are left out.
     """
     finished = [
-        record
-        for record in records
-        if record["state"] == "COMPLETE" and np.isfinite(record["score"]) and np.isfinite(record["val_loss"])
+        (-trial.score, trial.val_loss, trial.number, trial)
+        for trial in trials
+        if trial.state == "COMPLETE" and trial.score is not None and trial.val_loss is not None
     ]
-    return sorted(finished, key=lambda record: (-record["score"], record["val_loss"], record["number"]))
+    return [trial for *key, trial in sorted(finished, key=lambda item: item[:3]) if np.isfinite(key).all()]
 
 
-def choose_best(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def choose_best(trials: Sequence[TrialRecord]) -> TrialRecord:
     """The best finished trial. Refused where none finished, with the last reason."""
-    ranked = rank_trials(records)
+    ranked = rank_trials(trials)
     if not ranked:
-        reasons = [record["reason"] for record in records if "reason" in record]
+        reasons = [trial.reason for trial in trials if trial.reason]
         raise Refused(
-            f"None of {len(records)} trials finished. Last reason: {reasons[-1] if reasons else 'all were pruned'}."
+            f"None of {len(trials)} trials finished. Last reason: {reasons[-1] if reasons else 'all were pruned'}."
         )
     return ranked[0]

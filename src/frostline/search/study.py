@@ -1,30 +1,28 @@
 """The study on disk: trials drawn, pruned, resumed and read back."""
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from frostline.errors import Refused
+from frostline.evidence.trials import TrialRecord
 from frostline.params import Space, Tune
+from frostline.process import locked
 from frostline.search.space import baseline
 from frostline.seeding import derive_seed
 
 RECORD = "record"  # what trials.json says of a finished trial
 KILLED = "killed"  # set on a trial whose process died; it is drawn again and not counted
-PAUSED = "paused"  # the record so far of a trial that waits at a rung
-CLAIMED = "claimed"  # the epoch up to which a worker trains such a trial now; 0 = nobody does
 CODE = "code"
 WHOLE = 4  # trials that the median pruner lets train to the end before it judges any
-BRACKET = 8  # trials that are halved together; as many as the sampler draws before it looks at scores
+RANDOM = 8  # trials that the sampler draws before it looks at scores
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,7 @@ class StudyFile:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """A short exclusive hold among the study's processes: drawing a trial depends on how many there are."""
-        with self.path.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.path.with_suffix(".lock")):
             yield
 
 
@@ -71,9 +68,7 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str, spa
         study.set_user_attr(CODE, code)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if RECORD in trial.user_attrs:  # it had finished; only the last word is missing
-                tell(study, trial.number, json.loads(trial.user_attrs[RECORD]))
-            elif PAUSED in trial.user_attrs:  # it goes on from its rung
-                _handle(study, trial).set_user_attr(CLAIMED, 0)
+                tell(study, trial.number, _record_of(trial))
             else:
                 _close_killed(study, trial)
     return file
@@ -101,23 +96,11 @@ def _storage(path: Path, timeout_s: float) -> optuna.storages.RDBStorage:
 
 
 def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
-    _handle(study, trial).set_user_attr(KILLED, True)
+    Trial(study, trial._trial_id).set_user_attr(KILLED, True)
     study.tell(trial.number, state=TrialState.FAIL)
     # What it was given counts too: a trial may die before it has drawn.
     if drawn := {**trial.system_attrs.get("fixed_params", {}), **trial.params}:
         study.enqueue_trial(drawn)
-
-
-def _handle(study: optuna.Study, trial: FrozenTrial) -> Trial:
-    return Trial(study, trial._trial_id)
-
-
-def _counted(study: optuna.Study) -> list[FrozenTrial]:
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if KILLED not in trial.user_attrs and trial.state != TrialState.WAITING
-    ]
 
 
 def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
@@ -126,92 +109,15 @@ def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
     The sampler's seed is derived from the number of trials that count, so a resumed study does not repeat itself, and
     with one worker gives what an uninterrupted one gives.
     """
-    number = len(_counted(study))
+    number = sum(
+        KILLED not in trial.user_attrs and trial.state != TrialState.WAITING
+        for trial in study.get_trials(deepcopy=False)
+    )
     if number >= tune.num_trials:
         return None
-    study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", number), n_startup_trials=BRACKET)
+    study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", number), n_startup_trials=RANDOM)
     study.pruner = make_pruner(tune)
     return study.ask(), number
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a worker does next: it trains trial `number` up to epoch `until`.
-
-    so_far: the trial's record where it goes on from a rung, None where it begins.
-    """
-
-    trial: Trial
-    number: int
-    until: int
-    so_far: Mapping[str, Any] | None = None
-
-
-def next_task(study: optuna.Study, tune: Tune, seed: int) -> Task | Literal["wait", "done"]:
-    """The next piece of work. Call it locked; "wait": other workers must finish a rung first."""
-    if tune.pruning == "halving":
-        for bracket in _brackets(study, tune):
-            behind = min(bracket.epochs)
-            free = [
-                trial
-                for trial, epochs in zip(bracket.alive, bracket.epochs, strict=True)
-                if epochs == behind > 0 and not trial.user_attrs.get(CLAIMED)
-            ]
-            if not free or len(bracket.alive) > bracket.room(list_rungs(tune).index(behind)):
-                return "wait"
-            record = json.loads(free[0].user_attrs[PAUSED])
-            until = next(rung for rung in list_rungs(tune) if rung > behind)
-            handle = _handle(study, free[0])
-            handle.set_user_attr(CLAIMED, until)
-            return Task(handle, record["number"], until, record)
-    asked = ask(study, tune, seed)
-    until = list_rungs(tune)[0] if tune.pruning == "halving" else tune.epochs
-    return Task(*asked, until) if asked else "done"
-
-
-def pause(trial: Trial, record: Mapping[str, Any]) -> None:
-    """Keeps a trial at its rung, where it waits to be judged against the others of its bracket."""
-    trial.report(record["score"], record["epochs"])
-    trial.set_user_attr(PAUSED, json.dumps(record))
-    trial.set_user_attr(CLAIMED, 0)
-
-
-def list_losers(study: optuna.Study, tune: Tune) -> list[tuple[Trial, dict[str, Any]]]:
-    """The trials, with their records, that stop where they are: all of their bracket are at a rung and others are better.
-
-    Call it locked, after each piece of work, and end what it lists.
-    """
-    losers = []
-    for bracket in _brackets(study, tune) if tune.pruning == "halving" else ():
-        if len(set(bracket.epochs)) == 1 and bracket.epochs[0] > 0:
-            records = [(trial, json.loads(trial.user_attrs[PAUSED])) for trial in bracket.alive]
-            records.sort(key=lambda item: (-item[1]["score"], item[1]["val_loss"], item[1]["number"]))
-            losers += records[bracket.room(list_rungs(tune).index(bracket.epochs[0])) :]
-    return [(_handle(study, trial), {**record, "state": "PRUNED"}) for trial, record in losers]
-
-
-@dataclass(frozen=True)
-class _Bracket:
-    """Trials that are halved together and are all drawn; `epochs` that each of those still alive has behind it."""
-
-    size: int
-    alive: list[FrozenTrial]
-    epochs: list[int]
-
-    def room(self, rung: int) -> int:
-        """How many go on: half of the bracket after rung 0, a quarter after rung 1; at least one."""
-        return max(1, self.size >> rung + 1)
-
-
-def _brackets(study: optuna.Study, tune: Tune) -> Iterator[_Bracket]:
-    """The brackets that are complete and not yet decided."""
-    counted = _counted(study)
-    for start in range(0, min(len(counted), tune.num_trials), BRACKET):
-        members = counted[start : min(start + BRACKET, tune.num_trials)]
-        alive = [trial for trial in members if trial.state == TrialState.RUNNING]
-        if alive and len(members) == min(BRACKET, tune.num_trials - start):
-            epochs = [json.loads(trial.user_attrs.get(PAUSED, '{"epochs": 0}'))["epochs"] for trial in alive]
-            yield _Bracket(len(members), alive, epochs)
 
 
 def list_rungs(tune: Tune) -> list[int]:
@@ -233,29 +139,38 @@ def expect_epochs(tune: Tune) -> float:
 
 
 def make_pruner(tune: Tune) -> optuna.pruners.BasePruner:
-    """Optuna's pruner for `tune.pruning`; it judges the scores reported at the rungs."""
+    """Optuna's pruner for `tune.pruning`; it judges the scores reported at the rungs.
+
+    halving: asynchronous successive halving (Li et al., MLSys 2020); a trial goes on where it is in the better half of
+    those that reached the rung so far.
+    """
     if tune.pruning == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=WHOLE, n_warmup_steps=0)
+    if tune.pruning == "halving" and len(list_rungs(tune)) > 1:
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=list_rungs(tune)[0], reduction_factor=2)
     return optuna.pruners.NopPruner()
 
 
-def tell(study: optuna.Study, number: int, record: Mapping[str, Any]) -> None:
+def tell(study: optuna.Study, number: int, record: TrialRecord) -> None:
     """Ends a trial as its record says."""
-    state = TrialState[record["state"]]
-    study.tell(number, record["score"] if state == TrialState.COMPLETE else None, state=state)
+    state = TrialState[record.state]
+    study.tell(number, record.score if state == TrialState.COMPLETE else None, state=state)
 
 
-def keep_record(trial: Trial, record: Mapping[str, Any]) -> None:
+def keep_record(trial: Trial, record: TrialRecord) -> None:
     """Stores what trials.json will say; from here on the trial survives a kill."""
-    trial.set_user_attr(RECORD, json.dumps(record))
+    trial.set_user_attr(RECORD, json.dumps(record.to_record()))
 
 
-def list_records(study: optuna.Study, num_trials: int) -> list[dict[str, Any]]:
+def list_records(study: optuna.Study, num_trials: int) -> list[TrialRecord]:
     """The records of the trials 0 to `num_trials` - 1: going from 24 trials back to 12 gives what 12 gave."""
-    records = [
-        json.loads(trial.user_attrs[RECORD]) for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs
-    ]
-    return sorted((record for record in records if record["number"] < num_trials), key=lambda record: record["number"])
+    records = [_record_of(trial) for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs]
+    return sorted((record for record in records if record.number < num_trials), key=lambda record: record.number)
+
+
+def list_killed(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials whose process died before they had a record."""
+    return [trial for trial in study.get_trials(deepcopy=False) if KILLED in trial.user_attrs]
 
 
 def importances(study: optuna.Study, num_trials: int) -> dict[str, float]:
@@ -266,7 +181,7 @@ def importances(study: optuna.Study, num_trials: int) -> dict[str, float]:
     known = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if json.loads(trial.user_attrs[RECORD])["number"] < num_trials
+        if _record_of(trial).number < num_trials
     ]
     if len(known) < 4 or len({trial.value for trial in known}) < 2:
         return {}
@@ -275,3 +190,7 @@ def importances(study: optuna.Study, num_trials: int) -> dict[str, float]:
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(judged, evaluator=evaluator)
     return {name: float(share) for name, share in shares.items()}
+
+
+def _record_of(trial: FrozenTrial) -> TrialRecord:
+    return TrialRecord.from_record(json.loads(trial.user_attrs[RECORD]))

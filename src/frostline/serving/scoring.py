@@ -121,7 +121,7 @@ def _golden_difference(model: FrostlineModel, folder: Path) -> float | None:
 
 
 def main(request_file: Path, answer: Path) -> None:
-    """Answers a request of `score_in_fresh_process`."""
+    """Predictions a request of `score_in_fresh_process`."""
     request: dict[str, Any] = load_json(request_file)
     for index, folder in enumerate(request["folders"]):
         load_card(Path(folder))

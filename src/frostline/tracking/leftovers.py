@@ -1,6 +1,5 @@
 """What earlier work left behind and nothing leads to any more: runs, models, studies, unfinished stages."""
 
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from mlflow.entities import LoggedModel, Run, ViewType
 
 from frostline.files import load_json, size_of
 from frostline.params import Params
-from frostline.process import UNFINISHED
+from frostline.process import UNFINISHED, is_held
 from frostline.tracking.store import Store
 
 DAY = 86400.0
@@ -132,21 +131,9 @@ def _files_of_study(path: Path) -> list[Path]:
 def _unfinished_work(root: Path) -> Iterator[Leftover]:
     """The work folders of stages that are not running now; a new `dvc repro` would go on from them."""
     for path in sorted((root / UNFINISHED).glob("*")):
-        if path.is_dir() and not _is_running(root, path.name.split("-")[0]):
+        if path.is_dir() and not is_held(root / ".frostline" / f"{path.name.split('-')[0]}.lock"):
             touched = max((file.stat().st_mtime for file in path.rglob("*")), default=path.stat().st_mtime)
             yield Leftover("work", f"unfinished {path.name}", str(path), size_of(path), time.time() - touched)
-
-
-def _is_running(root: Path, stage: str) -> bool:
-    lock = root / ".frostline" / f"{stage}.lock"
-    if not lock.is_file():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _all_runs(store: Store) -> list[Run]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+from frostline.evidence.trials import TrialRecord
 
 
 def say(stage: str, lines: Iterable[str] | str) -> None:
@@ -64,16 +65,11 @@ def explain_experiment(experiment: str) -> str:
     )
 
 
-def describe_trial(record: Mapping[str, Any], num_trials: int) -> str:
+def describe_trial(trial: TrialRecord, num_trials: int) -> str:
     """One line for a log: number, depth, dropout, score, time."""
-    hparams = record["hparams"]
-    score = "failed" if record["score"] is None else f"val accuracy {record['score']:.4f}"
-    note = {
-        "COMPLETE": "",
-        "PRUNED": f", pruned after epoch {record['epochs']}",
-        "FAIL": f": {record.get('reason', '')}",
-    }
+    score = "failed" if trial.score is None else f"val accuracy {trial.score:.4f}"
+    note = {"COMPLETE": "", "PRUNED": f", pruned after epoch {trial.epochs}", "FAIL": f": {trial.reason}"}
     return (
-        f"trial {record['number'] + 1}/{num_trials}: depth {hparams['unfrozen_blocks']}, dropout {hparams['dropout']:.2f}, "
-        f"{score}, {record['seconds']:.1f} s{note[record['state']]}"
+        f"trial {trial.number + 1}/{num_trials}: depth {trial.depth}, dropout {trial.hparams.dropout:.2f}, "
+        f"{score}, {trial.seconds:.1f} s{note[trial.state]}"
     )

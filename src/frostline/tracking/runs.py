@@ -18,6 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from frostline.errors import Refused
+from frostline.evidence.trials import TrialRecord
 from frostline.tracking.owners import owner_tags
 from frostline.tracking.store import Store
 
@@ -29,6 +30,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # The creation of the database is not news.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
+DRAW = "frostline.draw"  # tag of a trial's run: which draw of the study it is of
 STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}
 # Prefixes of the tags that say where a run comes from.
 LINEAGE = (
@@ -58,28 +60,20 @@ def open_study_run(store: Store, digest: str, *, params: Mapping[str, object], t
     return run_id
 
 
-def log_trial(
-    store: Store,
-    parent_run_id: str,
-    *,
-    name: str,
-    params: Mapping[str, object],
-    metrics: Mapping[str, float],
-    curves: Mapping[str, Sequence[float]],
-    tags: Mapping[str, str],
-    status: str,
-    started: float,
-    ended: float,
-) -> str:
+def log_trial(store: Store, parent_run_id: str, trial: TrialRecord, *, tags: Mapping[str, str], ended: float) -> str:
     """The id of a whole child run: hparams, metrics and every curve, written in one batch.
 
-    Args:
-        curves: name -> one value per epoch; shown as `epoch/<name>` with the epoch, from 1, as step.
-        status: FINISHED, KILLED (a pruned trial) or FAILED.
-        started, ended: seconds since 1970.
+    Curves are shown as `epoch/<name>` with the epoch, from 1, as step. A pruned trial is KILLED, a failed one FAILED.
+    ended: seconds since 1970.
     """
+    metrics = {"seconds": trial.seconds, "epochs": float(trial.epochs)}
+    if trial.score is not None and trial.val_loss is not None and trial.best_epoch is not None:
+        # The first is what MLflow's comparison opens with.
+        scores = {"best_val_accuracy": trial.score, "best_val_loss": trial.val_loss}
+        metrics = {**scores, "best_epoch": float(trial.best_epoch), **metrics}
     tags = {
-        "frostline.state": STATES[status],
+        "frostline.trial": str(trial.number),
+        "frostline.state": trial.state,
         **_lineage_of(store, parent_run_id),
         **tags,
         # No pid: it is closed at once, and one that a kill left open is swept for not naming a process.
@@ -87,8 +81,9 @@ def log_trial(
         "frostline.kind": "trial",
         "mlflow.parentRunId": parent_run_id,
     }
-    run_id = _create(store, name, tags, {}, started)
-    _log(store, run_id, params=params, metrics=metrics, curves=curves, at=ended)
+    run_id = _create(store, f"trial {trial.number:02d} · depth {trial.depth}", tags, {}, trial.started)
+    _log(store, run_id, params=trial.hparams.to_record(), metrics=metrics, curves=trial.curves, at=ended)
+    status = next(status for status, state in STATES.items() if state == trial.state)
     store.client.set_terminated(run_id, status, int(ended * 1000))
     return run_id
 

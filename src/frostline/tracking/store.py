@@ -1,13 +1,10 @@
 """Where runs go: MLflow's store and experiment, each made once and whole."""
 
-import contextlib
-import fcntl
 import functools
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +13,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from frostline.errors import Refused
+from frostline.hparams import HPARAMS
 from frostline.params import Tracking
+from frostline.process import locked
 
 EXPERIMENT_NOTE = (
     "A **study** is a parent run with one child run per trial; a **final** run is the winner, trained again and tested.\n\n"
@@ -28,7 +27,7 @@ VIEW = "frostline"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # Few enough that all stand in a common window; the others are a click away under Columns.
 VIEW_METRICS = ("best_val_accuracy", "test_accuracy")
-VIEW_PARAMS = ("unfrozen_blocks", "dropout", "head_learning_rate")
+VIEW_PARAMS = tuple(name for name, hparam in HPARAMS.items() if hparam.shown)
 
 
 @dataclass(frozen=True)
@@ -89,15 +88,6 @@ def open_store(tracking: Tracking, root: Path) -> Store:
             raise Refused(
                 f"{_without_credentials(reason)} Start the server, or change tracking.uri or MLFLOW_TRACKING_URI."
             ) from error
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Only one process of this machine at a time is inside the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def create_database(path: Path, root: Path) -> None:

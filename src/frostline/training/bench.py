@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from frostline.hparams import Hparams
 from frostline.params import Params
 from frostline.seeding import derive_seed
 from frostline.training.data import TrainingData, load_training_data
-from frostline.training.fit import Fit, fit, load_state
+from frostline.training.fit import Fit, fit
 from frostline.training.probe import Probe, fit_probe
 from frostline.training.receipt import Receipt, check_equivalence
 from frostline.training.tail import build_tail, make_head_weights
@@ -62,24 +62,16 @@ class Bench:
             )
         return self._data[depth]
 
-    def train(
-        self,
-        hparams: Hparams,
-        seed: int,
-        go_on: Callable[[Epoch], bool] | None = None,
-        state: Path | None = None,
-        curves: Mapping[str, list[float]] | None = None,
-    ) -> Fit:
-        """One training as `params.tune` says: from the start, or on from the file `state` with the epochs of `curves`."""
+    def train(self, hparams: Hparams, seed: int, go_on: Callable[[Epoch], bool] | None = None) -> Fit:
+        """One training as `params.tune` says."""
         tune, trainer = self.params.tune, self.trainer(hparams)
         probe = (self.probe.kernel, self.probe.bias) if self.probe else None
         start = trainer.start(
             make_head_weights(trainer.tail, derive_seed(seed, "head"), probe), derive_seed(seed, "dropout")
         )
-        goes_on = state is not None and state.is_file()  # where the file is gone, the same epochs run again
         return fit(
             trainer,
-            load_state(state, start) if state and goes_on else start,
+            start,
             self.data(hparams.unfrozen_blocks),
             hparams,
             num_epochs=tune.epochs,
@@ -87,7 +79,6 @@ class Bench:
             seed=seed,
             patience=tune.patience,
             go_on=go_on,
-            curves=curves if goes_on else None,
         )
 
     def seconds(self) -> dict[str, float]:

@@ -90,11 +90,10 @@ class Trainer:
         num_epochs: int,
         schedule: str,
         seed: int,
-        first: int = 0,
     ) -> Iterator[Epoch]:
         """Trains and yields after every epoch; the caller stops by not asking for the next one.
 
-        `first` goes on with a state that has had so many epochs. Order and views depend on (seed, epoch) alone.
+        Order and views depend on (seed, epoch) alone.
         """
         num_images = len(data.labels)
         steps_per_epoch = math.ceil(num_images / self.batch_size)
@@ -111,7 +110,7 @@ class Trainer:
         state = State(state.params, state.slots, draws, state.step)
         if not self.num_traces:
             self._trace(state, data, hyper)
-        for number in range(first, num_epochs):
+        for number in range(num_epochs):
             started = time.monotonic()
             order = np.random.default_rng(derive_seed(seed, "order", number)).permutation(num_images)
             state, loss, accuracy = self._train_epoch(state, data.views[number % len(data.views)], data, order, hyper)

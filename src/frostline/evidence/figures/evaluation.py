@@ -1,4 +1,4 @@
-"""All pictures of one evaluation, from the answers alone."""
+"""All pictures of one evaluation, from the predictions alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from frostline.evidence import calibration
 from frostline.evidence.figures.predictions import confusion_matrix, coverage, reliability, roc_pr
 from frostline.evidence.figures.sheets import explanations, mistakes
-from frostline.evidence.predictions import Answers, pick_mistakes
+from frostline.evidence.predictions import Predictions, pick_mistakes
 
 
 def draw_evaluation(
-    answers: Answers,
+    predictions: Predictions,
     evaluation: Mapping[str, Any],
     images: NDArray[np.uint8],
     examples: NDArray[np.intp],
@@ -28,14 +28,14 @@ def draw_evaluation(
     evaluation: the record of `evaluation.json`; images: the whole split, uint8 (num_images, size, size, 3), may be
     memory-mapped; examples: rows that `heatmaps` explain; worst: how many mistakes are shown.
     """
-    labels, probabilities, names = answers.labels, answers.probabilities, answers.class_names
+    labels, probabilities, names = predictions.labels, predictions.probabilities, predictions.class_names
     order = ("confusion_matrix", "mistakes", "explanations", "reliability", "coverage", "roc_pr")
     files = {name: folder / f"{name}.png" for name in order}
     counts = np.zeros((len(names), len(names)), int)
-    np.add.at(counts, (labels, answers.predictions), 1)
+    np.add.at(counts, (labels, predictions.predicted), 1)
     confusion_matrix(counts, names, files["confusion_matrix"])
-    for name, rows in (("mistakes", pick_mistakes(answers, worst)), ("explanations", examples)):
-        ids = [answers.files[row] for row in rows]
+    for name, rows in (("mistakes", pick_mistakes(predictions, worst)), ("explanations", examples)):
+        ids = [predictions.files[row] for row in rows]
         shown = np.stack([images[row] for row in rows]) if len(rows) else images[:0]
         if name == "mistakes":
             mistakes(shown, labels[rows], probabilities[rows], ids, names, files[name])

@@ -1,4 +1,4 @@
-"""Pictures of a model's answers: confusions, ranking, calibration, and what a threshold would buy.
+"""Pictures of a model's predictions: confusions, ranking, calibration, and what a threshold would buy.
 
 `labels` is int (num_images,), `probabilities` float (num_images, num_classes).
 """
@@ -173,7 +173,7 @@ def coverage(labels: Array, probabilities: Array, path: Path) -> None:
                     x, [accuracy[at], answered], marker, color=VERMILION, ls=":", lw=1.2, markersize=8, label=text
                 )
         axes.set(
-            xlabel="Confidence threshold (answers below it are withheld)", ylabel="Share of images", ylim=(0, 1.03)
+            xlabel="Confidence threshold (predictions below it are withheld)", ylabel="Share of images", ylim=(0, 1.03)
         )
         axes.yaxis.set_major_formatter(PERCENT)
         figure.legend(loc="outside lower center", ncol=2)

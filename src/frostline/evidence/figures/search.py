@@ -9,61 +9,53 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from frostline.evidence.figures.canvas import BLACK, BLUE, COLOURS, GREY, MARKERS, ORANGE, VERMILION, sheet, shorten
+from frostline.evidence.trials import SearchRecord, TrialRecord
+from frostline.hparams import HPARAMS
 
 Record = Mapping[str, Any]
 PERCENT = PercentFormatter(1.0, decimals=None)
-LOGARITHMIC = ("head_learning_rate", "suffix_learning_rate", "weight_decay")
 UNUSED = -0.14  # height in the parallel coordinates of a choice that a trial did not use
-LABELS = {
-    "unfrozen_blocks": "unfrozen\nblocks",
-    "head_learning_rate": "learning rate\nof the head",
-    "suffix_learning_rate": "learning rate\nof the suffix",
-    "weight_decay": "weight\ndecay",
-    "label_smoothing": "label\nsmoothing",
-    "head_units": "head\nunits",
-}
 
 
-def draw_study(trials: Record, report: Record, folder: Path) -> list[Path]:
+def draw_study(search: SearchRecord, report: Record, folder: Path) -> list[Path]:
     """Draws all that a study shows into `folder` and returns the files, in the order a person would look.
 
-    trials: the record of `trials.json`; report: of `study.json`, whose `cuts` and `importances` are used.
+    report: the record of `study.json`, whose `cuts` and `importances` are used.
     """
     files = [folder / f"{name}.png" for name in ("frost_line", "search_history", "importance", "parallel_coordinates")]
-    frost_line(trials, files[0], cuts=report.get("cuts", ()))
-    search_history(trials, files[1])
+    frost_line(search, files[0], cuts=report.get("cuts", ()))
+    search_history(search, files[1])
     importance(report.get("importances") or {}, files[2])
-    parallel_coordinates(trials, files[3])
+    parallel_coordinates(search, files[3])
     curves = folder / "learning_curves.png"
-    best = next(trial for trial in trials["trials"] if trial["number"] == trials["best"])
-    shown = {f"best, trial {trials['best']}": best["curves"]}
-    baseline = next((trial for trial in trials["trials"] if trial["number"] == trials["baseline"]), None)
-    if baseline is not None and baseline["curves"] and baseline is not best:
-        shown[f"head only, trial {trials['baseline']}"] = baseline["curves"]
+    shown = {f"best, trial {search.best}": search.trial(search.best).curves}
+    baseline = search.trial(search.baseline)
+    if baseline.curves and search.best != search.baseline:
+        shown[f"head only, trial {search.baseline}"] = baseline.curves
     learning_curves(shown, curves)
     return [*files, curves]
 
 
-def frost_line(trials: Record, path: Path, *, cuts: Sequence[Record] = ()) -> None:
+def frost_line(search: SearchRecord, path: Path, *, cuts: Sequence[Record] = ()) -> None:
     """Validation score by depth: every trial, the best and the middle of each depth; below, the seconds a trial took.
 
     cuts: {depth, name} of each candidate cut; its name stands under the depth.
     """
-    finished, pruned = _by_state(trials)
+    finished, pruned = _by_state(search)
     names = {cut["depth"]: cut["name"] for cut in cuts}
-    tried = {_depth(trial) for trial in finished + pruned}
+    tried = {trial.depth for trial in finished + pruned}
     depths = range(min(tried, default=0), max(tried, default=0) + 1)
     title = "The frost line: how deep to unfreeze"
     with sheet(path, title, 6.0, nrows=2, sharex=True, height_ratios=[3, 1]) as (_, (scores, cost)):
         _draw_scores(scores, finished, pruned, depths)
-        best = next((trial for trial in finished if trial["number"] == trials["best"]), None)
+        best = next((trial for trial in finished if trial.number == search.best), None)
         if best is not None:
-            at = (depths.index(_depth(best)), best["score"])
-            text = f"trial {best['number']}: {best['score']:.1%}"
+            at = (depths.index(best.depth), _score(best))
+            text = f"trial {best.number}: {_score(best):.1%}"
             scores.scatter(*at, s=230, facecolors="none", edgecolors=VERMILION, linewidths=2.2, zorder=5)
             place = {"xytext": (0, 13), "textcoords": "offset points", "ha": "center"}
             scores.annotate(text, at, color=VERMILION, fontweight="bold", **place)
-        seconds = [[t["seconds"] for t in finished if _depth(t) == depth] for depth in depths]
+        seconds = [[t.seconds for t in finished if t.depth == depth] for depth in depths]
         cost.bar(range(len(depths)), [float(np.median(s)) if s else 0.0 for s in seconds], width=0.5, color=GREY)
         for column, taken in enumerate(seconds):
             missing = "none finished" if depths[column] in tried else "not tried"
@@ -76,14 +68,16 @@ def frost_line(trials: Record, path: Path, *, cuts: Sequence[Record] = ()) -> No
         cost.set_xlabel("Unfrozen blocks, and the cut below them")
 
 
-def _draw_scores(axes: Any, finished: Sequence[Record], pruned: Sequence[Record], depths: Sequence[int]) -> None:
+def _draw_scores(
+    axes: Any, finished: Sequence[TrialRecord], pruned: Sequence[TrialRecord], depths: Sequence[int]
+) -> None:
     rng = np.random.default_rng(0)  # sideways jitter, so that equal scores do not hide each other
-    bottom = _focus(axes, [t["score"] for t in finished])
+    bottom = _focus(axes, _scores(finished))
     for kind, label, colour in ((pruned, "pruned trial (score so far)", GREY), (finished, "finished trial", BLUE)):
-        x = [depths.index(_depth(trial)) + rng.uniform(-0.12, 0.12) for trial in kind]
+        x = [depths.index(trial.depth) + rng.uniform(-0.12, 0.12) for trial in kind]
         face = colour if kind is finished else "none"
-        _scatter(axes, x, [t["score"] for t in kind], bottom, face, colour, label)
-    by_depth = [(at, [t["score"] for t in finished if _depth(t) == depth]) for at, depth in enumerate(depths)]
+        _scatter(axes, x, _scores(kind), bottom, face, colour, label)
+    by_depth = [(at, _scores([t for t in finished if t.depth == depth])) for at, depth in enumerate(depths)]
     groups = [(at, group) for at, group in by_depth if group]
     if groups:
         x = [at for at, _ in groups]
@@ -97,24 +91,24 @@ def _draw_scores(axes: Any, finished: Sequence[Record], pruned: Sequence[Record]
     _legend(axes)
 
 
-def search_history(trials: Record, path: Path) -> None:
+def search_history(search: SearchRecord, path: Path) -> None:
     """The score of each trial in the order it ran, and the best so far."""
-    finished, pruned = _by_state(trials)
+    finished, pruned = _by_state(search)
     with sheet(path, "Search history", 4.6) as (_, axes):
-        bottom = _focus(axes, [t["score"] for t in finished])
+        bottom = _focus(axes, _scores(finished))
         for kind, label, colour in ((pruned, "pruned trial (score so far)", GREY), (finished, "finished trial", BLUE)):
             face = colour if kind is finished else "none"
-            _scatter(axes, [t["number"] for t in kind], [t["score"] for t in kind], bottom, face, colour, label)
-        numbers = [t["number"] for t in finished]
-        best = np.maximum.accumulate([t["score"] for t in finished]).tolist() if finished else []
+            _scatter(axes, [t.number for t in kind], _scores(kind), bottom, face, colour, label)
+        numbers = [t.number for t in finished]
+        best = np.maximum.accumulate(_scores(finished)).tolist() if finished else []
         if finished:
-            numbers.append(trials["trials"][-1]["number"])
+            numbers.append(search.trials[-1].number)
             best.append(best[-1])
         axes.step(numbers, best, where="post", color=ORANGE, lw=2, label="best so far")
-        baseline = next((t for t in finished if t["number"] == trials["baseline"]), None)
+        baseline = next((t for t in finished if t.number == search.baseline), None)
         if baseline is not None:
-            axes.axhline(baseline["score"], color=BLACK, ls=":", label=f"head only (trial {trials['baseline']})")
-        failed = [t["number"] for t in trials["trials"] if t["state"] == "FAIL"]
+            axes.axhline(_score(baseline), color=BLACK, ls=":", label=f"head only (trial {search.baseline})")
+        failed = [t.number for t in search.trials if t.state == "FAIL"]
         if failed:
             bottom = axes.get_xaxis_transform()
             axes.plot(
@@ -141,7 +135,7 @@ def importance(importances: Mapping[str, float], path: Path) -> None:
             message = "No importance can be given: too few finished trials,\nor only one value of everything was tried."
             axes.text(0.5, 0.5, message, ha="center", va="center")
             return
-        names = [LABELS.get(name, name).replace("\n", " ") for name, _ in ranked]
+        names = [_label(name).replace("\n", " ") for name, _ in ranked]
         bars = axes.barh(names, [value for _, value in ranked], color=BLUE, height=0.6)
         axes.bar_label(bars, [f"{value:.0%}" for _, value in ranked], padding=4)
         axes.set_xlabel("Share of the spread in validation accuracy that the choice explains")
@@ -150,27 +144,27 @@ def importance(importances: Mapping[str, float], path: Path) -> None:
         axes.grid(axis="y", visible=False)
 
 
-def parallel_coordinates(trials: Record, path: Path) -> None:
+def parallel_coordinates(search: SearchRecord, path: Path) -> None:
     """Each finished trial as a line through its choices, coloured by its score; the best is drawn thick.
 
     Choices that never vary are left out. What a trial did not use lies below the axis.
     """
-    finished, _ = _by_state(trials)
-    finished = sorted(finished, key=lambda t: t["score"])
-    scores = np.array([t["score"] for t in finished])
+    finished, _ = _by_state(search)
+    finished = sorted(finished, key=_score)
+    scores = np.array(_scores(finished))
     if len(scores):  # one trial that learned nothing must not take all the colours
         scores = scores.clip(min=np.quantile(scores, 0.1))
-    names = [name for name in dict.fromkeys(n for t in finished for n in t["hparams"]) if _varies(finished, name)]
+    names = [name for name in HPARAMS if _varies(finished, name)]
     with sheet(path, "Choices and what they scored", 5.2) as (figure, axes):
         if not finished:
             axes.axis("off")
             axes.text(0.5, 0.5, "No trial finished.", ha="center", va="center")
             return
-        columns = [_Column(name, [t["hparams"].get(name) for t in finished]) for name in names]
+        columns = [_Column(name, [getattr(t.hparams, name) for t in finished]) for name in names]
         columns.append(_Column("score", scores.tolist()))
         heights = np.array([column.heights for column in columns]).T  # (trials, columns)
         lines = [list(enumerate(row)) for row in heights]
-        is_best = [t["number"] == trials["best"] for t in finished]
+        is_best = [t.number == search.best for t in finished]
         drawn = LineCollection(
             lines, cmap="cividis_r", alpha=0.85, linewidths=[4.0 if b else 1.4 for b in is_best], array=scores
         )
@@ -181,7 +175,7 @@ def parallel_coordinates(trials: Record, path: Path) -> None:
                 box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
                 axes.text(at - 0.04, height, text, ha="right", va="center", fontsize=9, bbox=box, zorder=3)
         axes.set(xlim=(-0.45, len(columns) - 0.9), ylim=(UNUSED - 0.06, 1.06), yticks=[])
-        labels = [LABELS.get(column.name, column.name) for column in columns[:-1]]
+        labels = [_label(column.name) for column in columns[:-1]]
         axes.set_xticks(range(len(columns)), [*labels, "validation\naccuracy"])
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)
@@ -222,7 +216,7 @@ class _Column:
             place = {kind: (i / (len(kinds) - 1) if len(kinds) > 1 else 0.5) for i, kind in enumerate(kinds)}
             self.ticks = [(height, str(kind)) for kind, height in place.items()]
         else:
-            logarithmic = name in LOGARITHMIC and min(used) > 0
+            logarithmic = name in HPARAMS and HPARAMS[name].is_logarithmic and min(used) > 0
             scale = np.log10 if logarithmic else float
             low, high = float(scale(min(used))), float(scale(max(used)))
             span = high - low or 1.0
@@ -235,17 +229,25 @@ class _Column:
             self.ticks.append((UNUSED, "not used"))
 
 
-def _varies(trials: Sequence[Record], name: str) -> bool:
-    return len({trial["hparams"].get(name) for trial in trials}) > 1
+def _varies(trials: Sequence[TrialRecord], name: str) -> bool:
+    return len({getattr(trial.hparams, name) for trial in trials}) > 1
 
 
-def _by_state(trials: Record) -> tuple[list[Record], list[Record]]:
-    scored = [trial for trial in trials["trials"] if trial["score"] is not None]
-    return [t for t in scored if t["state"] == "COMPLETE"], [t for t in scored if t["state"] == "PRUNED"]
+def _by_state(search: SearchRecord) -> tuple[list[TrialRecord], list[TrialRecord]]:
+    return search.in_state("COMPLETE"), search.in_state("PRUNED")
 
 
-def _depth(trial: Record) -> int:
-    return int(trial["hparams"]["unfrozen_blocks"])
+def _score(trial: TrialRecord) -> float:
+    assert trial.score is not None, "only trials with a score are drawn"
+    return trial.score
+
+
+def _scores(trials: Sequence[TrialRecord]) -> list[float]:
+    return [_score(trial) for trial in trials]
+
+
+def _label(name: str) -> str:
+    return HPARAMS[name].label if name in HPARAMS else name
 
 
 def _name_depth(depth: int, names: Mapping[int, str], count: int) -> str:

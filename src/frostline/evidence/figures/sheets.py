@@ -68,7 +68,7 @@ def flips(
         )
         for label, old, new, name in zip(labels, before[1], after[1], ids, strict=True)
     ]
-    title = f"Answers that changed from {shorten(before[0], 28)} to {shorten(after[0], 28)}"
+    title = f"Predictions that changed from {shorten(before[0], 28)} to {shorten(after[0], 28)}"
     _gallery(images, lines, path, title, "No answer changed.", good=[line[0].startswith("mended") for line in lines])
 
 

@@ -1,0 +1,34 @@
+"""Records as the stages write them, small, for tests of whoever reads them."""
+
+from typing import Any
+
+from frostline.evidence.trials import SearchRecord, TrialRecord
+from frostline.hparams import HPARAMS, Hparams
+
+DRAWN: dict[str, Any] = {
+    "unfrozen_blocks": 0,
+    "dropout": 0.3,
+    "head_learning_rate": 1e-3,
+    "weight_decay": 1e-4,
+    "label_smoothing": 0.0,
+    "optimizer": "adam",
+    "head_units": 0,
+}
+
+
+def make_hparams(**drawn: Any) -> Hparams:
+    """Hparams of a head-only trial, but for `drawn`."""
+    return Hparams.from_record({**DRAWN, **drawn})
+
+
+def make_trial(number: int = 0, state: str = "COMPLETE", score: float | None = 0.9, **facts: Any) -> TrialRecord:
+    """A trial; what names a hyperparameter among `facts` is drawn, the rest are fields of the record."""
+    drawn = {name: facts.pop(name) for name in list(facts) if name in HPARAMS}
+    curves = {name: [0.5, 0.4] for name in ("loss", "val_loss", "accuracy", "val_accuracy")}
+    known = {"val_loss": 0.3, "best_epoch": 1, "epochs": 2, "curves": {} if state == "FAIL" else curves, "seconds": 2.0}
+    return TrialRecord(number, make_hparams(**drawn), state, score, **{**known, **facts})  # type: ignore[arg-type]
+
+
+def make_search(*trials: TrialRecord, best: int = 0) -> SearchRecord:
+    """A search of these trials."""
+    return SearchRecord("feed", best, 2, trials)
