@@ -240,9 +240,9 @@ def make_champion(project: Project, number: int) -> None:
     script = (
         "from frostline.params import load_params\n"
         "from frostline.process import project_root\n"
-        "from frostline.registry import load_version\n"
+        "from frostline.registry.versions import load_version\n"
         "from frostline.registry.moves import move_champion\n"
-        "from frostline.tracking import open_store\n"
+        "from frostline.tracking.store import open_store\n"
         "params = load_params()\n"
         "store = open_store(params.tracking, project_root())\n"
         f"version = load_version(store, params.register_.name, {number})\n"
