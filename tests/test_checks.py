@@ -1,4 +1,5 @@
 import copy
+import time
 
 import pytest
 
@@ -6,6 +7,7 @@ from frostline.files import save_json
 from frostline.params import parse_params
 from frostline.planning import checks
 from frostline.planning.checks import find_problems
+from frostline.process import RUNS
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +146,8 @@ def test_what_was_fetched_need_not_be_there_any_more(params_document, tmp_path):
         folder.mkdir(parents=True)
         save_json(folder / "complete.json", record)
     save_json(base / "card.json", {"name": "MobileNetV2", "weights": "file", "source": "mine.weights.h5"})
+    (tmp_path / RUNS).mkdir(parents=True)
+    save_json(tmp_path / RUNS / "fetch.json", {"begun": 0.0, "ended": time.time()})
     # A teammate has pulled the results, and neither the pictures nor the weights.
     (tmp_path / "pictures" / "cats").rmdir()
     (tmp_path / "pictures").rmdir()

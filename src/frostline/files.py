@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from frostline.errors import Refused
+
 COMPLETE = "complete.json"
 
 
@@ -85,14 +87,39 @@ def require_complete(folder: Path) -> Mapping[str, Any]:
 
 
 def publish(work: Path, folder: Path) -> None:
-    """Puts the finished folder `work` in the place of `folder`."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Puts the finished folder `work` in the place of `folder`; FileExistsError where that is not a writer's folder."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / COMPLETE).is_file():
+        raise FileExistsError(
+            f"{folder} holds files without a {COMPLETE}: they are not Frostline's. Move them out of it."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work.replace(folder)
+    if folder.exists():
+        # Out of the way first: a removal that is broken off must not leave half a folder under the name.
+        old = work.with_name(f"{work.name}.old")
+        folder.replace(old)
+        work.replace(folder)
+        shutil.rmtree(old)
+    else:
+        work.replace(folder)
+
+
+def path_of(given: str, root: Path = Path()) -> Path:
+    """The path that a text of `params.yaml` means, `~` expanded; Refused where there is no such home, or no such name."""
+    try:
+        path = root / Path(given).expanduser()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return path
+    except (RuntimeError, ValueError, OSError) as error:
+        raise Refused(f"{given[:200]!r} is no path of this machine: {_reason(error)}") from None
+    return path
 
 
 def size_of(path: Path) -> int:
     """The bytes of a file or of all files below a folder; 0 where there is none."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
     return sum(file.stat().st_size for file in files)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or "unknown") if isinstance(error, OSError) else str(error)

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from frostline.errors import Refused
 
 # Work that is not whole yet, below the project's root: outside the stages' outputs, which DVC removes before a stage runs.
 UNFINISHED = Path(".frostline/unfinished")
+# When each stage began and ended here last: what it wrote meanwhile is its own.
+RUNS = Path(".frostline/runs")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What the user mends, not we: a full, read-only or closed disk.
@@ -48,7 +51,7 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     started = time.monotonic()
     try:
-        with held(Path(".frostline") / f"{name}.lock", f"stage {name}"):
+        with held(Path(".frostline") / f"{name}.lock", f"stage {name}"), _timed(RUNS / f"{name}.json"):
             main()
     except Refused as refusal:
         print(f"frostline: {refusal}", file=sys.stderr)
@@ -63,6 +66,16 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         )
         sys.exit(2)
     print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+@contextmanager
+def _timed(record: Path) -> Iterator[None]:
+    """Writes down when the block began, and when it ended without an error; a file's time may be a tick coarser."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    begun = time.time() - 0.1
+    record.write_text(json.dumps({"begun": begun}), encoding="utf-8")
+    yield
+    record.write_text(json.dumps({"begun": begun, "ended": time.time()}), encoding="utf-8")
 
 
 @contextmanager

@@ -9,7 +9,9 @@ def command() -> None:
 
     Exit code 0 where nothing is wrong, 2 otherwise.
     """
+    from frostline.cli.changes import show_changes
     from frostline.planning.checks import refuse_problems
 
     refuse_problems()
+    show_changes()
     click.echo("params.yaml: no problem")

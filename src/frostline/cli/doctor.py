@@ -2,6 +2,7 @@
 
 import configparser
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -9,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -226,13 +228,23 @@ def examine_dvc(root: Path, deep: bool) -> Iterator[Finding]:
         advice = "Git tracks this file. `dvc remote modify --local …` keeps secrets out of it; then change the secret."
         yield Finding("fail", f".dvc/config holds {found.group(1)}", advice)
     if deep:
-        status = subprocess.run(["dvc", "status", "--quiet"], cwd=root, capture_output=True, text=True, check=False)
+        status = subprocess.run(["dvc", "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
         if status.returncode:
-            yield Finding(
-                "warn", "DVC sees stages that are not up to date", "`dvc status` names them, `dvc repro` runs them."
-            )
+            yield Finding("fail", f"`dvc status` ends with: {_last_line(status.stderr)}", "Mend what it says.")
+        elif stale := stale_stages(json.loads(status.stdout or "{}")):
+            advice = "`dvc status` says why, `dvc repro` runs them."
+            yield Finding("warn", f"DVC sees stages that are not up to date: {', '.join(stale)}", advice)
         else:
             yield Finding("ok", "all stages are up to date")
+
+
+def stale_stages(status: Mapping[str, Any]) -> list[str]:
+    """The stages that `dvc status` has a reason to run again; `source` runs each time by design."""
+    return [name for name, reasons in status.items() if [reason for reason in reasons if reason != "always changed"]]
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["nothing"])[-1]
 
 
 def examine_git(root: Path) -> Iterator[Finding]:

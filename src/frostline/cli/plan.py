@@ -33,6 +33,9 @@ def command(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from frostline.cli.changes import show_changes
+
+    show_changes()
     table = Table("stage", "what", "MB", "seconds", box=None)
     for step in plan.steps:
         table.add_row(step.stage, step.what, f"{step.bytes / 1e6:,.0f}" if step.bytes else "", f"{step.seconds:,.0f}")

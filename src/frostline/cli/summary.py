@@ -24,6 +24,7 @@ def command() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from frostline.cli.changes import show_changes
     from frostline.errors import Refused
     from frostline.evidence.trials import SearchRecord
     from frostline.files import load_json
@@ -36,6 +37,7 @@ def command() -> None:
         raise Refused(f"Nothing to sum up yet: {', '.join(missing)} is missing. Run `dvc repro`.")
     trials, evaluation, registration = map(load_json, files)
 
+    show_changes()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for row in summarize(SearchRecord.from_record(trials), evaluation, registration):
         table.add_row(*row)

@@ -3,15 +3,16 @@
 import difflib
 import importlib.util
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from frostline.bases import families
 from frostline.bases.families import BUNDLED_BASE, FAMILIES, Family, cuts_of
 from frostline.errors import Refused
-from frostline.files import COMPLETE, load_json
+from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.sources import NAMED_SOURCES
+from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
 from frostline.params import (
     Augment,
     Base,
@@ -25,9 +26,9 @@ from frostline.params import (
     parse_section,
     schema_problems,
 )
+from frostline.planning.workspace import find_overlaps, stranger_problems
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-WEIGHTS = ("bundled", "imagenet", "random")
 # MLflow's file store is closed: a path or file:// would fail at the first run.
 STORES = (
     "sqlite",
@@ -42,18 +43,18 @@ STORES = (
 )
 
 
-def refuse_problems(path: Path = Path("params.yaml")) -> None:
-    """Raises Refused that lists every problem of the file, by schema and beyond."""
-    problems = find_problems(load_document(path), path.parent)
+def refuse_problems(path: Path = Path("params.yaml"), *, transforms: bool = True) -> None:
+    """Raises Refused that lists every problem of the file, by schema and beyond; `transforms` as in `find_problems`."""
+    problems = find_problems(load_document(path), path.parent, transforms=transforms)
     if problems:
         raise Refused(list_problems(str(path), problems))
 
 
-def find_problems(document: Any, root: Path = Path()) -> list[str]:
+def find_problems(document: Any, root: Path = Path(), *, transforms: bool = True) -> list[str]:
     """Every problem of a parsed `params.yaml`, one line each: what was given, what is allowed, the nearest right word.
 
     A section that is wrong by the schema is left out of the further checks; the others are still looked at.
-    root: the folder that relative paths of the document start from.
+    root: the folder that relative paths of the document start from; transforms: look at those, too, which takes a second.
     """
     problems = schema_problems(document)
     base = parse_section(document, "base", Base)
@@ -71,10 +72,10 @@ def find_problems(document: Any, root: Path = Path()) -> list[str]:
         problems += check_base(base, root, fetched=paths is not None and _base_was_fetched(base, root / paths.base))
     if base and tune:
         problems += check_depth(base, tune)
-    if augment:
+    if augment and transforms:
         problems += check_views(augment)
     if paths:
-        problems += check_paths(paths)
+        problems += check_places(paths, fetch, base, root)
     if tracking := parse_section(document, "tracking", Tracking):
         problems += check_tracking(tracking)
     return problems
@@ -93,7 +94,10 @@ def check_source(fetch: Fetch, root: Path) -> list[str]:
         return []
     if "://" in source:
         return _url_problems("fetch.source", source, ("https", "http"))
-    path = root / Path(source).expanduser()
+    try:
+        path = path_of(source, root)
+    except Refused as refusal:
+        return [f"fetch.source: {refusal}"]
     if path.is_dir():
         return []
     if path.is_file():
@@ -187,20 +191,13 @@ def check_views(augment: Augment) -> list[str]:
     return []
 
 
-def check_paths(paths: Paths) -> list[str]:
-    """Problems of the paths: outside the project, or one within another, which DVC refuses."""
-    problems = []
-    places = {name: PurePosixPath(value) for name, value in paths.model_dump().items()}
-    for name, place in places.items():
-        if place.is_absolute() or ".." in place.parts or place == PurePosixPath():
-            problems.append(f"paths.{name}: must be a path below the project's root; given was {str(place)!r}")
-    for name, place in places.items():
-        for other, outer in places.items():
-            if name != other and (outer in place.parents or (place == outer and name < other)):
-                problems.append(
-                    f"paths.{name}: {str(place)!r} and paths.{other} ({str(outer)!r}) overlap; DVC needs them apart"
-                )
-    return problems
+def check_places(paths: Paths, fetch: Fetch | None, base: Base | None, root: Path) -> list[str]:
+    """Problems of the paths: outputs that would take what is the project's or the user's, and files of theirs in one."""
+    inputs = {**(inputs_of_fetch(fetch) if fetch else {}), **(inputs_of_base(base) if base else {})}
+    try:
+        return find_overlaps(paths, inputs, root) or stranger_problems(paths, root)
+    except Refused:
+        return []  # no path of this machine: said where the source and the weights are looked at
 
 
 def check_tracking(tracking: Tracking) -> list[str]:
@@ -251,7 +248,10 @@ def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
         return _bundled_problems(base)
     if weights in WEIGHTS:
         return []
-    path = root / Path(weights).expanduser()
+    try:
+        path = path_of(weights, root)
+    except Refused as refusal:
+        return [f"base.weights: {refusal}"]
     if not path.is_file() and not fetched:
         return [
             f"base.weights: given was {weights!r}, which is no file{_nearest(weights, WEIGHTS)}; "
