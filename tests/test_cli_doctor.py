@@ -125,3 +125,9 @@ def test_a_cache_that_copies_everything_is_noticed(project):
     (project / ".dvc" / "config").write_text("[cache]\n    type = copy\n")
     found = findings(project)
     assert "stored twice" in text(found["warn"]) or doctor._can_reflink(project)
+
+
+def test_a_stage_that_always_runs_is_no_problem():
+    status = {"source": ["always changed"], "fetch": [{"changed deps": {"data/source.json": "modified"}}]}
+    assert doctor.stale_stages(status) == ["fetch"]
+    assert doctor.stale_stages({"source": ["always changed"]}) == []

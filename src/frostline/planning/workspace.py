@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.survey import SOURCE_FILE
@@ -57,14 +57,20 @@ def find_overlaps(paths: Paths, inputs: Mapping[str, str], root: Path) -> list[s
     places = {f"paths.{name}": PurePosixPath(value) for name, value in paths.model_dump().items()}
     problems = [problem for name, place in places.items() if (problem := _misplaced(name, place, root))]
     outputs = {name: root / place for name, place in places.items()} | {"the list of the source": root / SOURCE_FILE}
+    ways = {name: _ways(output) for name, output in outputs.items()}
+    given_ways = {key: _ways(path_of(given, root)) for key, given in inputs.items()}
     for name, output in outputs.items():
         for other, outer in outputs.items():
-            if name != other and _holds(outer, output) and not (_holds(output, outer) and name > other):
+            if (
+                name != other
+                and _holds(ways[other], ways[name])
+                and not (_holds(ways[name], ways[other]) and name > other)
+            ):
                 problems.append(
                     f"{name}: {_shown(output, root)!r} and {other} ({_shown(outer, root)!r}) overlap; DVC needs them apart"
                 )
         for key, given in inputs.items():
-            if _overlap(output, path_of(given, root)):
+            if _holds(ways[name], given_ways[key]) or _holds(given_ways[key], ways[name]):
                 problems.append(
                     f"{key}: {given!r} overlaps with {name} ({_shown(output, root)!r}), which a stage empties before it writes: "
                     "what is yours there would be lost. Move it to a place of its own, and name that"
@@ -84,9 +90,9 @@ def find_strangers(paths: Paths, root: Path) -> dict[str, list[Path]]:
             output = root / getattr(paths, name)
             begun, ended = _window(stage, output, root)
             strangers = [
-                file
+                Path(file.path)
                 for file in _files_below(output)
-                if not cached.holds(file, output, getattr(paths, name)) and not begun <= file.stat().st_mtime <= ended
+                if not begun <= file.facts.st_mtime <= ended and not cached.holds(file, getattr(paths, name))
             ]
             if strangers:
                 found[name] = strangers
@@ -136,14 +142,13 @@ def _misplaced(name: str, place: PurePosixPath, root: Path) -> str | None:
     return None
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    return _holds(one, other) or _holds(other, one)
+def _ways(path: Path) -> tuple[str, str]:
+    """How a place is reached: by its name, and by where links lead. In one case, which some systems do not tell apart."""
+    return os.path.abspath(path).casefold(), str(path.resolve()).casefold()  # noqa: PTH100 (keeps the links)
 
 
-def _holds(outer: Path, inner: Path) -> bool:
-    """True where `inner` is `outer` or lies below it, by name or by where links lead; case is a common slip."""
-    pairs = ((Path(os.path.abspath(outer)), Path(os.path.abspath(inner))), (outer.resolve(), inner.resolve()))  # noqa: PTH100
-    return any(Path(str(b).casefold()).is_relative_to(str(a).casefold()) for a, b in pairs)
+def _holds(outer: tuple[str, str], inner: tuple[str, str]) -> bool:
+    return any(b == a or b.startswith(a.rstrip("/") + "/") for a, b in zip(outer, inner, strict=True))
 
 
 def _window(stage: str, output: Path, root: Path) -> tuple[float, float]:
@@ -165,6 +170,14 @@ def _was_killed(name: str, root: Path) -> bool:
     return name in PIECEMEAL and record.is_file() and "ended" not in load_json(record)
 
 
+class _File(NamedTuple):
+    """One file of an output: its name below it ("" where the output is a file), its path, and what the system says of it."""
+
+    name: str
+    path: str
+    facts: os.stat_result
+
+
 class _Cache:
     """What DVC can bring back: the files that dvc.lock lists, and any other whose content lies in the cache."""
 
@@ -176,20 +189,23 @@ class _Cache:
         self.locked = load_lock(root / "dvc.lock")
         self.listed: dict[str, dict[str, str]] = {}
 
-    def holds(self, file: Path, output: Path, name: str) -> bool:
+    def holds(self, file: _File, name: str) -> bool:
         """Can this file of the output called `name` be lost without loss?"""
         if name not in self.listed:
             self.listed[name] = self._list(name)
-        relative = file.relative_to(output).as_posix() if file != output else ""
-        known = self.listed[name].get(relative)
-        if known is not None:
-            kept = self._place(known)
-            # By its size: to hash what DVC linked here would read all features at every run.
-            if kept.is_file() and kept.stat().st_size == file.stat().st_size:
-                return True
-        with file.open("rb") as opened:
+        known = self.listed[name].get(file.name)
+        # By its size: to hash what DVC linked here would read all features at every run.
+        if known is not None and self._size(known) == file.facts.st_size:
+            return True
+        with Path(file.path).open("rb") as opened:
             md5 = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        return self._place(md5).is_file()
+        return self._size(md5) is not None
+
+    def _size(self, md5: str) -> int | None:
+        try:
+            return os.stat(f"{self.folder}/{md5[:2]}/{md5[2:]}").st_size  # noqa: PTH116 (ten thousand files in a second)
+        except FileNotFoundError:
+            return None
 
     def _list(self, name: str) -> dict[str, str]:
         md5 = self.locked.get(PurePosixPath(name).as_posix(), "")
@@ -205,12 +221,18 @@ class _Cache:
         return self.folder / md5[:2] / md5[2:]
 
 
-def _files_below(output: Path) -> Iterator[Path]:
+def _files_below(output: Path) -> Iterator[_File]:
     if output.is_file():
-        yield output
-        return
-    for folder, _, names in os.walk(output):
-        yield from (file for name in sorted(names) if (file := Path(folder) / name).is_file())
+        yield _File("", str(output), output.stat())
+    pending = [(str(output), "")] if output.is_dir() else []
+    while pending:
+        folder, prefix = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    yield _File(prefix + entry.name, entry.path, entry.stat())
 
 
 def _shown(path: Path, root: Path) -> str:
