@@ -10,6 +10,7 @@ from frostline.planning.checks import refuse_problems
 from frostline.process import UNFINISHED, run_stage
 
 WORK = UNFINISHED / "fetch"
+SHOWN = 10
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     refuse_problems()
     params = load_params()
     shutil.rmtree(WORK, ignore_errors=True)
-    fetch_source(params.fetch, WORK / "raw", seed=params.seed, image_size=params.base.image_size)
+    facts = fetch_source(params.fetch, WORK / "raw", seed=params.seed, image_size=params.base.image_size)
     # Imported late: only `weights: imagenet` needs Keras.
     from frostline.bases.files import fetch_weights
 
@@ -25,6 +26,13 @@ def main() -> None:
     publish(WORK / "raw", Path(params.paths.raw))
     publish(WORK / "base", Path(params.paths.base))
     shutil.rmtree(WORK)
+    print(f"fetch: {facts['num_files']} files in {len(facts['counts'])} class folders")
+    for note in facts["notes"]:
+        print(f"fetch: note: {note}")
+    for path, reason in facts["skipped"][:SHOWN]:
+        print(f"fetch: skipped {path}: {reason}")
+    if len(facts["skipped"]) > SHOWN:
+        print(f"fetch: skipped {len(facts['skipped']) - SHOWN} more; `prepare` lists them in rejected.csv")
 
 
 if __name__ == "__main__":

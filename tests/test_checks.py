@@ -114,7 +114,9 @@ def test_the_depth_is_counted_below_the_output_layer(params_document, root):
 
 
 def test_files_that_exist_are_accepted(params_document, tmp_path):
-    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "pictures" / name / "1.jpg").touch()
     (tmp_path / "mine.weights.h5").touch()
     (tmp_path / "pictures.tar.gz").touch()
     document = changed(params_document, fetch__source="pictures", base__weights="mine.weights.h5", base__options={})

@@ -167,7 +167,7 @@ def test_links_are_not_followed_out_of_the_folder_and_special_files_are_not_open
     reasons = dict(layout.skipped)
     assert "out of the folder" in reasons["cats/out.jpg"]
     assert "broken" in reasons["cats/broken.jpg"] and "broken" in reasons["cats/self.jpg"]
-    assert "link to a folder" in reasons["cats/loop"]
+    assert "a link to the folder" in reasons["cats/loop"]
     assert "pipe" in reasons["cats/pipe.jpg"]
     assert fetch(source, tmp_path / "raw")["skipped"] == [list(pair) for pair in layout.skipped]
     assert all("secret" not in path.read_text() for path in (tmp_path / "raw").rglob("*.jpg"))
@@ -332,6 +332,52 @@ def test_nothing_is_written_before_all_members_are_judged(tmp_path: Path) -> Non
     with pytest.raises(Refused):
         extract_archive(archive, tmp_path / "out", max_bytes=1e9)
     assert not (tmp_path / "out").exists()
+
+
+def zipped(path: Path, *names: bytes, flag: bool = False) -> Path:
+    """A zip whose names are these bytes, with or without the flag that says they are UTF-8."""
+    with zipfile.ZipFile(path, "w") as file:
+        for number, _ in enumerate(names):
+            file.writestr(zipfile.ZipInfo(f"{number:04d}{'x' * 40}"), b"1")
+    data = path.read_bytes()
+    for number, name in enumerate(names):
+        placeholder = f"{number:04d}{'x' * 40}".encode()
+        # Names are as long as their place holders, so that no offset changes.
+        padded = name.replace(b"#", b"x" * (len(placeholder) - len(name) + 1))
+        assert len(padded) == len(placeholder)
+        data = data.replace(placeholder, padded)
+    path.write_bytes(data)
+    return path
+
+
+CAFE = "caf\u00e9"
+
+
+def test_a_zip_without_the_flag_is_utf_8_where_its_bytes_are(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", f"{CAFE}/#1.jpg".encode(), "\u65e5\u672c/#1.jpg".encode(), b"dogs/#1.jpg")
+    extract_archive(archive, tmp_path / "out", max_bytes=1e6)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {CAFE, "\u65e5\u672c", "dogs"}
+
+
+def test_a_zip_with_other_names_is_refused_or_read_in_the_encoding_asked_for(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", f"{CAFE}/#1.jpg".encode("cp437"), b"dogs/#1.jpg")
+    with pytest.raises(Refused, match=f"(?s)not UTF-8.*fetch.encoding.*cp437: '{CAFE}"):
+        extract_archive(archive, tmp_path / "out", max_bytes=1e6)
+    assert not (tmp_path / "out").exists()
+    extract_archive(archive, tmp_path / "out", max_bytes=1e6, encoding="cp437")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {CAFE, "dogs"}
+
+
+def test_a_tar_with_names_that_are_not_utf_8_is_treated_alike(tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT, encoding="cp1252") as file:
+        info = tarfile.TarInfo(f"{CAFE}/1.jpg")
+        info.size = 1
+        file.addfile(info, io.BytesIO(b"1"))
+    with pytest.raises(Refused, match=r"not UTF-8.*fetch.encoding"):
+        extract_archive(archive, tmp_path / "out", max_bytes=1e6)
+    extract_archive(archive, tmp_path / "out", max_bytes=1e6, encoding="cp1252")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [CAFE]
 
 
 def test_an_archive_with_another_sha256_is_refused_with_both(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`params.yaml` read and checked once, into frozen sections that refuse what they do not know."""
 
+import codecs
 import difflib
 import math
 from functools import partial
@@ -25,6 +26,14 @@ from frostline.hparams import HPARAMS, Hparam
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name)
+    except (LookupError, ValueError):
+        raise ValueError("not an encoding that Python knows, for instance cp1252, cp437 or gb18030") from None
+    return name
 
 
 class Section(BaseModel):
@@ -60,6 +69,10 @@ class Fetch(Section):
     images_per_class: Positive = 120
     max_extract_gb: Annotated[float, Field(gt=0)] = 50.0
     allow_private: bool = False
+    # Follow links that lead out of the folder; what they lead to is copied like the rest.
+    follow_links: bool = False
+    # Encoding of file and folder names that are not UTF-8, for instance cp437 or gb18030; null refuses them.
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None
 
 
 class Base(Section):

@@ -13,6 +13,7 @@ from typing import IO
 
 from frostline.errors import Refused
 from frostline.images.folders import require_space
+from frostline.images.walk import decode_name
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_MEMBERS = 5_000_000
@@ -46,14 +47,15 @@ class _Member:
     packed: int | None  # unknown within a compressed tar
 
 
-def extract_archive(archive: Path, folder: Path, *, max_bytes: float) -> int:
+def extract_archive(archive: Path, folder: Path, *, max_bytes: float, encoding: str | None = None) -> int:
     """Unpacks a zip or tar (plain, gzip, bzip2, xz) into the new folder `folder`; gives the number of bytes written.
 
+    encoding: of names that are not UTF-8; None refuses such names, because each guess gives other classes.
     Raises Refused for the whole archive, and writes nothing, if any member would land outside, is a link or a device,
     is encrypted or doubled, or if the members are too large; also if the archive is damaged.
     """
     with _open_archive(archive) as opened:
-        members = _list(archive, opened, max_bytes)
+        members = _list(archive, opened, max_bytes, encoding)
         folder.mkdir(parents=True)
         require_space(folder, sum(member.size for member in members))
         written = 0
@@ -64,6 +66,20 @@ def extract_archive(archive: Path, folder: Path, *, max_bytes: float) -> int:
                 with target.open("xb") as file:
                     written += _copy(content, file, size, archive)
     return written
+
+
+def _name_of(archive: Path, raw: bytes, encoding: str | None) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        if encoding is not None:
+            return decode_name(raw, encoding)
+        guesses = ", ".join(
+            f"{kind}: {raw.decode(kind, errors='replace')!r}" for kind in ("cp437", "cp1252", "gb18030", "shift_jis")
+        )
+        raise Refused(
+            f"{archive.name} holds a name that is not UTF-8: {raw!r}. Set fetch.encoding to what it is ({guesses})."
+        ) from None
 
 
 def _copy(content: IO[bytes], file: IO[bytes], size: int, archive: Path) -> int:
@@ -120,16 +136,18 @@ def _damage_refused(archive: Path) -> Iterator[None]:
         ) from None
 
 
-def _list(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, max_bytes: float) -> list[_Member]:
-    """The members to write; raises Refused at the first one that must not be."""
+def _list(
+    archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, max_bytes: float, encoding: str | None
+) -> list[_Member]:
+    """The members to write, with the names that their bytes mean; raises Refused at the first one that must not be."""
     listed: list[_Member] = []
     names: set[str] = set()
     total = 0
     with _damage_refused(archive):
         for member in (
-            _members_of_zip(archive, opened)
+            _members_of_zip(archive, opened, encoding)
             if isinstance(opened, zipfile.ZipFile)
-            else _members_of_tar(archive, opened)
+            else _members_of_tar(archive, opened, encoding)
         ):
             name = _safe_name(archive, member.name)
             if name in names:
@@ -151,8 +169,11 @@ def _list(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, max_bytes: f
     return listed
 
 
-def _members_of_zip(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
+def _members_of_zip(archive: Path, opened: zipfile.ZipFile, encoding: str | None) -> Iterator[_Member]:
     for info in opened.infolist():
+        # Without the flag zipfile takes cp437, which no byte contradicts; but macOS writes UTF-8 without the flag.
+        if not info.flag_bits & 0x800:
+            info.filename = _name_of(archive, info.orig_filename.encode("cp437"), encoding)
         if info.flag_bits & 1:
             raise Refused(f"{archive.name} is encrypted ({info.filename!r}). Unpack it and give the folder.")
         kind = info.external_attr >> 16 & 0o170000
@@ -166,8 +187,9 @@ def _members_of_zip(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]
             yield _Member(info.filename, info.file_size, info.compress_size)
 
 
-def _members_of_tar(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
+def _members_of_tar(archive: Path, opened: tarfile.TarFile, encoding: str | None) -> Iterator[_Member]:
     for info in opened:
+        info.name = _name_of(archive, info.name.encode("utf-8", "surrogateescape"), encoding)
         if not (info.isfile() or info.isdir()) or info.issparse():
             kind = "a link" if info.issym() or info.islnk() else "a device, pipe or other special file"
             raise Refused(

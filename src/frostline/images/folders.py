@@ -1,44 +1,28 @@
 """Class folders: how a tree of pictures is understood, and copied without following anything out of it."""
 
 import os
+import re
 import shutil
-import stat
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from frostline.errors import Refused
+from frostline.files import COMPLETE, load_json
+from frostline.images.labels import Table, class_of, find_table
+from frostline.images.names import BESIDE, IMAGES, MASKS, SPLIT_NAMES, is_picture, is_unlabelled, split_of
+from frostline.images.walk import Entry, Walk
 
-# How people name a split's folder -> our name below `data/raw`.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "complete.json", "$RECYCLE.BIN", "System Volume Information"}
+SPLITS = ("train", "validation", "test")
 _DRAWING = """Expected one folder per class,
     pictures/cats/1.jpg        or    pictures/train/cats/1.jpg
     pictures/dogs/2.jpg              pictures/validation/cats/2.jpg
-                                     pictures/test/cats/3.jpg (validation and test may be missing)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of a class: where it is, and where it belongs. `name` is its path below the class folder."""
-
-    path: str
-    split: str | None
-    class_name: str
-    name: str
-
-    @property
-    def image_id(self) -> str:
-        """The file's path below `data/raw`, with forward slashes."""
-        return "/".join(part for part in (self.split, self.class_name, self.name) if part)
+                                     pictures/test/cats/3.jpg (validation and test may be missing)
+or one folder of pictures with a table `file,label` beside it, labels.csv."""
+# `cat.1.jpg`, as a well-known set has them. With "_" it could as well be a camera's IMG_1.jpg.
+_CLASS_IN_NAME = re.compile(r"([A-Za-z][A-Za-z _-]*)\.\d+\.\w+")
 
 
 @dataclass(frozen=True)
@@ -46,7 +30,8 @@ class Layout:
     """What a folder of pictures holds.
 
     splits: () where the folder is not split; classes: sorted as a person would ("9" before "10"); skipped: (path below
-    the root, reason) of what cannot be read safely; notes: what a user should be told.
+    the root, reason) of what cannot be read safely; notes: what a user should be told; tables: files that the layout
+    was read from besides the pictures.
     """
 
     root: Path
@@ -55,40 +40,310 @@ class Layout:
     entries: tuple[Entry, ...]
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    tables: tuple[Path, ...] = ()
 
 
-def find_layout(root: Path, *, follow_links: bool = False) -> Layout:
-    """The class folders below `root`, with or without splits; wrapping folders are unwrapped, junk is ignored.
+def find_layout(root: Path, *, follow_links: bool = False, encoding: str | None = None) -> Layout:
+    """The classes below `root`, with or without splits; wrapping folders are unwrapped, junk is ignored.
 
-    Links are followed only to files within `root`, unless `follow_links` (for folders that DVC filled). Raises Refused,
-    with the expected layout drawn, where there are no class folders, or an empty or misplaced one.
+    Every guess is a note. Links are followed only to files within `root`, unless `follow_links`. Raises Refused, with
+    what was seen and the expected layouts drawn, for a folder that can be read in several ways or none.
     """
     if not root.is_dir():
         raise Refused(f"{root} is not a folder.")
-    boundary = None if follow_links else root.resolve()
-    notes: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    folders, files = _children(root)
-    while len(folders) == 1 and not _files_are_pictures(files) and _children(folders[0])[0]:
-        notes.append(f"the single folder {folders[0].name!r} was unwrapped")
-        folders, files = _children(folders[0])
-    if not folders:
-        found = f"{len(files)} files and no folder" if files else "nothing"
-        raise Refused(f"{root} holds {found}. {_DRAWING}")
-    if files:
+    walk, notes = Walk(root, follow_links, encoding), list[str]()
+    top, folders, files = _unwrap(root, walk, notes)
+    entries, tables = _read(top, folders, files, walk, notes)
+    if files := [file for file in files if file not in tables]:
         notes.append(f"{len(files)} files beside the class folders were left out: {_some(file.name for file in files)}")
-    split_folders = _find_splits(root, folders)
-    if split_folders:
-        classes, entries = _read_splits(root, split_folders, boundary, skipped)
-    else:
-        classes = {folder.name for folder in folders}
-        entries = [entry for folder in folders for entry in _read_class(root, folder, None, boundary, skipped)]
-        _refuse_empty(root, classes, {entry.class_name for entry in entries}, "")
-    notes += _collisions(classes)
-    entries.sort(key=lambda entry: entry.image_id)
-    ordered = tuple(sorted(classes, key=natural_key))
-    splits = tuple(name for name in ("train", "validation", "test") if name in split_folders)
-    return Layout(root, splits, ordered, tuple(entries), tuple(sorted(skipped)), tuple(notes))
+    return _make(root, entries, walk, notes, tables)
+
+
+def read_layout(raw: Path, splits: Sequence[str] | None = None) -> Layout:
+    """The layout of a folder that `fetch` wrote, without a guess: `splits` as given, or as its marker says."""
+    marker = raw / COMPLETE
+    if splits is None and marker.is_file():
+        splits = load_json(marker).get("splits")
+    if splits is None:
+        return find_layout(raw, follow_links=True)
+    walk = Walk(raw, follow_links=True)  # DVC may link what it keeps
+    entries = [
+        entry
+        for parent, split in ([(raw / name, name) for name in splits] if splits else [(raw, None)])
+        for folder in walk.children(parent)[0]
+        for entry in walk.read_class(folder, split)
+    ]
+    return _make(raw, entries, walk, [], ())
+
+
+def _make(root: Path, entries: Sequence[Entry], walk: Walk, notes: list[str], tables: Sequence[Path]) -> Layout:
+    if walk.sidecars:
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in Counter(walk.sidecars).most_common(6))
+        notes.append(f"{len(walk.sidecars)} files that are no pictures by their names were left out: {kinds}")
+    classes = {entry.class_name for entry in entries}
+    return Layout(
+        root,
+        tuple(split for split in SPLITS if any(entry.split == split for entry in entries)),
+        tuple(sorted(classes, key=natural_key)),
+        tuple(sorted(entries, key=lambda entry: entry.image_id)),
+        tuple(sorted(walk.skipped)),
+        (*notes, *_collisions(classes)),
+        tuple(tables),
+    )
+
+
+def _unwrap(root: Path, walk: Walk, notes: list[str]) -> tuple[Path, list[Path], list[Path]]:
+    """The folder where the layout begins, its folders and its files; what stands beside the pictures is left out."""
+    top, (folders, files) = root, walk.children(root)
+    while True:
+        beside = [folder for folder in folders if folder.name.casefold() in BESIDE and not walk.has_pictures(folder)]
+        if beside and len(beside) < len(folders):
+            notes.append(f"folders without pictures were left out: {_some(folder.name for folder in beside)}")
+            folders = [folder for folder in folders if folder not in beside]
+        if len(folders) != 1 or any(is_picture(file.name) for file in files):
+            break
+        within, _ = walk.children(folders[0])
+        if not within or (folders[0].is_symlink() and not walk.follow_links):
+            break
+        notes.append(f"the single folder {folders[0].name!r} was unwrapped")
+        top, (folders, files) = folders[0], walk.children(folders[0])
+    if not folders and not any(is_picture(file.name) for file in files):
+        raise Refused(f"{root} holds {f'{len(files)} files and no folder' if files else 'nothing'}. {_DRAWING}")
+    return top, folders, files
+
+
+def _read(
+    top: Path, folders: list[Path], files: list[Path], walk: Walk, notes: list[str]
+) -> tuple[list[Entry], tuple[Path, ...]]:
+    """The entries, and the tables that they were read from."""
+    flat = {folder: pictures for folder in folders if (pictures := _flat_pictures(folder, walk))}
+    own = [file for file in files if is_picture(file.name)]
+    named = {folder: split for folder in folders if (split := split_of(folder.name))}
+    is_split_like = bool(named) and all(folder in named or is_unlabelled(folder.name) for folder in folders)
+    if (
+        own
+        or len(flat) == len(folders) == 1
+        or (is_split_like and set(named.values()) - {"train"} and _train_is_flat(named, flat))
+    ):
+        return _read_flat(top, own, flat, files, walk, notes)
+    if is_split_like and any(walk.children(folder)[0] for folder in named):
+        return _read_splits(top, folders, named, walk, notes), ()
+    if named and any(folder.name.lower() in SPLIT_NAMES and walk.children(folder)[0] for folder in folders):
+        others = [folder.name for folder in folders if folder not in named]
+        raise Refused(
+            f"{top} has split folders ({_some(folder.name for folder in named)}) beside others ({_some(others)}). {_DRAWING}"
+        )
+    if inner := _inner_splits(folders, walk):
+        notes.append(
+            f"each class folder holds the splits {_some(sorted(inner))}: they were taken for the splits of all classes"
+        )
+        return _read_inner(top, folders, walk), ()
+    return _read_classes(top, folders, walk, notes), ()
+
+
+def _train_is_flat(named: dict[Path, str], flat: dict[Path, list[Path]]) -> bool:
+    return any(split == "train" and folder in flat for folder, split in named.items())
+
+
+def _flat_pictures(folder: Path, walk: Walk) -> list[Path]:
+    """The pictures of a folder that holds no folder; [] where it holds some."""
+    folders, files = walk.children(folder)
+    return [] if folders else [file for file in files if is_picture(file.name)]
+
+
+def _read_flat(
+    top: Path, own: list[Path], flat: dict[Path, list[Path]], files: list[Path], walk: Walk, notes: list[str]
+) -> tuple[list[Entry], tuple[Path, ...]]:
+    """Pictures without class folders: their labels stand in a table, or in names such as `cat.1.jpg`; else refused."""
+    train = [folder for folder in flat if split_of(folder.name) == "train"]
+    # A name alone, 1.jpg, may stand in `train` and in `test`: the reading that leaves fewer rows over is right.
+    sets = [[file for group in flat.values() for file in group], [file for folder in train for file in flat[folder]]]
+    read = []
+    for chosen in sets:
+        named = {file.relative_to(top).as_posix(): file for file in [*own, *chosen]}
+        if table := find_table(files, named):
+            read.append((table, named))
+    if read:
+        table, named = min(read, key=lambda pair: pair[0].unmatched)
+        return _read_table(top, named, table, walk, notes), (table.file,)
+    candidates = own or [file for folder in (train or flat) for file in flat[folder]]
+    matches = {file: match[1] for file in candidates if (match := _CLASS_IN_NAME.fullmatch(file.name))}
+    counts = Counter(matches.values())
+    if len(matches) == len(candidates) and len(counts) >= 2 and min(counts.values()) >= 2:
+        notes.append(
+            "the classes were read from file names such as "
+            + ", ".join(
+                f"{next(file for file in matches if matches[file] == name).name} ({name})"
+                for name in sorted(counts)[:4]
+            )
+        )
+        if others := [folder for folder in flat if folder not in train]:
+            notes.append(
+                f"pictures without labels were left out: {_some(_seen(folder, flat[folder]) for folder in others)}"
+            )
+        found = [walk.read_file(str(file), None, name, file.name) for file, name in matches.items()]
+        return [entry for entry in found if entry], ()
+    seen = [f"{len(own)} pictures in itself"] if own else []
+    seen += [_seen(folder, pictures) for folder, pictures in flat.items()]
+    listed = [file.name for file in files if file not in own]
+    if len(flat) == 1 and not own and not listed:
+        (folder,) = flat
+        raise Refused(
+            f"{top} holds one folder of pictures, {folder.name!r}: that is one class, and at least 2 are needed. {_DRAWING}"
+        )
+    raise Refused(
+        f"{top} holds {_some(seen)}{f' and the files {_some(listed)}' if listed else ''}: pictures without class folders, so "
+        f"that their classes are not known. {_DRAWING}"
+    )
+
+
+def _read_table(top: Path, pictures: dict[str, Path], table: Table, walk: Walk, notes: list[str]) -> list[Entry]:
+    splits = {name: split_of(file.parent.name) if file.parent != top else None for name, file in pictures.items()}
+    is_split = len({splits[name] for name in table.labels}) > 1 and all(splits[name] for name in table.labels)
+    names = Counter(PurePosixPath(name).name for name in table.labels)
+    entries = []
+    for name, label in table.labels.items():
+        short = PurePosixPath(name).name
+        entry = walk.read_file(
+            str(pictures[name]),
+            splits[name] if is_split else None,
+            class_of(label),
+            short if names[short] == 1 else name.replace("/", "_"),
+        )
+        entries += [entry] if entry else []
+    without = len(pictures) - len(table.labels)
+    notes.append(
+        f"the classes were read from {table.file.name}, column {table.label_column!r}, for the files in its column "
+        f"{table.file_column!r}: {len(table.labels)} pictures"
+        + (f"; {without} pictures without a row were left out" if without else "")
+        + (f"; {table.unmatched} rows name no picture" if table.unmatched else "")
+    )
+    return entries
+
+
+def _seen(folder: Path, pictures: Sequence[Path]) -> str:
+    return f"{folder.name}/ ({len(pictures)} pictures, no folder)"
+
+
+def _read_splits(top: Path, folders: list[Path], named: dict[Path, str], walk: Walk, notes: list[str]) -> list[Entry]:
+    splits: dict[str, Path] = {}
+    odd = [folder for folder in named if folder.name.lower() not in SPLIT_NAMES]
+    for folder, split in named.items():
+        if split in splits:
+            raise Refused(
+                f"{top} has several folders for one split: {_some([splits[split].name, folder.name])}. Keep one of them."
+            )
+        splits[split] = folder
+    if "train" not in splits:
+        raise Refused(f"{top} has {_some(folder.name for folder in named)} but no `train`. {_DRAWING}")
+    if odd:
+        notes.append(f"taken for splits by their names: {_some(f'{folder.name} ({named[folder]})' for folder in odd)}")
+    aside = [folder for folder in folders if folder not in named]
+    for split, folder in list(splits.items()):
+        if split != "train" and not walk.children(folder)[0]:
+            aside.append(splits.pop(split))
+    if aside:
+        notes.append(
+            f"pictures without class folders were left out, because they have no labels: {_some(folder.name for folder in aside)}"
+        )
+    for split, folder in splits.items():
+        within, _ = walk.children(folder)
+        while len(within) == 1 and walk.children(within[0])[0]:
+            notes.append(f"the single folder {within[0].name!r} in {folder.name!r} was unwrapped")
+            folder = within[0]
+            within, _ = walk.children(folder)
+        splits[split] = folder
+    classes = {folder.name for folder in walk.children(splits["train"])[0]}
+    entries: list[Entry] = []
+    for split, place in splits.items():
+        within, _ = walk.children(place)
+        if differing := sorted({folder.name for folder in within} ^ classes):
+            raise Refused(
+                f"{place} and {splits['train']} differ in their classes: {_some(differing)} is in one of them only."
+            )
+        entries += _read_all(top, within, split, walk, f"{place.name}/")
+    return entries
+
+
+def _inner_splits(folders: list[Path], walk: Walk) -> set[str]:
+    """The splits that each class folder holds; empty where they do not all hold `train` and another one."""
+    kinds = []
+    for folder in folders:
+        within, files = walk.children(folder)
+        names = {SPLIT_NAMES.get(child.name.lower(), "") for child in within}
+        if "" in names or "train" not in names or len(names) < 2 or any(is_picture(file.name) for file in files):
+            return set()
+        kinds.append(names)
+    return set.intersection(*kinds) if len(kinds) > 1 else set()
+
+
+def _read_inner(top: Path, folders: list[Path], walk: Walk) -> list[Entry]:
+    entries = []
+    for folder in folders:
+        for inner in walk.children(folder)[0]:
+            found = list(walk.read_class(inner, SPLIT_NAMES[inner.name.lower()], walk.readable(folder.name)))
+            if not found:
+                _refuse_empty(top, [f"{folder.name}/{inner.name}"], walk)
+            entries += found
+    return entries
+
+
+def _read_classes(top: Path, folders: list[Path], walk: Walk, notes: list[str]) -> list[Entry]:
+    names = {folder.name.casefold() for folder in folders}
+    if len(folders) == 2 and names & IMAGES and names & MASKS - IMAGES:
+        raise Refused(
+            f"{top} holds {_some(folder.name for folder in folders)}: pictures and what belongs to them, no classes. {_DRAWING}"
+        )
+    within = {
+        folder: [child.name for child in walk.children(folder)[0]]
+        for folder in folders
+        if not _flat_pictures(folder, walk)
+    }
+    nested = [folder for folder, children in within.items() if children and not _direct_pictures(folder, walk)]
+    sets = {tuple(within[folder]) for folder in nested}
+    if len(folders) == len(nested) > 1 and len(sets) == 1 and len(next(iter(sets))) > 1:
+        raise Refused(
+            f"{top} holds {_some(folder.name for folder in folders)}, and each of them the folders {_some(next(iter(sets)))}: which of "
+            f"the two levels are the classes is a guess. {_DRAWING}"
+        )
+    if nested:
+        shown = _some((f"{folder.name}/{within[folder][0]}" for folder in nested), 4)
+        notes.append(f"folders within class folders were read as part of their class: {shown}")
+    if words := [folder.name for folder in folders if split_of(folder.name)]:
+        if len(words) > 1:
+            raise Refused(
+                f"{top} holds {_some(folder.name for folder in folders)}; {_some(words)} are named like splits and hold pictures "
+                f"without class folders. {_DRAWING}"
+            )
+        notes.append(
+            f"the folder {words[0]!r} was taken for a class, because it stands beside {len(folders) - 1} others"
+        )
+    return _read_all(top, folders, None, walk, "")
+
+
+def _direct_pictures(folder: Path, walk: Walk) -> bool:
+    return any(is_picture(file.name) for file in walk.children(folder)[1])
+
+
+def _read_all(top: Path, folders: list[Path], split: str | None, walk: Walk, prefix: str) -> list[Entry]:
+    """The entries of class folders; Refused where one holds no picture."""
+    entries: list[Entry] = []
+    empty = []
+    for folder in folders:
+        found = list(walk.read_class(folder, split))
+        entries += found
+        if not found:
+            empty.append(prefix + folder.name)
+    if empty:
+        _refuse_empty(top, empty, walk)
+    return entries
+
+
+def _refuse_empty(root: Path, names: list[str], walk: Walk) -> None:
+    ends = [name.split("/")[-1] for name in names]
+    reasons = [f"{path}: {reason}" for path, reason in walk.skipped if any(end in path.split("/") for end in ends)]
+    why = f" ({_some(reasons, 3)})" if reasons else ""
+    raise Refused(f"{root} has class folders without a picture: {_some(names)}{why}. Fill them or remove them.")
 
 
 def copy_layout(layout: Layout, destination: Path, *, move: bool = False) -> None:
@@ -133,120 +388,7 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple(parts)
 
 
-def _files_are_pictures(files: list[Path]) -> bool:
-    """True if some file has the name of a picture: then its folder is a class, not a wrapper."""
-    return any(
-        file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-        for file in files
-    )
-
-
-def _children(folder: Path) -> tuple[list[Path], list[Path]]:
-    folders: list[Path] = []
-    files: list[Path] = []
-    for child in sorted(folder.iterdir()):
-        if child.name in _JUNK or child.name.startswith("."):
-            continue
-        (folders if child.is_dir() else files).append(child)
-    return folders, files
-
-
-def _find_splits(root: Path, folders: list[Path]) -> dict[str, list[Path]]:
-    """Split -> its folders, or {} where the folders are classes."""
-    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES and _children(folder)[0]]
-    if not named:
-        return {}
-    if len(named) < len(folders):
-        others = [folder.name for folder in folders if folder not in named]
-        raise Refused(
-            f"{root} has split folders ({_some(folder.name for folder in named)}) beside others ({_some(others)}). {_DRAWING}"
-        )
-    splits: dict[str, list[Path]] = {}
-    for folder in named:
-        splits.setdefault(SPLIT_NAMES[folder.name.lower()], []).append(folder)
-    doubled = [folder.name for group in splits.values() if len(group) > 1 for folder in group]
-    if doubled:
-        raise Refused(f"{root} has several folders for one split: {_some(doubled)}. Keep one of them.")
-    if "train" not in splits:
-        raise Refused(f"{root} has {_some(folder.name for folder in named)} but no `train`. {_DRAWING}")
-    return splits
-
-
-def _read_splits(
-    root: Path, splits: dict[str, list[Path]], boundary: Path | None, skipped: list[tuple[str, str]]
-) -> tuple[set[str], list[Entry]]:
-    entries: list[Entry] = []
-    classes = {folder.name for folder in _children(splits["train"][0])[0]}
-    for split, (split_folder,) in splits.items():
-        folders, _ = _children(split_folder)
-        names = {folder.name for folder in folders}
-        if names != classes:
-            odd = sorted(names ^ classes)
-            raise Refused(
-                f"{split_folder} and {splits['train'][0]} differ in their classes: {_some(odd)} is in one of them only."
-            )
-        found = [entry for folder in folders for entry in _read_class(root, folder, split, boundary, skipped)]
-        _refuse_empty(root, classes, {entry.class_name for entry in found}, f"{split_folder.name}/")
-        entries += found
-    return classes, entries
-
-
-def _refuse_empty(root: Path, classes: set[str], filled: set[str], prefix: str) -> None:
-    empty = sorted(classes - filled)
-    if empty:
-        names = _some(prefix + name for name in empty)
-        raise Refused(f"{root} has class folders without a file: {names}. Fill them or remove them.")
-
-
-def _read_class(
-    root: Path, folder: Path, split: str | None, boundary: Path | None, skipped: list[tuple[str, str]]
-) -> Iterator[Entry]:
-    """The readable files below one class folder, at any depth; what is no plain file goes to `skipped`, unopened."""
-    pending = [(folder, "")]
-    while pending:
-        current, prefix = pending.pop()
-        if current.is_symlink() and boundary is not None:
-            skipped.append((str(current.relative_to(root)), "a link to a folder; links to folders are not followed"))
-            continue
-        with os.scandir(current) as listing:
-            for item in listing:
-                if item.name in _JUNK or item.name.startswith("."):
-                    continue
-                if item.is_dir(follow_symlinks=boundary is None):
-                    pending.append((Path(item.path), f"{prefix}{item.name}/"))
-                    continue
-                reason = _reason_to_skip(item, boundary)
-                if reason:
-                    skipped.append((str(Path(item.path).relative_to(root)).encode(errors="replace").decode(), reason))
-                else:
-                    yield Entry(item.path, split, folder.name, prefix + item.name)
-
-
-def _reason_to_skip(item: "os.DirEntry[str]", boundary: Path | None) -> str | None:
-    try:
-        item.path.encode()
-    except UnicodeEncodeError:
-        return "the file name is not valid UTF-8"
-    path = Path(item.path)
-    if item.is_symlink():
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):
-            return "a broken link"
-        if boundary is not None and not target.is_relative_to(boundary):
-            return "a link out of the folder, not followed"
-        if target.is_dir():
-            return "a link to a folder; links to folders are not followed"
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-        return f"{kinds.get(stat.S_IFMT(mode), 'a special file')}, not a plain file"
-    return None
-
-
 def _collisions(classes: set[str]) -> list[str]:
-    import unicodedata
-
     seen: dict[str, str] = {}
     notes = []
     for name in sorted(classes):

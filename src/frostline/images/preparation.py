@@ -15,7 +15,7 @@ from frostline.arrays import save_split
 from frostline.errors import Refused
 from frostline.files import load_json, mark_complete, replacing, save_json
 from frostline.images.duplicates import LeftOut, drop_exact_duplicates, group_near_duplicates
-from frostline.images.folders import find_layout
+from frostline.images.folders import read_layout
 from frostline.images.shards import Record, Shard, decode_shards, gather_images, load_thumbs
 from frostline.images.splits import split_images
 from frostline.params import Prepare
@@ -55,7 +55,7 @@ def prepare_images(
     `work` keeps decoded shards, so that a killed run goes on; the number of `workers` changes nothing but the time.
     Raises Refused where the pictures cannot make a sound data set, naming files and classes.
     """
-    layout = find_layout(raw, follow_links=True)
+    layout = read_layout(raw)
     if len(layout.classes) < 2:
         raise Refused(f"{raw} holds one class, {layout.classes[0]!r}; at least 2 are needed to tell apart.")
     shards = decode_shards(layout.entries, prepare, size, work, workers or count_cores())

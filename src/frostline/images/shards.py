@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from frostline.arrays import load_array, save_array, take_rows
 from frostline.files import COMPLETE, load_json, mark_complete, save_json
 from frostline.images.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
-from frostline.images.folders import Entry
+from frostline.images.walk import Entry
 from frostline.params import Prepare
 from frostline.process import die_with_parent, keep_freed_memory
 

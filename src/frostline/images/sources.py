@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from frostline.errors import Refused
-from frostline.files import mark_complete, sha256_of
+from frostline.files import mark_complete, path_of, sha256_of
 from frostline.images.archives import extract_archive
 from frostline.images.downloads import LOCK_FILE, download, redact_url
-from frostline.images.folders import SPLIT_NAMES, Layout, copy_layout, find_layout, require_space
+from frostline.images.folders import Layout, copy_layout, find_layout, read_layout, require_space
+from frostline.images.names import SPLIT_NAMES
 from frostline.params import Fetch
 
 DOWNLOADS = Path(".frostline/downloads")
@@ -60,8 +61,8 @@ def fetch_source(
     image_size: int,
     downloads: Path = DOWNLOADS,
     lock_file: Path = LOCK_FILE,
-) -> None:
-    """Writes the source's pictures as class folders into the new folder `destination`, with their counts.
+) -> Mapping[str, Any]:
+    """Writes the source's pictures as class folders into the new folder `destination`; gives the facts of its marker.
 
     Downloads are kept in `downloads`. Raises Refused where the source is not what it should be; nothing is left at
     `destination` then.
@@ -76,6 +77,7 @@ def fetch_source(
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     mark_complete(destination, **facts)
+    return facts
 
 
 def _fetch(
@@ -89,7 +91,7 @@ def _fetch(
         destination.mkdir(parents=True, exist_ok=True)
         require_space(destination, len(TARGET_CLASSES) * fetch.images_per_class * image_size**2 * 3)
         write_target(destination, fetch.images_per_class, image_size, seed)
-        layout = find_layout(destination)
+        layout = read_layout(destination, ())
     elif source.startswith("tfds:"):
         write_tfds(source.removeprefix("tfds:"), unpacked, downloads)
         layout = find_layout(unpacked)
@@ -102,24 +104,25 @@ def _fetch(
                 archive.url, downloads, sha256=archive.sha256, allow_private=fetch.allow_private, lock_file=lock_file
             )
             hashes[redact_url(archive.url)] = sha256_of(file)
-            extract_archive(file, unpacked / str(number), max_bytes=fetch.max_extract_gb * 1e9)
+            extract_archive(file, unpacked / str(number), max_bytes=fetch.max_extract_gb * 1e9, encoding=fetch.encoding)
             layouts.append(_place(find_layout(unpacked / str(number)), archive.split))
         for layout in layouts:
             copy_layout(layout, destination, move=True)
-        layout = find_layout(destination)
+        splits = {split for each in layouts for split in each.splits}
         layout = replace(
-            layout,
+            read_layout(destination, sorted(splits)),
             skipped=tuple(skip for each in layouts for skip in each.skipped),
             notes=tuple(note for each in layouts for note in each.notes),
         )
     else:
-        layout, hashes = _fetch_path(Path(source).expanduser(), fetch, destination, unpacked)
+        layout, hashes = _fetch_path(path_of(source), fetch, destination, unpacked)
     counts = Counter(
         f"{entry.split}/{entry.class_name}" if entry.split else entry.class_name for entry in layout.entries
     )
     return {
         "source": redact_url(source) if "://" in source else source,
         "sha256": hashes,
+        "splits": list(layout.splits),
         "num_files": len(layout.entries),
         "num_bytes": sum((destination / entry.image_id).stat().st_size for entry in layout.entries),
         "counts": dict(sorted(counts.items())),
@@ -130,7 +133,7 @@ def _fetch(
 
 def _fetch_path(path: Path, fetch: Fetch, destination: Path, unpacked: Path) -> tuple[Layout, dict[str, str]]:
     if path.is_dir():
-        layout = find_layout(path)
+        layout = find_layout(path, follow_links=fetch.follow_links, encoding=fetch.encoding)
         copy_layout(layout, destination)
         return layout, {}
     if not path.is_file():
@@ -144,7 +147,7 @@ def _fetch_path(path: Path, fetch: Fetch, destination: Path, unpacked: Path) -> 
         raise Refused(
             f"{path} has another content than expected.\n  expected sha256 {fetch.sha256}\n  found sha256 {actual}"
         )
-    extract_archive(path, unpacked, max_bytes=fetch.max_extract_gb * 1e9)
+    extract_archive(path, unpacked, max_bytes=fetch.max_extract_gb * 1e9, encoding=fetch.encoding)
     layout = find_layout(unpacked)
     copy_layout(layout, destination, move=True)
     return layout, {path.name: actual}

@@ -54,9 +54,12 @@ def survey_inputs(
         if place is None:
             survey.record[key] = {"digest": digest_facts(section.model_dump(mode="json")), "num_files": None}
         elif place.is_dir():
-            layout = find_layout(place)
+            layout = find_layout(place, follow_links=fetch.follow_links, encoding=fetch.encoding)
             files = {entry.image_id: entry.path for entry in layout.entries}
-            survey.record[key] = {"digest": _digest(files.items(), memory, survey.memory), "num_files": len(files)}
+            survey.record[key] = {
+                "digest": _digest(sorted(files.items()), memory, survey.memory),
+                "num_files": len(files),
+            }
         elif place.is_file():
             survey.record[key] = {
                 "digest": _digest([("", str(place))], memory, survey.memory),

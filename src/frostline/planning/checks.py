@@ -11,8 +11,10 @@ from frostline.bases import families
 from frostline.bases.families import BUNDLED_BASE, FAMILIES, Family, cuts_of
 from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, path_of
+from frostline.images.folders import find_layout
 from frostline.images.sources import NAMED_SOURCES
 from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
+from frostline.images.walk import Walk
 from frostline.params import (
     Augment,
     Base,
@@ -99,6 +101,10 @@ def check_source(fetch: Fetch, root: Path) -> list[str]:
     except Refused as refusal:
         return [f"fetch.source: {refusal}"]
     if path.is_dir():
+        try:
+            find_layout(path, follow_links=fetch.follow_links, encoding=fetch.encoding)
+        except (Refused, OSError) as problem:
+            return [f"fetch.source: {problem}"]
         return []
     if path.is_file():
         if path.name.lower().endswith(ARCHIVES):
@@ -195,6 +201,9 @@ def check_places(paths: Paths, fetch: Fetch | None, base: Base | None, root: Pat
     """Problems of the paths: outputs that would take what is the project's or the user's, and files of theirs in one."""
     inputs = {**(inputs_of_fetch(fetch) if fetch else {}), **(inputs_of_base(base) if base else {})}
     try:
+        if fetch and fetch.follow_links and "fetch.source" in inputs:
+            walk = Walk(path_of(inputs["fetch.source"], root))
+            inputs |= {f"fetch.source (by a link to {link})": str(link) for link in walk.outer_links()}
         return find_overlaps(paths, inputs, root) or stranger_problems(paths, root)
     except Refused:
         return []  # no path of this machine: said where the source and the weights are looked at

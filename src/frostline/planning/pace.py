@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from frostline.arrays import load_array
 from frostline.errors import Refused
-from frostline.files import COMPLETE, load_json, require_complete
-from frostline.images.folders import Entry, find_layout
+from frostline.files import COMPLETE, load_json, path_of, require_complete
+from frostline.images.folders import Layout, find_layout, read_layout
 from frostline.images.generated.sets import TARGET_CLASSES, write_target
+from frostline.images.walk import Entry
 from frostline.params import Params
 from frostline.process import UNFINISHED
 
@@ -100,7 +101,7 @@ def count_images(params: Params) -> Counts:
     if params.fetch.source == "generated" and not _raw(params):
         files = params.fetch.images_per_class * len(names)
     else:
-        layout = find_layout(_pictures(params), follow_links=True)
+        layout = _layout(params)
         files, names = len(layout.entries), layout.classes
         splits = {name: sum(entry.split == name for entry in layout.entries) for name in layout.splits}
     return Counts(files, *_shares(files, splits, params), len(names), False)
@@ -125,15 +126,16 @@ def _raw(params: Params) -> bool:
     return marker.is_file() and bool(load_json(marker).get("source") == params.fetch.source)
 
 
-def _pictures(params: Params) -> Path:
-    """Where pictures can be read before `fetch` has run."""
-    source = Path(params.fetch.source).expanduser()
+def _layout(params: Params) -> Layout:
+    """The pictures as `fetch` left them, or before it has run as it would read them."""
+    fetch = params.fetch
     if _raw(params):
-        return Path(params.paths.raw)
+        return read_layout(Path(params.paths.raw))
+    source = path_of(fetch.source)
     if source.is_dir():
-        return source
+        return find_layout(source, follow_links=fetch.follow_links, encoding=fetch.encoding)
     raise Refused(
-        f"fetch.source: what {params.fetch.source!r} holds is known only when it is there. Run `dvc repro fetch`, then this again."
+        f"fetch.source: what {fetch.source!r} holds is known only when it is there. Run `dvc repro fetch`, then this again."
     )
 
 
@@ -145,9 +147,9 @@ def measure_pictures(params: Params, work: Path) -> tuple[NDArray[np.uint8], flo
 
     if params.fetch.source == "generated" and not _raw(params):
         write_target(work / "drawn", SAMPLE // len(TARGET_CLASSES), params.base.image_size, params.seed)
-        entries: Sequence[Entry] = find_layout(work / "drawn").entries
+        entries: Sequence[Entry] = read_layout(work / "drawn", ()).entries
     else:
-        entries = find_layout(_pictures(params), follow_links=True).entries
+        entries = _layout(params).entries
     chosen = [entries[place] for place in np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int)]
     size = params.base.image_size
     decode_shards(chosen[:4], params.prepare, size, work / "first", 1)
