@@ -11,6 +11,7 @@ from frostline.evidence.explanation import explain
 from frostline.evidence.figures.evaluation import draw_evaluation
 from frostline.evidence.figures.search import learning_curves
 from frostline.evidence.predictions import Predictions, pick_examples, save_predictions
+from frostline.evidence.scores import METRICS
 from frostline.evidence.trials import SearchRecord
 from frostline.files import load_json, require_complete, save_json
 from frostline.params import load_params
@@ -52,7 +53,7 @@ def main() -> None:
 
     base = load_json(Path(paths.base) / "card.json")
     records = Records(class_names, facts, base, search, load_json(study / "study.json"), refit, evaluation)
-    save_json(out / "evaluation.json", evaluation)
+    save_json(out / "evaluation.json", evaluation.to_record())
     save_predictions(out / "predictions.csv", predictions)
     save_predictions(out / "baseline_predictions.csv", plain)
     (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")
@@ -65,11 +66,10 @@ def main() -> None:
     store = open_store(params.tracking, project_root())
     run_id = reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
     texts = [out / name for name in ("model_card.md", "evaluation.json", "predictions.csv")]
-    metrics = {name: evaluation[name]["value"] for name in ("accuracy", "macro_f1", "log_loss", "ece")}
-    metrics = {f"test_{name}": value for name, value in metrics.items()}
-    metrics |= {"selection_optimism": evaluation["selection_optimism"], "test_gain": evaluation["gain"]["value"]}
+    metrics = {f"test_{name}": evaluation.score(name).value for name, metric in METRICS.items() if metric.logged}
+    metrics |= {"selection_optimism": evaluation.selection_optimism, "test_gain": evaluation.gain.value}
     log_to_run(store, run_id, metrics=metrics, artifacts=[*texts, *pictures])
-    say("evaluate", describe_test(evaluation["accuracy"], evaluation["gain"], len(labels)))
+    say("evaluate", describe_test(evaluation))
 
 
 if __name__ == "__main__":

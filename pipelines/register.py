@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from frostline.evidence.evaluation import Evaluation
 from frostline.files import load_json, require_complete, save_json, sha256_of
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
@@ -18,7 +19,8 @@ def main() -> None:
     params = load_params()
     paths, name, root = params.paths, params.register_.name, project_root()
     prepared, reports, models = Path(paths.prepared), Path(paths.evaluation), Path(paths.refit)
-    refit, evaluation = load_json(models / "refit.json"), load_json(reports / "evaluation.json")
+    refit = load_json(models / "refit.json")
+    evaluation = Evaluation.from_record(load_json(reports / "evaluation.json"))
     facts, classes = require_complete(prepared), tuple(load_json(prepared / "classes.json"))
     sha256 = sha256_of(models / "final.keras")
     assert sha256 == refit["sha256"], "models/final.keras is not the model that refit wrote"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from frostline.evidence.evaluation import Evaluation, Gain
+from frostline.evidence.scores import METRICS, Score
 from frostline.evidence.trials import SearchRecord, TrialRecord
 from frostline.hparams import HPARAMS, Hparams
 
@@ -27,6 +29,25 @@ def make_trial(number: int = 0, state: str = "COMPLETE", score: float | None = 0
     curves = {name: [0.5, 0.4] for name in ("loss", "val_loss", "accuracy", "val_accuracy")}
     known = {"val_loss": 0.3, "best_epoch": 1, "epochs": 2, "curves": {} if state == "FAIL" else curves, "seconds": 2.0}
     return TrialRecord(number, make_hparams(**drawn), state, score, **{**known, **facts})  # type: ignore[arg-type]
+
+
+def make_evaluation(num_images: int = 120, accuracy: float = 0.9) -> Evaluation:
+    """An evaluation of which only the accuracy says anything."""
+    score = Score(accuracy, accuracy - 0.05, accuracy + 0.05, {})
+    numbers = {"log_loss": 0.3, "brier": 0.1, "ece": 0.02}
+    return Evaluation(
+        num_images=num_images,
+        confidence=0.95,
+        resamples=100,
+        scores=dict.fromkeys(METRICS, score),
+        per_class={},
+        search_score=accuracy,
+        selection_optimism=0.0,
+        baseline={"accuracy": score},
+        gain=Gain(0.0, 0.0, 0.0, 0, 0, 1.0),
+        temperature=1.0,
+        calibration={"before": numbers, "after": numbers},
+    )
 
 
 def make_search(*trials: TrialRecord, best: int = 0) -> SearchRecord:

@@ -1,6 +1,6 @@
 """The model card says what a user must know, and nothing that the records do not."""
 
-import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_the_card_names_data_base_search_results_and_use(params):
 def test_the_headline_is_the_test_accuracy_never_the_validation_score(params):
     records = make_records()
     first = make_model_card(records, params).split("## Results")[0]
-    assert f"{records.evaluation['accuracy']['value']:.1%}" in first
+    assert f"{records.evaluation.score('accuracy').value:.1%}" in first
     assert "90.0%" not in first
 
 
@@ -95,9 +95,9 @@ def test_the_weakest_class_comes_first_and_its_name_keeps_the_table_whole(params
 def test_classes_with_few_or_no_test_pictures_are_named(params):
     records = make_records(num_images=60)
     assert "Hardly tested, with fewer than 30 pictures: cat, dog, a|b" in make_model_card(records, params)
-    evaluation = copy.deepcopy(records.evaluation)
-    evaluation["per_class"]["unicorn"] = evaluation["per_class"]["cat"] | {"support": 0}
-    untested = Records(**{**records.__dict__, "evaluation": evaluation})
+    classes = records.evaluation.per_class
+    classes = {**classes, "unicorn": {**classes["cat"], "support": 0}}
+    untested = replace(records, evaluation=replace(records.evaluation, per_class=classes))
     assert "**Not tested at all**: unicorn" in make_model_card(untested, params)
 
 

@@ -125,7 +125,7 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     new = load_predictions(out / "predictions.csv")
     assert found["difference"]["value"] == pytest.approx(new.correct.mean() - answers.correct.mean())
     rows = (folder / "flips.csv").read_text().splitlines()[1:]
-    assert len(rows) == found["mended"] + found["broken"] == (new.predictions != answers.predictions).sum()
+    assert len(rows) == found["mended"] + found["broken"] == (new.predicted != answers.predicted).sum()
     place = f"diff/{first['run_id'][:8]}"
     logged = {item.path for item in store.client.list_artifacts(second["run_id"], place)}
     assert logged == {f"{place}/{name}" for name in ("diff.json", "flips.csv", "flips.png")}

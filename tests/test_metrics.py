@@ -1,5 +1,7 @@
 """Scores and intervals: right values, honest spread, bounded memory."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -10,12 +12,11 @@ from frostline.evidence import scores
 from frostline.evidence.calibration import (
     apply_temperature,
     ece_floor,
-    expected_calibration_error,
     fit_temperature,
     reliability,
 )
 from frostline.evidence.comparison import mcnemar, needed_images, paired_difference, paired_score_interval
-from frostline.evidence.evaluation import make_evaluation
+from frostline.evidence.evaluation import Evaluation, make_evaluation
 from frostline.evidence.predictions import (
     Predictions,
     common_rows,
@@ -24,7 +25,7 @@ from frostline.evidence.predictions import (
     pick_mistakes,
     save_predictions,
 )
-from frostline.evidence.scores import summarize
+from frostline.evidence.scores import Sample, measure, summarize
 
 
 def draw_answers(num_images=400, num_classes=4, sharpness=1.0, seed=0, skill=2.0):
@@ -36,6 +37,10 @@ def draw_answers(num_images=400, num_classes=4, sharpness=1.0, seed=0, skill=2.0
     return labels, softmax(sharpness * logits, axis=1).astype(np.float32)
 
 
+def ece_of(labels, probabilities):
+    return measure(labels, probabilities, ["ece"])["ece"]
+
+
 def names_of(num_classes):
     return [f"class {index}" for index in range(num_classes)]
 
@@ -43,7 +48,7 @@ def names_of(num_classes):
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_values_are_those_of_scikit_learn(num_classes):
     labels, probabilities = draw_answers(num_classes=num_classes)
-    record = summarize(labels, probabilities, names_of(num_classes), resamples=100)
+    found, _ = summarize(labels, probabilities, names_of(num_classes), resamples=100)
     exact = probabilities.astype(float) / probabilities.sum(axis=1, keepdims=True, dtype=float)
     predicted = probabilities.argmax(axis=1)
     expected = {
@@ -55,8 +60,8 @@ def test_values_are_those_of_scikit_learn(num_classes):
         "roc_auc": sk.roc_auc_score(labels, exact[:, 1] if num_classes == 2 else exact, multi_class="ovr"),
     }
     for name, value in expected.items():
-        assert record[name]["value"] == pytest.approx(value, abs=2e-6), name
-        assert record[name]["low"] < value < record[name]["high"], name
+        assert found[name].value == pytest.approx(value, abs=2e-6), name
+        assert found[name].low < value < found[name].high, name
 
 
 def test_a_resample_is_scored_as_scikit_learn_scores_its_images():
@@ -64,7 +69,7 @@ def test_a_resample_is_scored_as_scikit_learn_scores_its_images():
     probabilities = np.round(probabilities.astype(float), 1) + 1e-3  # with ties
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     weights = next(iter(scores._draw_weights(labels, 5, 3)))
-    drawn = scores._resample(labels, probabilities, 5, 3)
+    drawn = scores._resample(Sample(labels, probabilities), 5, 3)
     for column in range(5):
         rows = np.repeat(np.arange(200), weights[:, column].astype(int))
         truth, given = labels[rows], probabilities[rows]
@@ -74,7 +79,7 @@ def test_a_resample_is_scored_as_scikit_learn_scores_its_images():
         assert drawn["roc_auc"][column] == pytest.approx(area, abs=1e-6)
         assert drawn["macro_f1"][column] == pytest.approx(sk.f1_score(truth, predicted, average="macro"), abs=1e-6)
         assert drawn["log_loss"][column] == pytest.approx(sk.log_loss(truth, given), abs=1e-5)
-        assert drawn["ece"][column] == pytest.approx(expected_calibration_error(truth, given), abs=1e-5)
+        assert drawn["ece"][column] == pytest.approx(ece_of(truth, given), abs=1e-5)
         precision, recall, _, _ = sk.precision_recall_fscore_support(truth, predicted)
         assert drawn["precision"][column] == pytest.approx(precision, abs=1e-6)
         assert drawn["recall"][column] == pytest.approx(recall, abs=1e-6)
@@ -97,30 +102,33 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others():
     labels, probabilities = draw_answers()
-    first, second, third = (summarize(labels, probabilities, names_of(4), resamples=100, seed=s) for s in (1, 1, 2))
+    first, second, third = (summarize(labels, probabilities, names_of(4), resamples=100, seed=s)[0] for s in (1, 1, 2))
     assert first == second
     assert first["log_loss"] != third["log_loss"]
 
 
 def test_no_mistake_gives_wilsons_interval_not_certainty():
     labels = np.tile([0, 1], 128)
-    record = summarize(labels, np.eye(2, dtype=np.float32)[labels] * 0.98 + 0.01, ["a", "b"], resamples=100)
-    assert record["accuracy"]["value"] == record["accuracy"]["high"] == 1.0
-    assert record["accuracy"]["low"] == pytest.approx(0.9852, abs=1e-3)
+    found, _ = summarize(labels, np.eye(2, dtype=np.float32)[labels] * 0.98 + 0.01, ["a", "b"], resamples=100)
+    assert found["accuracy"].value == found["accuracy"].high == 1.0
+    assert found["accuracy"].low == pytest.approx(0.9852, abs=1e-3)
 
 
 def test_a_class_without_test_images_counts_neither_for_nor_against():
     labels, probabilities = draw_answers(300, 2)
     padded = np.concatenate([probabilities, np.zeros((300, 1), np.float32)], axis=1)
-    two, three = summarize(labels, probabilities, names_of(2)), summarize(labels, padded, names_of(3))
+    (two, _), (three, classes) = (
+        summarize(labels, probabilities, names_of(2)),
+        summarize(labels, padded, names_of(3)),
+    )
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"):
         assert two[name] == three[name]
-    assert three["per_class"]["class 2"]["support"] == 0
+    assert classes["class 2"]["support"] == 0
 
 
 def test_one_class_alone_has_no_roc_auc():
     probabilities = draw_answers(50, 2)[1]
-    assert summarize(np.zeros(50, int), probabilities, ["a", "b"], resamples=100)["roc_auc"] is None
+    assert summarize(np.zeros(50, int), probabilities, ["a", "b"], resamples=100)[0]["roc_auc"] is None
 
 
 @pytest.mark.parametrize(
@@ -138,7 +146,7 @@ def test_bootstrap_memory_does_not_grow_with_the_number_of_images(monkeypatch):
     blocks = list(scores._draw_weights(labels, 50, 0))
     assert max(block.size for block in blocks) <= 1 << 12
     assert sum(block.shape[1] for block in blocks) == 50
-    assert len(scores._resample(labels, probabilities.astype(float), 50, 0)["accuracy"]) == 50
+    assert len(scores._resample(Sample(labels, probabilities), 50, 0)["accuracy"]) == 50
 
 
 @pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])
@@ -149,7 +157,7 @@ def test_the_fitted_temperature_undoes_the_sharpness(sharpness):
     logits = np.log(np.maximum(probabilities, 1e-12)) + 5
     assert fit_temperature(labels, logits) == pytest.approx(temperature, rel=1e-3)
     calibrated = apply_temperature(probabilities, temperature)
-    assert expected_calibration_error(labels, calibrated) < 0.015
+    assert ece_of(labels, calibrated) < 0.015
 
 
 def test_a_validation_split_without_mistakes_does_not_ask_for_infinite_confidence():
@@ -169,7 +177,7 @@ def test_the_floor_of_the_calibration_error_is_what_calibrated_answers_show(num_
     errors, floors = [], []
     for seed in range(300):
         labels, probabilities = draw_answers(num_images, seed=seed)
-        errors.append(expected_calibration_error(labels, probabilities))
+        errors.append(ece_of(labels, probabilities))
         floors.append(ece_floor(probabilities))
     assert np.mean(floors) == pytest.approx(np.mean(errors), rel=0.08)
 
@@ -179,7 +187,7 @@ def test_reliability_bins_hold_every_image_once():
     bins = reliability(labels, probabilities)
     assert sum(b["count"] for b in bins) == len(labels)
     error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(labels)
-    assert error == pytest.approx(expected_calibration_error(labels, probabilities), abs=1e-6)
+    assert error == pytest.approx(ece_of(labels, probabilities), abs=1e-6)
 
 
 def test_mcnemar_is_the_binomial_tail():
@@ -232,9 +240,9 @@ def test_answers_come_back_from_disk_bit_for_bit(tmp_path):
     assert first.split(",")[-2] in ("true", "false")
 
 
-def test_a_file_that_is_no_table_of_answers_is_refused(tmp_path):
+def test_a_file_that_is_no_table_of_predictions_is_refused(tmp_path):
     (tmp_path / "predictions.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(Refused, match="no table of answers"):
+    with pytest.raises(Refused, match="no table of predictions"):
         load_predictions(tmp_path / "predictions.csv")
 
 
@@ -265,10 +273,22 @@ def test_an_evaluation_says_how_much_too_good_the_search_looked_and_what_scaling
     worse = plain.probabilities[:, [1, 0, 2]]
     plain = Predictions(plain.files, plain.labels, worse, plain.class_names, "test")
     options = {"resamples": 200, "confidence": 0.95, "seed": 0}
-    record = make_evaluation(final, plain, search_score=0.95, temperature=2.0, **options)
-    assert record["selection_optimism"] == pytest.approx(0.95 - final.correct.mean(), abs=1e-6)
-    assert record["gain"]["value"] == pytest.approx(final.correct.mean() - plain.correct.mean())
-    assert record["gain"]["low"] > 0 and record["gain"]["p_value"] < 1e-6
-    assert record["calibration"]["after"]["ece"] == pytest.approx(record["ece"]["value"], abs=1e-6)
+    found = make_evaluation(final, plain, search_score=0.95, temperature=2.0, **options)
+    assert found.selection_optimism == pytest.approx(0.95 - final.correct.mean(), abs=1e-6)
+    assert found.gain.value == pytest.approx(final.correct.mean() - plain.correct.mean())
+    assert found.gain.low > 0 and found.gain.p_value < 1e-6
+    assert found.calibration["after"]["ece"] == pytest.approx(found.score("ece").value, abs=1e-6)
     # The answers are calibrated as they are; without the temperature they were twice as sharp.
-    assert record["calibration"]["before"]["log_loss"] > record["calibration"]["after"]["log_loss"]
+    assert found.calibration["before"]["log_loss"] > found.calibration["after"]["log_loss"]
+    record = json.loads(json.dumps(found.to_record(), allow_nan=False))
+    assert Evaluation.from_record(record) == found
+
+
+def test_a_metric_is_declared_once(monkeypatch):
+    """What is declared is scored, with an interval, in the record of a test; nothing else names it."""
+    worst = scores.Metric("share of errors", lambda drawn: 1 - drawn.means[0])
+    monkeypatch.setattr(scores, "METRICS", {**scores.METRICS, "error": worst})
+    labels, probabilities = draw_answers()
+    found, _ = summarize(labels, probabilities, names_of(4), resamples=100)
+    assert found["error"].value == pytest.approx(1 - found["accuracy"].value)
+    assert found["error"].low < found["error"].value < found["error"].high

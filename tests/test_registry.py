@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from samples import make_trial
+from samples import make_evaluation, make_trial
 
 from frostline.arrays import save_split
 from frostline.cli import group
@@ -278,8 +278,7 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     hparams = {"dropout": 0.3, "unfrozen_blocks": 2}
     save_json(Path("models/refit.json"), {"run_id": run, "trial": 3, "hparams": hparams, "sha256": sha256_of(final)})
     Path("reports/evaluation").mkdir(parents=True)
-    accuracy = {"value": 1.0, "low": 0.97, "high": 1.0}
-    save_json(Path("reports/evaluation/evaluation.json"), {"num_images": 120, "accuracy": accuracy})
+    save_json(Path("reports/evaluation/evaluation.json"), make_evaluation(120, 0.95).to_record())
     Path("reports/evaluation/model_card.md").write_text("# frostline\n\nTells three classes apart.\n")
     write_rows(
         Path("reports/evaluation/predictions.csv"),
@@ -335,7 +334,7 @@ def test_the_whole_life_of_a_version(workspace):
     assert tags["frostline.test_uses"] == "3"  # its evaluation, the dry run, the promotion
     assert store.client.get_model_version("frostline", "1").description == "Tells three classes apart.\n"
     assert tags["frostline.test_accuracy"] == "1.000 [0.970, 1.000] on 120 images"
-
+    assert tags["frostline.test_accuracy"] == "0.950 [0.900, 1.000] on 120 images"
     assert "is the champion already" in call("promote")[1]
     assert "accepted" in call("history")[1]
     assert "final · trial 03" in call("trace", "champion")[1]

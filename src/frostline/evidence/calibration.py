@@ -43,13 +43,6 @@ def apply_temperature(probabilities: Floats, temperature: float) -> NDArray[np.f
     return np.asarray(special.softmax(logits / temperature, axis=1))
 
 
-def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
-    """Mean distance between confidence and accuracy over 15 equal bins of confidence (Guo et al., ICML 2017)."""
-    confidence = probabilities.max(axis=1)
-    gap = (probabilities.argmax(axis=1) == labels) - confidence
-    return float(np.abs(np.bincount(bins_of(confidence), gap, ECE_BINS)).sum() / len(labels))
-
-
 def ece_floor(probabilities: Floats) -> float:
     """The ECE that a perfectly calibrated model with these confidences shows on so few images.
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frostline.evidence.evaluation import Evaluation
+from frostline.evidence.scores import METRICS, Score
 from frostline.evidence.trials import SearchRecord
 from frostline.params import Params
 
@@ -26,7 +28,7 @@ class Records:
     search: SearchRecord
     study: Record
     refit: Record
-    evaluation: Record
+    evaluation: Evaluation
 
 
 def make_model_card(records: Records, params: Params) -> str:
@@ -44,35 +46,26 @@ def make_model_card(records: Records, params: Params) -> str:
 
 
 def _introduce(records: Records, params: Params) -> str:
-    accuracy, names = records.evaluation["accuracy"], records.class_names
+    accuracy, names = records.evaluation.score("accuracy"), records.class_names
     depth = records.refit["hparams"]["unfrozen_blocks"]
     trained = "its head alone was trained" if depth == 0 else f"its head and its last {depth} blocks were trained"
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
         f"# {params.register_.name}\n\n"
         f"Tells {len(names)} classes of pictures apart: {listed}. {_with_article(records.base['name'])} of which {trained}. "
-        f"Accuracy on {records.evaluation['num_images']} test pictures that no choice has seen: "
+        f"Accuracy on {records.evaluation.num_images} test pictures that no choice has seen: "
         f"**{_percent(accuracy)}** ({_confidence(records.evaluation)})."
     )
 
 
-def _describe_results(evaluation: Record) -> str:
-    names = {
-        "accuracy": "accuracy",
-        "balanced_accuracy": "balanced accuracy",
-        "macro_f1": "macro F1",
-        "roc_auc": "ROC-AUC, one class against the rest",
-        "log_loss": "log loss",
-        "brier": "Brier score",
-        "ece": "expected calibration error",
-    }
+def _describe_results(evaluation: Evaluation) -> str:
     rows = [
-        f"| {text} | {evaluation[key]['value']:.4f} | {evaluation[key]['low']:.4f} to {evaluation[key]['high']:.4f} |"
-        for key, text in names.items()
-        if evaluation[key]
+        f"| {METRICS[name].label} | {score.value:.4f} | {score.low:.4f} to {score.high:.4f} |"
+        for name, score in evaluation.scores.items()
+        if score
     ]
-    before, after = evaluation["calibration"]["before"], evaluation["calibration"]["after"]
-    optimism = 100 * evaluation["selection_optimism"]
+    before, after = evaluation.calibration["before"], evaluation.calibration["after"]
+    optimism = 100 * evaluation.selection_optimism
     return "\n".join(
         [
             f"| on the test split | value | {_confidence(evaluation)} |",
@@ -80,34 +73,34 @@ def _describe_results(evaluation: Record) -> str:
             *rows,
             "",
             _describe_gain(evaluation),
-            f"- The search's best validation score was {evaluation['search_score']:.2%}, {abs(optimism):.2f} points "
+            f"- The search's best validation score was {evaluation.search_score:.2%}, {abs(optimism):.2f} points "
             + (
                 "above the test accuracy: the best of many trials looks better than it is."
                 if optimism > 0
                 else "below the test accuracy, which chance can do."
             )
             + " Quote the test accuracy.",
-            f"- Temperature {evaluation['calibration']['temperature']:.3f}, fitted on validation, took the calibration "
+            f"- Temperature {evaluation.temperature:.3f}, fitted on validation, took the calibration "
             f"error from {before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
-            f"{after['log_loss']:.4f}. A perfectly calibrated model would show {evaluation['ece']['floor']:.4f} on so "
+            f"{after['log_loss']:.4f}. A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so "
             "few pictures.",
         ]
     )
 
 
-def _describe_gain(evaluation: Record) -> str:
-    gain, plain = evaluation["gain"], _percent(evaluation["baseline"]["accuracy"])
-    if gain["wins"] == gain["losses"] == 0:
+def _describe_gain(evaluation: Evaluation) -> str:
+    gain, plain = evaluation.gain, _percent(evaluation.baseline["accuracy"])
+    if gain.wins == gain.losses == 0:
         return f"- The same base with nothing unfrozen answers every test picture alike ({plain})."
     return (
-        f"- Against the same base with nothing unfrozen ({plain}): {100 * gain['value']:+.2f} points "
-        f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}], {gain['wins']} pictures won and {gain['losses']} lost, "
-        f"exact one-sided McNemar p = {gain['p_value']:.3g}."
+        f"- Against the same base with nothing unfrozen ({plain}): {100 * gain.value:+.2f} points "
+        f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], {gain.wins} pictures won and {gain.losses} lost, "
+        f"exact one-sided McNemar p = {gain.p_value:.3g}."
     )
 
 
-def _describe_weaknesses(evaluation: Record) -> str:
-    classes = evaluation["per_class"]
+def _describe_weaknesses(evaluation: Evaluation) -> str:
+    classes = evaluation.per_class
     tested = {name: row for name, row in classes.items() if row["support"]}
     weakest = sorted(tested.items(), key=lambda item: (item[1]["recall"]["value"], item[1]["precision"]["value"]))[
         :WEAK
@@ -211,12 +204,13 @@ def _with_article(name: str) -> str:
     return f"{'An' if name[0] in 'AEIOUaeiou' else 'A'} {name}"
 
 
-def _percent(measured: Record) -> str:
-    return f"{measured['value']:.1%} [{measured['low']:.1%}, {measured['high']:.1%}]"
+def _percent(measured: Score | Record) -> str:
+    found = measured if isinstance(measured, Score) else Score.from_record(measured)
+    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
-def _confidence(evaluation: Record) -> str:
-    return f"{100 * evaluation['confidence']:g} % interval"
+def _confidence(evaluation: Evaluation) -> str:
+    return f"{100 * evaluation.confidence:g} % interval"
 
 
 def _plain(value: object) -> str:

@@ -1,13 +1,88 @@
 """The record of a test: the final model's scores, beside the head-only baseline and the search's own claim."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 
-from frostline.evidence.calibration import apply_temperature, expected_calibration_error
+from frostline.evidence.calibration import apply_temperature
 from frostline.evidence.comparison import count_discordant, mcnemar, paired_difference
 from frostline.evidence.predictions import Predictions
-from frostline.evidence.scores import check_predictions, score_losses, summarize
+from frostline.evidence.scores import METRICS, Score, check_predictions, measure, summarize
+
+CALIBRATED = ("log_loss", "brier", "ece")  # what a temperature changes
+COMPARED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")  # what is told of the baseline, too
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Accuracy over the baseline's on the same images: paired interval, images won and lost, McNemar's exact p-value."""
+
+    value: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluation.json` says.
+
+    scores: of each metric, None where it has no value; per_class: {precision, recall, f1, support} by name; baseline:
+    scores of the head alone; search_score: the best trial's validation accuracy, and selection_optimism, what it was too
+    good by; temperature: what the logits were divided by, calibration: log loss, Brier score and ECE before and after.
+    """
+
+    num_images: int
+    confidence: float
+    resamples: int
+    scores: Mapping[str, Score | None]
+    per_class: Mapping[str, Mapping[str, Any]]
+    search_score: float
+    selection_optimism: float
+    baseline: Mapping[str, Score]
+    gain: Gain
+    temperature: float
+    calibration: Mapping[str, Mapping[str, float]]
+
+    def score(self, name: str) -> Score:
+        """A metric that has a value; KeyError where it has none."""
+        found = self.scores[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain values for JSON, the metrics at the top, where `dvc metrics` shows them."""
+        return {
+            "num_images": self.num_images,
+            "confidence": self.confidence,
+            "resamples": self.resamples,
+            **{name: score and score.to_record() for name, score in self.scores.items()},
+            "per_class": dict(self.per_class),
+            "search_score": self.search_score,
+            "selection_optimism": self.selection_optimism,
+            "baseline": {name: score.to_record() for name, score in self.baseline.items()},
+            "gain": asdict(self.gain),
+            "calibration": {"temperature": self.temperature, **self.calibration},
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The evaluation of `to_record`'s form."""
+        calibration = dict(record["calibration"])
+        return cls(
+            **{key: record[key] for key in ("num_images", "confidence", "resamples", "per_class")},
+            **{key: record[key] for key in ("search_score", "selection_optimism")},
+            scores={name: record.get(name) and Score.from_record(record[name]) for name in METRICS},
+            baseline={name: Score.from_record(score) for name, score in record["baseline"].items()},
+            gain=Gain(**record["gain"]),
+            temperature=calibration.pop("temperature"),
+            calibration=calibration,
+        )
 
 
 def make_evaluation(
@@ -19,35 +94,31 @@ def make_evaluation(
     resamples: int,
     confidence: float,
     seed: int,
-) -> dict[str, Any]:
-    """The record for `evaluation.json`: numbers and nested records of numbers.
-
-    search_score: the best trial's validation accuracy; selection_optimism is what it was too good by.
-    temperature: what the final model's logits were divided by; calibration is told before and after.
-    """
+) -> Evaluation:
+    """The record of both models' predictions on the same images; see Evaluation for the other arguments."""
     check_predictions(baseline.labels, baseline.probabilities, len(baseline.class_names))
     options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    record = summarize(final.labels, final.probabilities, final.class_names, **options)
-    plain = summarize(baseline.labels, baseline.probabilities, baseline.class_names, **options)
-    record["search_score"] = search_score
-    record["selection_optimism"] = round(search_score - record["accuracy"]["value"], 6)
+    scores, per_class = summarize(final.labels, final.probabilities, final.class_names, **options)
+    plain, _ = summarize(baseline.labels, baseline.probabilities, baseline.class_names, **options)
     gain = paired_difference(final.labels, final.probabilities, baseline.probabilities, **options)
     wins, losses = count_discordant(final.labels, final.probabilities, baseline.probabilities)
-    record["baseline"] = {
-        name: plain[name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
-    }
-    record["gain"] = {
-        "value": gain.value,
-        "low": gain.low,
-        "high": gain.high,
-        "wins": wins,
-        "losses": losses,
-        "p_value": mcnemar(wins, losses),
-    }
-    record["calibration"] = {"temperature": temperature}
+    accuracy = scores["accuracy"]
+    assert accuracy is not None
     uncalibrated = apply_temperature(final.probabilities, 1 / temperature)
-    for name, probabilities in (("before", uncalibrated), ("after", np.asarray(final.probabilities, np.float64))):
-        losses_of = score_losses(final.labels, probabilities)
-        losses_of["ece"] = expected_calibration_error(final.labels, probabilities)
-        record["calibration"][name] = {key: round(value, 6) for key, value in losses_of.items()}
-    return record
+    measured = {
+        name: measure(final.labels, probabilities)
+        for name, probabilities in (("before", uncalibrated), ("after", np.asarray(final.probabilities, np.float64)))
+    }
+    return Evaluation(
+        num_images=len(final.labels),
+        confidence=confidence,
+        resamples=resamples,
+        scores=scores,
+        per_class=per_class,
+        search_score=search_score,
+        selection_optimism=round(search_score - accuracy.value, 6),
+        baseline={name: score for name in COMPARED if (score := plain[name]) is not None},
+        gain=Gain(gain.value, gain.low, gain.high, wins, losses, mcnemar(wins, losses)),
+        temperature=temperature,
+        calibration={name: {key: round(values[key], 6) for key in CALIBRATED} for name, values in measured.items()},
+    )

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from frostline.evidence import comparison
-from frostline.evidence.calibration import Floats, Labels, ece_floor, expected_calibration_error
-from frostline.evidence.scores import check_predictions
+from frostline.evidence.calibration import Floats, Labels, ece_floor
+from frostline.evidence.scores import check_predictions, measure
 from frostline.params import Promote
 
 GOLDEN_TOLERANCE = 1e-4  # of a probability, from one process to another on the same machine
@@ -198,7 +198,7 @@ def _check_classes(
 
 
 def _check_calibration(labels: Labels, challenger: Floats, rules: Promote) -> Check:
-    ece = expected_calibration_error(labels, challenger)
+    ece = measure(labels, challenger, ["ece"])["ece"]
     floor = ece_floor(challenger)
     # What chance alone gives so few images is not held against the model.
     passed = ece <= rules.max_ece + floor

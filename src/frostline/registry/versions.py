@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
 from frostline.errors import Refused
+from frostline.evidence.evaluation import Evaluation
 from frostline.files import hash_folder, sha256_of
 from frostline.process import locked
 from frostline.serving.model import DATA, MODEL, Card, save_model_folder
@@ -122,13 +123,13 @@ def lineage_of(store: Store, run_id: str) -> dict[str, str]:
     }
 
 
-def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
     """What was measured on the test split, with both ends of each interval, under flat names."""
     found: dict[str, float] = {}
-    for key, measured in evaluation.items():
-        if isinstance(measured, Mapping) and isinstance(measured.get("value"), (int, float)):
-            found |= {f"test_{key}": measured["value"]}
-            found |= {f"test_{key}_{end}": measured[end] for end in ("low", "high") if measured.get(end) is not None}
+    for key, measured in [*evaluation.scores.items(), ("gain", evaluation.gain)]:
+        if measured is not None:
+            found |= {f"test_{key}": measured.value}
+            found |= {f"test_{key}_low": measured.low, f"test_{key}_high": measured.high}
     return found
 
 
@@ -138,12 +139,10 @@ def without_title(card: str) -> str:
     return rest.lstrip() if first.startswith("# ") else card
 
 
-def describe_accuracy(evaluation: Mapping[str, Any]) -> str:
+def describe_accuracy(evaluation: Evaluation) -> str:
     """The test accuracy with its interval and the number of pictures behind it, for people."""
-    accuracy = evaluation["accuracy"]
-    return (
-        f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on {evaluation['num_images']} images"
-    )
+    accuracy = evaluation.score("accuracy")
+    return f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] on {evaluation.num_images} images"
 
 
 def find_by_sha256(store: Store, name: str, sha256: str) -> Version | None:

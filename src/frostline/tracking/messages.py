@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.trials import TrialRecord
 
 
@@ -44,11 +45,12 @@ def describe_source(name: str, done: int, total: int, seconds: float) -> str:
     return f"{name} ({done}/{total}), {seconds:.1f} s"
 
 
-def describe_test(accuracy: Mapping[str, float], gain: Mapping[str, float], num_images: int) -> str:
+def describe_test(evaluation: Evaluation) -> str:
     """What the test split said of the final model."""
+    accuracy, gain = evaluation.score("accuracy"), evaluation.gain
     return (
-        f"test accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}] on {num_images} pictures, "
-        f"{100 * gain['value']:+.2f} points over head only (p = {gain['p_value']:.3g})"
+        f"test accuracy {accuracy.value:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}] on {evaluation.num_images} pictures, "
+        f"{100 * gain.value:+.2f} points over head only (p = {gain.p_value:.3g})"
     )
 
 

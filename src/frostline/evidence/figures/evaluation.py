@@ -1,13 +1,12 @@
 """All pictures of one evaluation, from the predictions alone."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frostline.evidence import calibration
+from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.figures.predictions import confusion_matrix, coverage, reliability, roc_pr
 from frostline.evidence.figures.sheets import explanations, mistakes
 from frostline.evidence.predictions import Predictions, pick_mistakes
@@ -15,7 +14,7 @@ from frostline.evidence.predictions import Predictions, pick_mistakes
 
 def draw_evaluation(
     predictions: Predictions,
-    evaluation: Mapping[str, Any],
+    evaluation: Evaluation,
     images: NDArray[np.uint8],
     examples: NDArray[np.intp],
     heatmaps: NDArray[np.float32],
@@ -25,7 +24,7 @@ def draw_evaluation(
 ) -> list[Path]:
     """Draws all that an evaluation shows into `folder` and returns the files, in the order a person would look.
 
-    evaluation: the record of `evaluation.json`; images: the whole split, uint8 (num_images, size, size, 3), may be
+    images: the whole split, uint8 (num_images, size, size, 3), may be
     memory-mapped; examples: rows that `heatmaps` explain; worst: how many mistakes are shown.
     """
     labels, probabilities, names = predictions.labels, predictions.probabilities, predictions.class_names
@@ -41,15 +40,15 @@ def draw_evaluation(
             mistakes(shown, labels[rows], probabilities[rows], ids, names, files[name])
         else:
             explanations(shown, heatmaps, labels[rows], probabilities[rows], ids, names, files[name])
-    scaled = evaluation["calibration"]
-    before = calibration.apply_temperature(probabilities, 1 / scaled["temperature"])
+    scaled = evaluation.calibration
+    before = calibration.apply_temperature(probabilities, 1 / evaluation.temperature)
     reliability(
         calibration.reliability(labels, before),
         calibration.reliability(labels, probabilities),
         files["reliability"],
         ece=(scaled["before"]["ece"], scaled["after"]["ece"]),
-        temperature=scaled["temperature"],
-        floor=evaluation["ece"]["floor"],
+        temperature=evaluation.temperature,
+        floor=evaluation.score("ece").more["floor"],
     )
     coverage(labels, probabilities, files["coverage"])
     roc_pr(labels, probabilities, names, files["roc_pr"])
