@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
 from frostline.images import downloads
 from frostline.images.archives import extract_archive
-from frostline.images.downloads import check_url, download, redact_url
+from frostline.images.downloads import check_url, download
 from frostline.images.folders import copy_layout, find_layout, natural_key
 from frostline.images.sources import NAMED_SOURCES, fetch_source
 from frostline.params import Fetch
@@ -599,7 +599,7 @@ def test_an_address_that_is_not_plain_http_is_refused_without_its_secret(url: st
 
 
 def test_secrets_are_taken_out_of_addresses() -> None:
-    assert redact_url("https://me:pw@h.org:8443/a.zip?token=abc&x=1#frag") == "https://h.org:8443/a.zip?token=***&x=***"
+    assert redact("https://me:pw@h.org:8443/a.zip?token=abc&x=1#frag") == "https://h.org:8443/a.zip?token=***&x=***"
 
 
 def test_named_sources_are_https_and_have_well_formed_checksums() -> None:

@@ -1,7 +1,6 @@
 """`params.yaml` read and checked once, into frozen sections that refuse what they do not know."""
 
 import codecs
-import difflib
 import math
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from frostline.errors import Refused
+from frostline.errors import Refused, nearest
 from frostline.hparams import HPARAMS, Hparam
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -385,12 +384,12 @@ def _describe(problem: Any) -> str:
             return f"{place}: is {MOVED[place]} now; given was {given!r}"
         case "extra_forbidden":
             allowed = _keys_at(problem["loc"][:-1])
-            return f"{place}: unknown key{_nearest(str(problem['loc'][-1]), allowed)}"
+            return f"{place}: unknown key{_hint(str(problem['loc'][-1]), allowed)}"
         case "missing":
             return f"{place}: missing"
         case "literal_error":
             allowed = [word.strip().strip("'") for word in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-            return f"{place}: given was {given!r}{_nearest(str(given), allowed)}"
+            return f"{place}: given was {given!r}{_hint(str(given), allowed)}"
         case _:
             return f"{place}: {problem['msg'].removeprefix('Value error, ')}; given was {given!r}"
 
@@ -405,7 +404,5 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
     return [field.alias or key for key, field in model.model_fields.items()]
 
 
-def _nearest(word: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(word, allowed, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"{hint}; allowed: {', '.join(allowed)}"
+def _hint(word: str, allowed: list[str]) -> str:
+    return f"{nearest(word, allowed)}; allowed: {', '.join(allowed)}"

@@ -3,7 +3,7 @@
 import click
 
 
-@click.command(short_help="Read params.yaml and name every problem in it.")
+@click.command()
 def command() -> None:
     """Read params.yaml and name every problem in it, without running anything.
 

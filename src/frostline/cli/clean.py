@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command(short_help="List and remove old runs, studies and unfinished work; registered versions stay.")
+@click.command()
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),

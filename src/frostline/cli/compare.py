@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from frostline.cli.project import open_project
 from frostline.hparams import HPARAMS
 
 # Columns that a narrower window would cut off.
@@ -18,7 +19,7 @@ METRICS = {
 }
 
 
-@click.command(short_help="All trials and finals as a table.")
+@click.command()
 @click.option("--finals", "kind", flag_value="final", help="Only final models.")
 @click.option("--trials", "kind", flag_value="trial", help="Only trials.")
 @click.option("--study", default="", help="Only runs of the study whose digest begins so.")
@@ -32,12 +33,9 @@ def command(kind: str | None, study: str, sort: str | None, limit: int, ids: boo
     from rich.table import Table
 
     from frostline.errors import Refused
-    from frostline.params import load_params
-    from frostline.process import project_root
     from frostline.tracking.runs import list_runs
-    from frostline.tracking.store import open_store
 
-    store = open_store(load_params().tracking, project_root())
+    store = open_project().store
     rows = [row for row in list_runs(store, kind) if row["study"].startswith(study)]
     if not rows:
         raise Refused(f"No runs in {store.shown_uri} yet. `dvc repro` makes them.")

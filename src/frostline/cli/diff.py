@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from frostline.cli.project import open_project
+
 if TYPE_CHECKING:
     from frostline.evidence.predictions import Predictions
     from frostline.params import Params
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 PICTURES = 48  # flips shown in the picture, at most
 
 
-@click.command(short_help="The test pictures on which two runs differ.")
+@click.command()
 @click.argument("before", metavar="RUN_A")
 @click.argument("after", metavar="RUN_B")
 @click.option("--limit", type=click.IntRange(1), default=30, show_default=True, help="Rows to print at most.")
@@ -37,13 +39,10 @@ def command(before: str, after: str, limit: int, out: Path, no_log: bool) -> Non
 
     from frostline.evidence.predictions import common_rows
     from frostline.files import save_json
-    from frostline.params import load_params
-    from frostline.process import project_root
     from frostline.tracking.runs import log_to_run
-    from frostline.tracking.store import open_store
 
-    params = load_params()
-    store = open_store(params.tracking, project_root())
+    project = open_project()
+    params, store = project.params, project.store
     runs = [find_run(store, params, name) for name in (before, after)]
     tables = [load_run_predictions(store, run_id) for run_id, _ in runs]
     rows = common_rows(*tables)

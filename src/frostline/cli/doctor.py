@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
 from frostline.params import Params, load_document, load_params
 from frostline.process import project_root
@@ -37,7 +37,7 @@ class Finding:
     advice: str = ""
 
 
-@click.command(short_help="What works here, what does not, and what to do.")
+@click.command()
 @click.option("--deep", is_flag=True, help="Also start Keras and look at its devices, and ask DVC for changes (20 s).")
 def command(deep: bool) -> None:
     """Check Python, libraries, devices, weights, tracking store, disk, DVC and git; change nothing.
@@ -180,7 +180,7 @@ def examine_store(root: Path, params: Params) -> Iterator[Finding]:
     from frostline.tracking.store import open_store, tracking_uri
 
     uri = tracking_uri(params.tracking, root)
-    shown = re.sub(r"//[^/@\s]+@", "//", uri)
+    shown = redact(uri)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         yield Finding("ok", f"no run yet: the first one makes {shown}")
         return

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from frostline.cli.project import open_project
+
 FORMS = ("saved_model", "litert", "onnx")
 
 
-@click.command(short_help="Write the champion as SavedModel, LiteRT (TFLite) or ONNX.")
+@click.command()
 @click.argument("forms", nargs=-1, required=True, type=click.Choice(FORMS), metavar="[saved_model|litert|onnx]...")
 @click.option("--version", "number", type=int, help="Export this version instead of the champion.")
 @click.option("--model", type=click.Path(path_type=Path), help="Export this .keras file, with the classes beside it.")
@@ -21,15 +23,11 @@ def command(forms: tuple[str, ...], number: int | None, model: Path | None, to: 
     """
     from dataclasses import asdict
 
-    from frostline.cli.predict import load_file
-    from frostline.cli.promote import COPIES
+    from frostline.cli.project import load_file
     from frostline.errors import Refused
     from frostline.params import load_params
-    from frostline.process import project_root
-    from frostline.registry.versions import open_version
     from frostline.serving.export import TOLERANCE, export_model, load_pictures, require_packages
     from frostline.serving.model import DATA, FrostlineModel
-    from frostline.tracking.store import open_store
 
     if model and number:
         raise Refused("Give --model FILE or --version N, not both.")
@@ -39,8 +37,7 @@ def command(forms: tuple[str, ...], number: int | None, model: Path | None, to: 
         labeller, pictures, title = load_file(model), Path(params.paths.prepared) / "val", model.stem
         source = {"model": str(model)}
     else:
-        store = open_store(params.tracking, project_root())
-        version, folder = open_version(store, params.register_.name, number, COPIES)
+        version, folder = open_project().open_version(number)
         labeller, pictures, title = FrostlineModel(folder / DATA), folder / DATA, f"{version.name}-{version.number}"
         source = {"model": version.name, "version": str(version.number)}
     card = asdict(labeller.card)

@@ -2,8 +2,10 @@
 
 import click
 
+from frostline.cli.project import open_project
 
-@click.command(short_help="Every decision about the champion: who, when, what, why.")
+
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON record per line.")
 def command(as_json: bool) -> None:
     """List every promotion, refusal and rollback, oldest first."""
@@ -13,14 +15,11 @@ def command(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from frostline.params import load_params
-    from frostline.process import project_root
     from frostline.registry.moves import list_moves
     from frostline.registry.versions import CHAMPION, number_at
-    from frostline.tracking.store import open_store
 
-    params = load_params()
-    name, store = params.register_.name, open_store(params.tracking, project_root())
+    project = open_project()
+    name, store = project.name, project.store
     moves = list_moves(store, name)
     if as_json:
         for move in moves:

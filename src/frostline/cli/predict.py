@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from frostline.cli.project import load_file, open_project
+
 if TYPE_CHECKING:
     from frostline.serving.model import FrostlineModel
 
@@ -19,7 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", "
 STDIN = "-"
 
 
-@click.command(short_help="Label pictures with the champion.")
+@click.command()
 @click.argument("pictures", nargs=-1, metavar="FILES|FOLDERS|GLOBS|-")
 @click.option("--version", "number", type=int, help="Use this version instead of the champion.")
 @click.option("--model", type=click.Path(path_type=Path), help="Use this .keras file, with the classes beside it.")
@@ -107,37 +109,14 @@ def read_stdin() -> list[tuple[str, bytes | None]]:
 def load_labeller(number: int | None, model: Path | None) -> "FrostlineModel":
     """The champion, the version or the file, checked against its sha256 and loaded by Keras in safe mode."""
     from frostline.errors import Refused
-    from frostline.params import load_params
-    from frostline.process import project_root
     from frostline.serving.model import DATA, FrostlineModel
 
     if model is not None:
         if number is not None:
             raise Refused("Give --model FILE or --version N, not both.")
         return load_file(model)
-    from frostline.cli.promote import COPIES
-    from frostline.registry.versions import open_version
-    from frostline.tracking.store import open_store
 
-    params = load_params()
-    store = open_store(params.tracking, project_root())
-    return FrostlineModel(open_version(store, params.register_.name, number, COPIES)[1] / DATA)
-
-
-def load_file(model: Path) -> "FrostlineModel":
-    """The model in a lone `.keras` file; classes and decoding are those of this workspace."""
-    from frostline.errors import Refused
-    from frostline.files import load_json, sha256_of
-    from frostline.params import load_params
-    from frostline.serving.model import Card, FrostlineModel
-
-    if not model.is_file():
-        raise Refused(f"--model {model} does not exist.")
-    params = load_params()
-    rules, classes = params.prepare, load_json(Path(params.paths.prepared) / "classes.json")
-    size = params.base.image_size
-    card = Card(tuple(classes), size, rules.resize, rules.min_side, rules.max_megapixels, sha256_of(model))
-    return FrostlineModel.from_file(model, card)
+    return FrostlineModel(open_project().open_version(number)[1] / DATA)
 
 
 def answer_all(

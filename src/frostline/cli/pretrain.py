@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EVERY = 10.0  # seconds between two lines of progress
 
 
-@click.command(short_help="Train a base of your own on a large source set.")
+@click.command()
 @click.argument("source", default="generated")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="New folder for base.weights.h5 and card.json."

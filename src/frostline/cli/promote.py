@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
-COPIES = Path(".frostline/models")  # of versions whose files lie on a server
+from frostline.cli.project import COPIES, open_project
+
 REPORT = Path("reports/promotion.json")
 
 
-@click.command(short_help="Make the challenger the champion, if the gate passes.")
+@click.command()
 @click.option("--version", "number", type=int, help="Judge this version instead of the workspace's own.")
 @click.option("--dry-run", is_flag=True, help="Judge and report, but move nothing; the use of the test split counts.")
 @click.option("--force", is_flag=True, help="Move the alias whatever the gate says; needs --reason.")
@@ -22,17 +23,14 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     """
     from frostline.errors import Refused
     from frostline.files import save_json
-    from frostline.params import load_params
-    from frostline.process import project_root
     from frostline.registry.moves import move_champion, record_refusal, record_verdict
     from frostline.registry.promotion import find_challenger, judge
     from frostline.registry.versions import CHAMPION, describe_wear, number_at
-    from frostline.tracking.store import open_store
 
     if force and not reason.strip():
         raise Refused('--force needs --reason "why": it is written to the history.')
-    params = load_params()
-    store = open_store(params.tracking, project_root())
+    project = open_project()
+    params, store = project.params, project.store
     challenger = find_challenger(store, params, number)
     name = f"{challenger.name} version {challenger.number}"
     if number_at(store, challenger.name, CHAMPION) == challenger.number:

@@ -1,11 +1,12 @@
 """`frostline serve`: the champion behind MLflow's own scoring server."""
 
 import os
-import socket
 import sys
 from pathlib import Path
 
 import click
+
+from frostline.cli.project import free_port, open_project
 
 EXAMPLE = (
     """curl {url}/invocations -H 'Content-Type: application/json' """
@@ -13,7 +14,7 @@ EXAMPLE = (
 )
 
 
-@click.command(short_help="The champion behind MLflow's scoring server.")
+@click.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=5001, show_default=True, help="0 takes a free one.")
 @click.option("--version", "number", type=int, help="Serve this version instead of the champion.")
 def command(port: int, number: int | None) -> None:
@@ -23,37 +24,19 @@ def command(port: int, number: int | None) -> None:
     with label, probability and all probabilities; what is no picture gets status 400. The model's files are compared
     with the registered sha256 before it starts.
     """
-    from frostline.cli.promote import COPIES
-    from frostline.params import load_params
-    from frostline.process import project_root
-    from frostline.registry.versions import open_version
-    from frostline.tracking.store import open_store
 
-    params = load_params()
-    name, store = params.register_.name, open_store(params.tracking, project_root())
-    version, folder = open_version(store, name, number, COPIES)
+    project = open_project()
+    version, folder = project.open_version(number)
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"
-    click.echo(f"{name} version {version.number} at {url}/invocations (ready in a minute or less; Ctrl-C ends it)")
+    click.echo(
+        f"{project.name} version {version.number} at {url}/invocations (ready in a minute or less; Ctrl-C ends it)"
+    )
     click.echo(EXAMPLE.format(url=url))
     sys.stdout.flush()
     # MLflow starts `uvicorn` by name.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": store.uri, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": project.store.uri, "PYTHONDONTWRITEBYTECODE": "1"}
     arguments = ["--model-uri", str(folder), "--env-manager", "local", "--host", "127.0.0.1"]
     arguments += ["--port", str(port), "--workers", "1"]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "models", "serve", *arguments], environment)
-
-
-def free_port(port: int) -> int:
-    """The port, or a free one for 0; raises Refused where it is taken."""
-    from frostline.errors import Refused
-
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("127.0.0.1", port))
-        except OSError:
-            raise Refused(f"Port {port} is taken. --port 0 takes a free one.") from None
-        free: int = trial.getsockname()[1]
-        return free

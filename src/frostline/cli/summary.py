@@ -18,7 +18,7 @@ NEXT = (
 )
 
 
-@click.command(short_help="The last result: best trial, test accuracy, registered version.")
+@click.command()
 def command() -> None:
     """Print the best trial, the test accuracy with its interval, the registered version, and what to do next."""
     from rich.console import Console

@@ -2,8 +2,10 @@
 
 import click
 
+from frostline.cli.project import open_project
 
-@click.command(short_help="Where a version comes from, or what came of a run.")
+
+@click.command()
 @click.argument("target", metavar="VERSION|RUN")
 def command(target: str) -> None:
     """Print the chain version -> run -> trial -> params -> data -> commit.
@@ -13,14 +15,11 @@ def command(target: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from frostline.params import load_params
-    from frostline.process import project_root
     from frostline.registry.lineage import trace_run, trace_version
     from frostline.registry.versions import find_version
-    from frostline.tracking.store import open_store
 
-    params = load_params()
-    name, store = params.register_.name, open_store(params.tracking, project_root())
+    project = open_project()
+    name, store = project.name, project.store
     version = find_version(store, name, target)
     facts = trace_run(store, target) if version is None else trace_version(store, version)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

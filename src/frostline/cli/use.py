@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command(short_help="Set params.yaml from a preset; without a name, list the presets.")
+@click.command()
 @click.argument("preset", required=False)
 @click.option("--data", metavar="DIR", help="A folder or archive with the pictures, instead of the preset's source.")
 @click.option("--weights", metavar="FILE", help="A weights file, or random; instead of the preset's weights.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frostline.errors import redact, some
 from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.scores import METRICS, Score
 from frostline.evidence.trials import SearchRecord
@@ -119,9 +120,9 @@ def _describe_weaknesses(evaluation: Evaluation) -> str:
     small = [name for name, row in classes.items() if 0 < row["support"] < SMALL]
     untested = [name for name, row in classes.items() if not row["support"]]
     if small:
-        lines.append(f"Hardly tested, with fewer than {SMALL} pictures: {_some(small)}.")
+        lines.append(f"Hardly tested, with fewer than {SMALL} pictures: {some(small, 10)}.")
     if untested:
-        lines.append(f"**Not tested at all**: {_some(untested)}.")
+        lines.append(f"**Not tested at all**: {some(untested, 10)}.")
     lines.append(
         "It answers with one of its classes whatever it is shown; a picture of something else gets a wrong answer, "
         "sometimes a confident one. Pictures unlike the training data (another camera, drawings, other surroundings) "
@@ -134,10 +135,9 @@ def _describe_data(records: Records, params: Params) -> str:
     prepared = records.prepared
     counts = ", ".join(f"{number} {split}" for split, number in prepared["num_images"].items())
     left_out = ", ".join(f"{number} {kind}" for kind, number in prepared.get("left_out", {}).items() if number)
-    source = params.fetch.source.partition("?")[0] if "://" in params.fetch.source else params.fetch.source
     return "\n".join(
         [
-            f"- Source: {source}",
+            f"- Source: {redact(params.fetch.source)}",
             f"- Pictures: {counts}, at {prepared['image_size']} × {prepared['image_size']} pixels ({prepared['resize']})",
             f"- Left out: {left_out or 'none'}; exact and near duplicates never cross splits",
             f"- Hash of the prepared data: `{prepared['content_sha256']}`",
@@ -215,10 +215,6 @@ def _confidence(evaluation: Evaluation) -> str:
 
 def _plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _cell(text: str) -> str:

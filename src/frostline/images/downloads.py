@@ -13,9 +13,9 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 from frostline.files import load_json, save_json, sha256_of
 from frostline.images.folders import require_space
 
@@ -48,7 +48,7 @@ def download(
     `sha256`, the first download's is recorded in `lock_file`, and a later one must equal it. Raises Refused, without
     secrets in the message, if the file cannot be had or is another one.
     """
-    shown = redact_url(url)
+    shown = redact(url)
     check_url(url)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{_file_name(url)}"
@@ -111,26 +111,18 @@ def _recorded(lock_file: Path) -> dict[str, Any]:
 # --- addresses ------------------------------------------------------------------------------------------------------
 
 
-def redact_url(url: str) -> str:
-    """The address as it may be shown and kept: without user, password, fragment and the values of its query."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    query = urlencode([(key, "***") for key, _ in parse_qsl(parts.query, keep_blank_values=True)], safe="*")
-    return urlunsplit((parts.scheme, host, parts.path, query, ""))
-
-
 def check_url(url: str) -> None:
     """Raises Refused unless the address is http or https, has a host and carries no password."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
     except ValueError as error:
-        raise Refused(f"{redact_url(url)} is not an address: {error}.") from None
+        raise Refused(f"{redact(url)} is not an address: {error}.") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise Refused(f"{redact_url(url)} is not an http or https address.")
+        raise Refused(f"{redact(url)} is not an http or https address.")
     if parts.username or parts.password:
         raise Refused(
-            f"The address of {redact_url(url)} carries a user or password, which params.yaml would keep. "
+            f"The address of {redact(url)} carries a user or password, which params.yaml would keep. "
             "Fetch the file by hand and give its path."
         )
 
@@ -162,7 +154,7 @@ def _transfer(url: str, part: Path, *, resumable: bool, allow_private: bool) -> 
             kind = response.headers.get_content_type()
             if kind == "text/html":
                 raise Refused(
-                    f"{redact_url(url)} is not an archive: text/html came instead. Open the address in a browser."
+                    f"{redact(url)} is not an archive: text/html came instead. Open the address in a browser."
                 )
             etag = response.headers.get("ETag") or ""
             # Weak validators (W/) do not promise equal bytes (RFC 9110, section 13.1.5).
@@ -180,16 +172,14 @@ def _transfer(url: str, part: Path, *, resumable: bool, allow_private: bool) -> 
             raise _TryAgain("the file got shorter on the server") from None
         if error.code in (408, 425, 429) or error.code >= 500:
             raise _TryAgain(f"the server answered {error.code} {error.reason}") from None
-        raise Refused(f"{redact_url(url)}: the server answered {error.code} {error.reason}.") from None
+        raise Refused(f"{redact(url)}: the server answered {error.code} {error.reason}.") from None
     except (TimeoutError, ConnectionError, http.client.HTTPException, urllib.error.URLError, socket.gaierror) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, Refused):
             raise reason from None
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise Refused(
-                f"{redact_url(url)}: the server's certificate is not valid: {reason.verify_message}."
-            ) from None
-        raise _TryAgain(f"{type(reason).__name__}: {reason}".replace(url, redact_url(url))) from None
+            raise Refused(f"{redact(url)}: the server's certificate is not valid: {reason.verify_message}.") from None
+        raise _TryAgain(f"{type(reason).__name__}: {reason}".replace(url, redact(url))) from None
 
 
 def _receive(response: Any, part: Path, start: int, total: int | None) -> None:
@@ -249,9 +239,9 @@ def _open(url: str, headers: Mapping[str, str], allow_private: bool) -> Any:
         response.close()
         new = urljoin(address, response.headers.get("Location") or "")
         if urlsplit(address).scheme == "https" and urlsplit(new).scheme != "https":
-            raise Refused(f"{redact_url(url)} redirects to {redact_url(new)}, which is not https.")
+            raise Refused(f"{redact(url)} redirects to {redact(new)}, which is not https.")
         address = new
-    raise Refused(f"{redact_url(url)} redirects more than {MAX_REDIRECTS} times.")
+    raise Refused(f"{redact(url)} redirects more than {MAX_REDIRECTS} times.")
 
 
 class _NoRedirect(urllib.request.HTTPErrorProcessor):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from frostline.errors import Refused
+from frostline.errors import Refused, some
 from frostline.files import COMPLETE, load_json
 from frostline.images.labels import Table, class_of, find_table
 from frostline.images.names import BESIDE, IMAGES, MASKS, SPLIT_NAMES, is_picture, is_unlabelled, split_of
@@ -55,7 +55,7 @@ def find_layout(root: Path, *, follow_links: bool = False, encoding: str | None 
     top, folders, files = _unwrap(root, walk, notes)
     entries, tables = _read(top, folders, files, walk, notes)
     if files := [file for file in files if file not in tables]:
-        notes.append(f"{len(files)} files beside the class folders were left out: {_some(file.name for file in files)}")
+        notes.append(f"{len(files)} files beside the class folders were left out: {some(file.name for file in files)}")
     return _make(root, entries, walk, notes, tables)
 
 
@@ -98,7 +98,7 @@ def _unwrap(root: Path, walk: Walk, notes: list[str]) -> tuple[Path, list[Path],
     while True:
         beside = [folder for folder in folders if folder.name.casefold() in BESIDE and not walk.has_pictures(folder)]
         if beside and len(beside) < len(folders):
-            notes.append(f"folders without pictures were left out: {_some(folder.name for folder in beside)}")
+            notes.append(f"folders without pictures were left out: {some(folder.name for folder in beside)}")
             folders = [folder for folder in folders if folder not in beside]
         if len(folders) != 1 or any(is_picture(file.name) for file in files):
             break
@@ -131,11 +131,11 @@ def _read(
     if named and any(folder.name.lower() in SPLIT_NAMES and walk.children(folder)[0] for folder in folders):
         others = [folder.name for folder in folders if folder not in named]
         raise Refused(
-            f"{top} has split folders ({_some(folder.name for folder in named)}) beside others ({_some(others)}). {_DRAWING}"
+            f"{top} has split folders ({some(folder.name for folder in named)}) beside others ({some(others)}). {_DRAWING}"
         )
     if inner := _inner_splits(folders, walk):
         notes.append(
-            f"each class folder holds the splits {_some(sorted(inner))}: they were taken for the splits of all classes"
+            f"each class folder holds the splits {some(sorted(inner))}: they were taken for the splits of all classes"
         )
         return _read_inner(top, folders, walk), ()
     return _read_classes(top, folders, walk, notes), ()
@@ -179,7 +179,7 @@ def _read_flat(
         )
         if others := [folder for folder in flat if folder not in train]:
             notes.append(
-                f"pictures without labels were left out: {_some(_seen(folder, flat[folder]) for folder in others)}"
+                f"pictures without labels were left out: {some(_seen(folder, flat[folder]) for folder in others)}"
             )
         found = [walk.read_file(str(file), None, name, file.name) for file, name in matches.items()]
         return [entry for entry in found if entry], ()
@@ -192,7 +192,7 @@ def _read_flat(
             f"{top} holds one folder of pictures, {folder.name!r}: that is one class, and at least 2 are needed. {_DRAWING}"
         )
     raise Refused(
-        f"{top} holds {_some(seen)}{f' and the files {_some(listed)}' if listed else ''}: pictures without class folders, so "
+        f"{top} holds {some(seen)}{f' and the files {some(listed)}' if listed else ''}: pictures without class folders, so "
         f"that their classes are not known. {_DRAWING}"
     )
 
@@ -231,20 +231,20 @@ def _read_splits(top: Path, folders: list[Path], named: dict[Path, str], walk: W
     for folder, split in named.items():
         if split in splits:
             raise Refused(
-                f"{top} has several folders for one split: {_some([splits[split].name, folder.name])}. Keep one of them."
+                f"{top} has several folders for one split: {some([splits[split].name, folder.name])}. Keep one of them."
             )
         splits[split] = folder
     if "train" not in splits:
-        raise Refused(f"{top} has {_some(folder.name for folder in named)} but no `train`. {_DRAWING}")
+        raise Refused(f"{top} has {some(folder.name for folder in named)} but no `train`. {_DRAWING}")
     if odd:
-        notes.append(f"taken for splits by their names: {_some(f'{folder.name} ({named[folder]})' for folder in odd)}")
+        notes.append(f"taken for splits by their names: {some(f'{folder.name} ({named[folder]})' for folder in odd)}")
     aside = [folder for folder in folders if folder not in named]
     for split, folder in list(splits.items()):
         if split != "train" and not walk.children(folder)[0]:
             aside.append(splits.pop(split))
     if aside:
         notes.append(
-            f"pictures without class folders were left out, because they have no labels: {_some(folder.name for folder in aside)}"
+            f"pictures without class folders were left out, because they have no labels: {some(folder.name for folder in aside)}"
         )
     for split, folder in splits.items():
         within, _ = walk.children(folder)
@@ -259,7 +259,7 @@ def _read_splits(top: Path, folders: list[Path], named: dict[Path, str], walk: W
         within, _ = walk.children(place)
         if differing := sorted({folder.name for folder in within} ^ classes):
             raise Refused(
-                f"{place} and {splits['train']} differ in their classes: {_some(differing)} is in one of them only."
+                f"{place} and {splits['train']} differ in their classes: {some(differing)} is in one of them only."
             )
         entries += _read_all(top, within, split, walk, f"{place.name}/")
     return entries
@@ -292,7 +292,7 @@ def _read_classes(top: Path, folders: list[Path], walk: Walk, notes: list[str]) 
     names = {folder.name.casefold() for folder in folders}
     if len(folders) == 2 and names & IMAGES and names & MASKS - IMAGES:
         raise Refused(
-            f"{top} holds {_some(folder.name for folder in folders)}: pictures and what belongs to them, no classes. {_DRAWING}"
+            f"{top} holds {some(folder.name for folder in folders)}: pictures and what belongs to them, no classes. {_DRAWING}"
         )
     within = {
         folder: [child.name for child in walk.children(folder)[0]]
@@ -303,16 +303,16 @@ def _read_classes(top: Path, folders: list[Path], walk: Walk, notes: list[str]) 
     sets = {tuple(within[folder]) for folder in nested}
     if len(folders) == len(nested) > 1 and len(sets) == 1 and len(next(iter(sets))) > 1:
         raise Refused(
-            f"{top} holds {_some(folder.name for folder in folders)}, and each of them the folders {_some(next(iter(sets)))}: which of "
+            f"{top} holds {some(folder.name for folder in folders)}, and each of them the folders {some(next(iter(sets)))}: which of "
             f"the two levels are the classes is a guess. {_DRAWING}"
         )
     if nested:
-        shown = _some((f"{folder.name}/{within[folder][0]}" for folder in nested), 4)
+        shown = some((f"{folder.name}/{within[folder][0]}" for folder in nested), 4)
         notes.append(f"folders within class folders were read as part of their class: {shown}")
     if words := [folder.name for folder in folders if split_of(folder.name)]:
         if len(words) > 1:
             raise Refused(
-                f"{top} holds {_some(folder.name for folder in folders)}; {_some(words)} are named like splits and hold pictures "
+                f"{top} holds {some(folder.name for folder in folders)}; {some(words)} are named like splits and hold pictures "
                 f"without class folders. {_DRAWING}"
             )
         notes.append(
@@ -342,8 +342,8 @@ def _read_all(top: Path, folders: list[Path], split: str | None, walk: Walk, pre
 def _refuse_empty(root: Path, names: list[str], walk: Walk) -> None:
     ends = [name.split("/")[-1] for name in names]
     reasons = [f"{path}: {reason}" for path, reason in walk.skipped if any(end in path.split("/") for end in ends)]
-    why = f" ({_some(reasons, 3)})" if reasons else ""
-    raise Refused(f"{root} has class folders without a picture: {_some(names)}{why}. Fill them or remove them.")
+    why = f" ({some(reasons, 3)})" if reasons else ""
+    raise Refused(f"{root} has class folders without a picture: {some(names)}{why}. Fill them or remove them.")
 
 
 def copy_layout(layout: Layout, destination: Path, *, move: bool = False) -> None:
@@ -399,8 +399,3 @@ def _collisions(classes: set[str]) -> list[str]:
             )
         seen[key] = name
     return notes
-
-
-def _some(names: object, limit: int = 8) -> str:
-    listed = [str(name) for name in names]  # type: ignore[attr-defined]
-    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 from frostline.files import mark_complete, path_of, sha256_of
 from frostline.images.archives import extract_archive
-from frostline.images.downloads import LOCK_FILE, download, redact_url
+from frostline.images.downloads import LOCK_FILE, download
 from frostline.images.folders import Layout, copy_layout, find_layout, read_layout, require_space
 from frostline.images.names import SPLIT_NAMES
 from frostline.params import Fetch
@@ -103,7 +103,7 @@ def _fetch(
             file = download(
                 archive.url, downloads, sha256=archive.sha256, allow_private=fetch.allow_private, lock_file=lock_file
             )
-            hashes[redact_url(archive.url)] = sha256_of(file)
+            hashes[redact(archive.url)] = sha256_of(file)
             extract_archive(file, unpacked / str(number), max_bytes=fetch.max_extract_gb * 1e9, encoding=fetch.encoding)
             layouts.append(_place(find_layout(unpacked / str(number)), archive.split))
         for layout in layouts:
@@ -120,7 +120,7 @@ def _fetch(
         f"{entry.split}/{entry.class_name}" if entry.split else entry.class_name for entry in layout.entries
     )
     return {
-        "source": redact_url(source) if "://" in source else source,
+        "source": redact(source) if "://" in source else source,
         "sha256": hashes,
         "splits": list(layout.splits),
         "num_files": len(layout.entries),

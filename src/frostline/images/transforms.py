@@ -4,14 +4,13 @@ import inspect
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.errors import Refused
+from frostline.errors import Refused, nearest
 
 Transforms = Sequence[Mapping[str, Mapping[str, Any]]]
 Pipeline = tuple[A.BasicTransform | A.BaseCompose, ...]
@@ -54,7 +53,7 @@ def _problems_of(place: str, entry: Any, image_size: int | None) -> list[str]:
         return [f"{place}: expected one transform, {{Name: {{argument: value}}}}; given was {entry!r}"]
     ((name, arguments),) = entry.items()
     if name not in _names():
-        return [f"{place}: unknown transform {name!r}{_nearest(name, _names())}"]
+        return [f"{place}: unknown transform {name!r}{nearest(name, _names())}"]
     place, kind = f"{place}.{name}", getattr(A, name)
     if not isinstance(arguments, Mapping):
         return [f"{place}: expected {{argument: value}}; given was {arguments!r}"]
@@ -62,7 +61,7 @@ def _problems_of(place: str, entry: Any, image_size: int | None) -> list[str]:
     wrong = [argument for argument in arguments if argument not in allowed]
     if wrong:
         return [
-            f"{place}: unknown argument {word!r}{_nearest(word, allowed)}; allowed: {', '.join(allowed)}"
+            f"{place}: unknown argument {word!r}{nearest(word, allowed)}; allowed: {', '.join(allowed)}"
             for word in wrong
         ]
     if issubclass(kind, A.BaseCompose):
@@ -110,11 +109,6 @@ def _names() -> list[str]:
         for name, kind in vars(A).items()
         if inspect.isclass(kind) and (name in composed or (issubclass(kind, A.BasicTransform) and name[0] != "_"))
     ]
-
-
-def _nearest(word: str, allowed: Sequence[str]) -> str:
-    close = get_close_matches(word, allowed, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def run_transforms(

@@ -13,7 +13,6 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelOutput, Metric
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from frostline.evidence.evaluation import Evaluation
 from frostline.files import hash_folder, sha256_of
 from frostline.process import locked
 from frostline.serving.model import DATA, MODEL, Card, save_model_folder
-from frostline.tracking.store import Store
+from frostline.tracking.store import Store, pages
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 WORN_AFTER = 20  # scorings on one test split from which its answers are no longer those of an unseen one
@@ -170,14 +169,8 @@ def describe_wear(uses: int) -> str:
 
 def list_versions(store: Store, name: str) -> list[Version]:
     """Every version of a model, newest first."""
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = store.client.search_model_versions(f"name = '{name}'", max_results=500, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted((_version(version) for version in found), key=lambda version: -version.number)
+    found = pages(store.client.search_model_versions, f"name = '{name}'", max_results=500)
+    return sorted((_version(version) for version in found), key=lambda version: -version.number)
 
 
 def load_version(store: Store, name: str, number: int) -> Version:

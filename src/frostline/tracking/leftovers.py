@@ -2,10 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import LoggedModel, Run, ViewType
@@ -13,7 +12,7 @@ from mlflow.entities import LoggedModel, Run, ViewType
 from frostline.files import load_json, size_of
 from frostline.params import Params
 from frostline.process import UNFINISHED, is_held
-from frostline.tracking.store import Store
+from frostline.tracking.store import Store, pages
 
 DAY = 86400.0
 # The tag that MLflow's pages set on a model with a registered version; `registry` sets it too.
@@ -82,8 +81,8 @@ def _kept_runs(store: Store, studies: set[str]) -> dict[str, Run]:
     runs = {run.info.run_id: run for run in _all_runs(store)}
     registered = {
         str(version.run_id)
-        for model in _paged(store.client.search_registered_models)
-        for version in _paged(store.client.search_model_versions, filter_string=f"name = '{model.name}'")
+        for model in pages(store.client.search_registered_models)
+        for version in pages(store.client.search_model_versions, filter_string=f"name = '{model.name}'")
     }
     studies = studies | {runs[run_id].data.tags.get("frostline.study", "") for run_id in registered if run_id in runs}
     studies.discard("")
@@ -105,7 +104,7 @@ def _old_runs(store: Store, kept: set[str], root: Path) -> Iterator[Leftover]:
 
 
 def _old_models(store: Store, kept: set[str], root: Path) -> Iterator[Leftover]:
-    for model in _paged(store.client.search_logged_models, experiment_ids=[store.experiment_id]):
+    for model in pages(store.client.search_logged_models, experiment_ids=[store.experiment_id]):
         if REGISTERED not in model.tags and model.source_run_id not in kept:
             folder = _model_folder(model, root)
             size = size_of(folder) if folder else 0
@@ -138,18 +137,8 @@ def _unfinished_work(root: Path) -> Iterator[Leftover]:
 
 def _all_runs(store: Store) -> list[Run]:
     return list(
-        _paged(store.client.search_runs, experiment_ids=[store.experiment_id], run_view_type=ViewType.ACTIVE_ONLY)
+        pages(store.client.search_runs, experiment_ids=[store.experiment_id], run_view_type=ViewType.ACTIVE_ONLY)
     )
-
-
-def _paged(search: Callable[..., Any], **arguments: object) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(page_token=token, **arguments)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _run_folder(run: Run, root: Path) -> Path | None:

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
 from frostline.tracking.owners import owner_tags
-from frostline.tracking.store import Store
+from frostline.tracking.store import Store, pages
 
 # A server that is down is reported after seconds; MLflow's own patience is four minutes a call.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -199,14 +199,7 @@ def list_runs(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def _search(store: Store, where: str) -> list[Run]:
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = store.client.search_runs([store.experiment_id], where, max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    return list(pages(store.client.search_runs, [store.experiment_id], where, max_results=1000))
 
 
 def _create(

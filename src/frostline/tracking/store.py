@@ -5,14 +5,16 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 from frostline.hparams import HPARAMS
 from frostline.params import Tracking
 from frostline.process import locked
@@ -45,7 +47,7 @@ class Store:
     @property
     def shown_uri(self) -> str:
         """The URI without the name and password that it may hold."""
-        return _without_credentials(self.uri)
+        return redact(self.uri)
 
 
 @functools.cache
@@ -86,7 +88,7 @@ def open_store(tracking: Tracking, root: Path) -> Store:
         except MlflowException as error:
             reason = f"The tracking store {uri} cannot be used: {str(error).splitlines()[0]}"
             raise Refused(
-                f"{_without_credentials(reason)} Start the server, or change tracking.uri or MLFLOW_TRACKING_URI."
+                f"{redact(reason)} Start the server, or change tracking.uri or MLFLOW_TRACKING_URI."
             ) from error
 
 
@@ -142,5 +144,12 @@ def _experiment(client: MlflowClient, name: str, uri: str, root: Path) -> str:
     return str(found.experiment_id)
 
 
-def _without_credentials(text: str) -> str:
-    return re.sub(r"//[^/@\s]+@", "//", text)
+def pages(search: Callable[..., Any], *arguments: object, **options: object) -> Iterator[Any]:
+    """Everything that one of MLflow's searches finds, page after page."""
+    token = None
+    while True:
+        page = search(*arguments, page_token=token, **options)
+        yield from page
+        token = page.token
+        if not token:
+            return
