@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from frostline.arrays import ArrayWriter, load_array, load_split, save_array, save_split, take_rows
+from frostline.errors import Refused
 from frostline.files import load_json, mark_complete, publish, replacing, require_complete, save_json, sha256_of
 
 
@@ -92,6 +93,10 @@ def test_publishing_replaces_the_old_folder_as_a_whole(tmp_path):
     for folder, name in ((old, "old.npy"), (work, "new.npy")):
         folder.mkdir(parents=True)
         (folder / name).write_bytes(b"x")
+    with pytest.raises(Refused, match="not Frostline's"):
+        publish(work, old)
+    assert (old / "old.npy").is_file()
+    (old / "complete.json").touch()
     publish(work, old)
     assert [path.name for path in old.iterdir()] == ["new.npy"]
     assert not work.exists()

@@ -158,12 +158,28 @@ def test_the_preview_shows_plain_pictures_beside_their_views(images: NDArray[np.
         ({"Normalize": {}}, "float32"),
         ({"ToGray": {"num_output_channels": 1}}, "keep its shape"),
         ({"RandomCrop": {"height": 200, "width": 200}}, "fails on a picture of 32x32"),
+        ({"Lambda": {}}, "functions of Python"),
+        ({"MaskDropout": {}}, "fails on a picture of 32x32"),
+        ({"OneOf": {"transforms": [{"Blur": {}}, {"Resize": {"height": 64, "width": 64}}]}}, "makes 64x64"),
+        ({"GaussNoise": {"std_range": [float("nan"), 0.2]}}, "transforms[1].GaussNoise"),
     ],
 )
 def test_a_mistake_in_a_transform_is_refused_with_the_right_word(entry: dict[str, Any], words: str) -> None:
     with pytest.raises(Refused) as refusal:
         check_transforms([{"HorizontalFlip": {}}, entry], image_size=32)
     assert words in str(refusal.value) and "transforms[1]" in str(refusal.value)
+
+
+def test_the_size_counts_at_the_end_and_on_every_way_there() -> None:
+    pad, crop = {"PadIfNeeded": {"min_height": 40, "min_width": 40}}, {"RandomCrop": {"height": 32, "width": 32}}
+    check_transforms([pad, crop], image_size=32)
+    grow, small = {"Resize": {"height": 64, "width": 64, "p": 0.5}}, {"Resize": {"height": 24, "width": 24, "p": 0.5}}
+    check_transforms([grow, crop], image_size=32)
+    with pytest.raises(Refused, match=r"transforms\[1\].*fails on a picture of 24x24"):
+        check_transforms([small, crop], image_size=32)
+    # Not each run leaves it out.
+    with pytest.raises(Refused, match=r"transforms\[0\].*makes 40x40"):
+        check_transforms([pad, {"CenterCrop": {"height": 32, "width": 32, "p": 0.5}}], image_size=32)
 
 
 def test_all_mistakes_are_reported_together() -> None:

@@ -1,4 +1,7 @@
 import copy
+import math
+import random
+import tarfile
 import time
 
 import pytest
@@ -59,7 +62,7 @@ def test_problems_of_schema_and_beyond_are_found_at_once(params_document, root):
             {"base__options": {"alpah": 0.35}},
             ["base.options.alpah: unknown option", "did you mean alpha?", "alpha (float)"],
         ),
-        ({"base__options": {"alpha": "big"}}, ["base.options.alpha: must be float", "'big'"]),
+        ({"base__options": {"alpha": "big"}}, ["base.options.alpha: MobileNetV2 takes a number", "'big'"]),
         ({"base__options": {"alpha": 0.5}}, ["bundled weights need {'alpha': 0.35}", "0.5"]),
         ({"base__name": "InceptionV3", "base__options": {}}, ["bundled weights are those of MobileNetV2"]),
         ({"base__output_layer": "block_13"}, ["base.output_layer", "no cut of MobileNetV2", "did you mean block_1"]),
@@ -95,7 +98,9 @@ def test_a_base_is_too_small_or_cut_wrong_by_its_own_table(params_document, root
         params_document, base__name="InceptionV3", base__options={}, base__weights="random", base__image_size=64
     )
     document["base"]["output_layer"] = "mixed7"
-    assert find_problems(document, root) == ["base.image_size: InceptionV3 needs at least 75; given was 64"]
+    assert find_problems(document, root) == [
+        "base.image_size: InceptionV3 takes pictures of at least 75 px; given was 64"
+    ]
     document["base"] |= {"image_size": 150, "output_layer": "mixed77"}
     (problem,) = find_problems(document, root)
     assert "did you mean mixed7?" in problem and "mixed10" in problem
@@ -118,7 +123,8 @@ def test_files_that_exist_are_accepted(params_document, tmp_path):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         (tmp_path / "pictures" / name / "1.jpg").touch()
     (tmp_path / "mine.weights.h5").touch()
-    (tmp_path / "pictures.tar.gz").touch()
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz"):
+        pass
     document = changed(params_document, fetch__source="pictures", base__weights="mine.weights.h5", base__options={})
     assert find_problems(document, tmp_path) == []
     assert find_problems(changed(document, fetch__source="pictures.tar.gz"), tmp_path) == []
@@ -157,3 +163,127 @@ def test_what_was_fetched_need_not_be_there_any_more(params_document, tmp_path):
     assert find_problems(document, tmp_path) == []
     problems = find_problems(changed(document, fetch__source="other", base__weights="other.h5"), tmp_path)
     assert len(problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"augment__transforms": [{"Normalize": {}}]}, "float32"),
+        ({"augment__transforms": [{"Resize": {"height": 224, "width": 224}}]}, "makes 224x224"),
+        ({"augment__transforms": [{"RandomCrop": {"height": 128, "width": 128}}]}, "fails on a picture of 96x96"),
+        ({"augment__transforms": [{"Lambda": {}}]}, "functions"),
+        ({"base__options": {"alpha": math.nan}}, "given was nan"),
+        ({"fetch__source": "~nobody-of-this-name/x"}, "no path of this machine"),
+        ({"fetch__source": "http://[::1"}, "is not an address"),
+        ({"fetch__source": "http://host:99999999/x.zip"}, "is not an address"),
+        ({"fetch__source": "https://user:secret@host/x.zip"}, "user or password"),
+        ({"fetch__source": " "}, "empty"),
+        ({"tracking__uri": "http://[::1"}, "is no address"),
+        ({"tracking__uri": "http://"}, "names no host"),
+    ],
+)
+def test_check_refuses_what_a_stage_would(params_document, root, values, word):
+    assert word in "\n".join(find_problems(changed(params_document, **values), root))
+
+
+JUNK = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        3,
+        10**30,
+        0.0,
+        0.5,
+        -0.5,
+        1e308,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "",
+        " ",
+        "x",
+        "generated",
+    ),
+    *(
+        "~nobody-of-this-name/x",
+        "http://[::1",
+        "https://h:99999999",
+        "tfds:",
+        "tfds:x",
+        "a\0b",
+        "\ud800",
+        "x" * 5000,
+        "..",
+        "/",
+        ".",
+    ),
+    *(
+        [],
+        [None],
+        [1, 2, 3],
+        [math.nan, 1],
+        ["a"],
+        [[]],
+        {},
+        {"a": 1},
+        {1: 2},
+        {None: None},
+        {"low": "x"},
+        {"low": 2, "high": 1},
+    ),
+    *(
+        "imagenet",
+        "custom",
+        "MobileNetV2",
+        "InceptionV3",
+        "NASNetMobile",
+        "data/raw",
+        "src",
+        "sqlite:///x",
+        "file:///x",
+        "\n",
+    ),
+]
+
+
+def spoil(document, draw):
+    """The document with some of its values, at any depth, replaced by junk, dropped, or joined by a new key."""
+    for _ in range(draw.randint(1, 4)):
+        place = document
+        while isinstance(place, dict) and place:
+            key = draw.choice(sorted(place, key=str))
+            if isinstance(place[key], dict) and draw.random() < 0.8:
+                place = place[key]
+                continue
+            action = draw.random()
+            if action < 0.1:
+                del place[key]
+            elif action < 0.2:
+                place[draw.choice(["new", 1, None, key])] = copy.deepcopy(draw.choice(JUNK))
+            else:
+                place[key] = copy.deepcopy(draw.choice(JUNK))
+            break
+    return document
+
+
+def test_no_document_makes_the_check_stumble(params_document, tmp_path):
+    """A thousand random documents: problems or none, each a text that can be printed, never another exception."""
+    draw = random.Random(5)
+    found = 0
+    for number in range(1000):
+        document = spoil(copy.deepcopy(params_document), draw)
+        try:
+            problems = find_problems(document, tmp_path, transforms=number % 20 == 0)
+        except Exception as error:
+            raise AssertionError(f"{document!r}") from error
+        found += bool(problems)
+        "\n".join(problems).encode(errors="backslashreplace")
+        if not problems:
+            parse_params(document)
+    assert found > 700
+    for document in (None, [], "text", 3, {}, {"fetch": None}, [1]):
+        assert find_problems(document, tmp_path)

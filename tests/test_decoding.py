@@ -89,7 +89,7 @@ def test_headers_tell_size_and_kind_without_decoding() -> None:
 def test_a_bomb_is_refused_before_it_takes_memory() -> None:
     code = (
         "import resource, sys\n"
-        "from frostline.decoding import UnreadableImage, decode_image\n"
+        "from frostline.images.decoding import UnreadableImage, decode_image\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    decode_image(sys.stdin.buffer.read(), 64)\n"
         "except UnreadableImage as error:\n    print(error.reason)\n"

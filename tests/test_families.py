@@ -38,10 +38,19 @@ def test_only_families_with_real_weights_tried_are_marked_so():
     [
         ("MobilNetV2", 96, {}, "did you mean MobileNetV2?"),
         ("MobileNetV2", 96, {"alpa": 0.5}, "did you mean alpha?"),
-        ("MobileNetV2", 96, {"alpha": True}, "alpha of MobileNetV2 is a float"),
-        ("MobileNetV2", 96, {"alpha": -1.0}, "alpha of MobileNetV2 is a float"),
-        ("MobileNetV2", 96, {"alpha": "0.5"}, "alpha of MobileNetV2 is a float"),
-        ("MobileNet", 96, {"depth_multiplier": 1.5}, "depth_multiplier of MobileNet is a int"),
+        ("MobileNetV2", 96, {"alpha": True}, "base.options.alpha: MobileNetV2 takes a number above 0"),
+        ("MobileNetV2", 96, {"alpha": -1.0}, "base.options.alpha: MobileNetV2 takes a number above 0"),
+        ("MobileNetV2", 96, {"alpha": float("nan")}, "given was nan"),
+        ("MobileNetV2", 96, {"alpha": float("inf")}, "given was inf"),
+        ("MobileNetV2", 96, {"alpha": 1e9}, "at most 8"),
+        ("MobileNetV3Small", 96, {"minimalistic": 1}, "true or false"),
+        ("MobileNetV2", 96, {"alpha": "0.5"}, "base.options.alpha: MobileNetV2 takes a number above 0"),
+        (
+            "MobileNet",
+            96,
+            {"depth_multiplier": 1.5},
+            "base.options.depth_multiplier: MobileNet takes a whole number above 0",
+        ),
         ("ResNet50", 96, {"alpha": 0.5}, "allowed: none"),
         ("InceptionV3", 64, {}, "at least 75 px; given was 64"),
         ("custom", 64, {"scaling": "tg"}, "tf, caffe, torch, none"),
@@ -60,5 +69,5 @@ def test_what_a_family_takes_passes():
 
 
 def test_the_table_and_the_fetching_of_weights_need_no_keras():
-    code = "import sys, frostline.families; from frostline.backbones import fetch_weights; assert 'keras' not in sys.modules"
+    code = "import sys, frostline.bases.families; from frostline.bases.files import fetch_weights; assert 'keras' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -375,7 +375,8 @@ def test_imbalanced_classes_are_both_everywhere(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
     code = (
         "import resource, sys\nfrom pathlib import Path\n"
-        "from frostline.params import Prepare\nfrom frostline.preparation import prepare_images, shards\n"
+        "from frostline.params import Prepare\nfrom frostline.images import shards\n"
+        "from frostline.images.preparation import prepare_images\n"
         "shards.SHARD_BYTES = 1_000_000\nraw = Path(sys.argv[1])\n"
         "prepare_images(raw, raw.parent / (raw.name + '-out'), Prepare(), size=96, seed=1, work=raw.parent / 'w', workers=2)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"

@@ -613,7 +613,7 @@ def test_named_sources_are_https_and_have_well_formed_checksums() -> None:
 def test_a_named_source_of_two_archives_becomes_two_splits(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import frostline.sources as sources
+    from frostline.images import sources
 
     server.data = make_zip(tmp_path / "one.zip", {"horses/1.png": b"h", "humans/1.png": b"m"}).read_bytes()
     both = tuple(sources.Archive(server.url + f"?{split}=1", split=split) for split in ("train", "validation"))

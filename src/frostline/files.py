@@ -87,11 +87,9 @@ def require_complete(folder: Path) -> Mapping[str, Any]:
 
 
 def publish(work: Path, folder: Path) -> None:
-    """Puts the finished folder `work` in the place of `folder`; FileExistsError where that is not a writer's folder."""
+    """Puts the finished folder `work` in the place of `folder`; Refused where that holds somebody else's files."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / COMPLETE).is_file():
-        raise FileExistsError(
-            f"{folder} holds files without a {COMPLETE}: they are not Frostline's. Move them out of it."
-        )
+        raise Refused(f"{folder} holds files without a {COMPLETE}: they are not Frostline's. Move them out of it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         # Out of the way first: a removal that is broken off must not leave half a folder under the name.

@@ -243,36 +243,44 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 
 def check_base(name: str, image_size: int, options: Mapping[str, Any]) -> None:
     """Raises Refused for an unknown family or option, and for pictures smaller than the family takes."""
+    if problems := base_problems(name, image_size, options):
+        raise Refused("; ".join(problems))
+
+
+def base_problems(name: str, image_size: int, options: Mapping[str, Any]) -> list[str]:
+    """What a family does not take: each wrong option, and a picture that is too small; one line each."""
     if name == CUSTOM:
-        for option, value in options.items():
-            if option != "scaling" or value not in get_args(Scaling):
-                raise Refused(
-                    f"base.options: a custom base takes scaling: {', '.join(get_args(Scaling))}; given was {option}: {value!r}."
-                )
-        return
+        return [
+            f"base.options: a custom base takes scaling: {', '.join(get_args(Scaling))}; given was {option}: {value!r}"
+            for option, value in options.items()
+            if option != "scaling" or value not in get_args(Scaling)
+        ]
     if name not in FAMILIES:
-        raise Refused(
-            f"base.name: there is no family {name!r}{_hint(name, [*FAMILIES, CUSTOM])}. `frostline blocks` lists all."
-        )
+        return [
+            f"base.name: there is no family {name!r}{_hint(name, [*FAMILIES, CUSTOM])}; allowed: {', '.join([*FAMILIES, CUSTOM])}"
+        ]
     family = FAMILIES[name]
+    problems = [problem for option, value in options.items() if (problem := _option_problem(family, option, value))]
     if image_size < family.min_size:
-        raise Refused(
-            f"base.image_size: {name} takes pictures of at least {family.min_size} px; given was {image_size}."
+        problems.append(
+            f"base.image_size: {name} takes pictures of at least {family.min_size} px; given was {image_size}"
         )
-    for option, value in options.items():
-        if option not in family.options:
-            allowed = ", ".join(family.options) or "none"
-            raise Refused(
-                f"base.options: {name} has no option {option!r}{_hint(option, list(family.options))}; allowed: {allowed}."
-            )
-        kind = family.options[option]
-        numeric = bool if kind is bool else int if kind is int else (int, float)
-        if (
-            isinstance(value, bool) != (kind is bool)
-            or not isinstance(value, numeric)
-            or (kind is not bool and value <= 0)
-        ):
-            raise Refused(f"base.options: {option} of {name} is a {kind.__name__}; given was {value!r}.")
+    return problems
+
+
+def _option_problem(family: Family, option: str, value: Any) -> str | None:
+    place = f"base.options.{option}"
+    if option not in family.options:
+        allowed = ", ".join(f"{name} ({kind.__name__})" for name, kind in family.options.items()) or "none"
+        return f"{place}: unknown option of {family.name}{_hint(str(option), list(family.options))}; allowed: {allowed}"
+    kind = family.options[option]
+    if kind is bool:
+        return None if isinstance(value, bool) else f"{place}: {family.name} takes true or false; given was {value!r}"
+    allowed_kinds = (int,) if kind is int else (int, float)
+    # Above 8 no family was ever built; a slip of the comma would ask for all memory.
+    if isinstance(value, bool) or not isinstance(value, allowed_kinds) or not 0 < value <= 8:
+        return f"{place}: {family.name} takes {'a whole' if kind is int else 'a'} number above 0, at most 8; given was {value!r}"
+    return None
 
 
 def _hint(word: str, allowed: list[str]) -> str:

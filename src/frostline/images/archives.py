@@ -82,6 +82,12 @@ def _name_of(archive: Path, raw: bytes, encoding: str | None) -> str:
         ) from None
 
 
+def check_archive(archive: Path) -> None:
+    """Raises Refused where a file is no archive that `extract_archive` reads; its members are not judged yet."""
+    with _open_archive(archive):
+        pass
+
+
 def _copy(content: IO[bytes], file: IO[bytes], size: int, archive: Path) -> int:
     """Copies one member; never more than it declared, whatever the archive then delivers."""
     left = size

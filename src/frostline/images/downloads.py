@@ -115,7 +115,7 @@ def check_url(url: str) -> None:
     """Raises Refused unless the address is http or https, has a host and carries no password."""
     try:
         parts = urlsplit(url)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise Refused(f"{redact(url)} is not an address: {error}.") from None
     if parts.scheme not in ("http", "https") or not host:

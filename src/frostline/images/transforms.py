@@ -1,9 +1,10 @@
 """The transforms that params.yaml declares, checked before they run. The home of Albumentations."""
 
 import inspect
+import json
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import albumentations as A
@@ -28,14 +29,14 @@ def build_transforms(transforms: Transforms, image_size: int | None = None) -> P
 def check_transforms(transforms: Transforms, image_size: int | None = None) -> None:
     """Raises Refused that lists every unknown transform, misspelt argument and impossible value.
 
-    Albumentations only warns of most of these and goes on without them. With `image_size`, each transform is tried, and
-    refused if it does not give uint8 (image_size, image_size, 3) back.
+    Albumentations only warns of most of these and goes on without them. With `image_size`, the transforms are tried one
+    after the other, and refused if uint8 (image_size, image_size, 3) does not come out at their end.
     """
     problems = [
-        problem
-        for place, entry in enumerate(transforms)
-        for problem in _problems_of(f"transforms[{place}]", entry, image_size)
+        problem for place, entry in enumerate(transforms) for problem in _problems_of(f"transforms[{place}]", entry)
     ]
+    if not problems and image_size and transforms:
+        problems = _problems_of_line(transforms, image_size)
     if problems:
         raise Refused(f"augment has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems))
 
@@ -48,10 +49,12 @@ def build_transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform
     return kind(**arguments)
 
 
-def _problems_of(place: str, entry: Any, image_size: int | None) -> list[str]:
+def _problems_of(place: str, entry: Any) -> list[str]:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         return [f"{place}: expected one transform, {{Name: {{argument: value}}}}; given was {entry!r}"]
     ((name, arguments),) = entry.items()
+    if name == "Lambda":
+        return [f"{place}: Lambda takes functions of Python, which params.yaml cannot hold"]
     if name not in _names():
         return [f"{place}: unknown transform {name!r}{nearest(name, _names())}"]
     place, kind = f"{place}.{name}", getattr(A, name)
@@ -68,34 +71,54 @@ def _problems_of(place: str, entry: Any, image_size: int | None) -> list[str]:
         inner = arguments.get("transforms")
         if not isinstance(inner, list) or not inner:
             return [f"{place}.transforms: expected a list of transforms; given was {inner!r}"]
-        found = [
-            text
-            for at, each in enumerate(inner)
-            for text in _problems_of(f"{place}.transforms[{at}]", each, image_size)
-        ]
+        found = [text for at, each in enumerate(inner) for text in _problems_of(f"{place}.transforms[{at}]", each)]
         if found:
             return found
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            transform = build_transform(name, arguments)
-    except (ValueError, TypeError, AttributeError, UserWarning) as error:
-        return [f"{place}: {_shorten(error)}"]
-    return _problems_of_output(place, transform, image_size) if image_size else []
-
-
-def _problems_of_output(place: str, transform: Any, image_size: int) -> list[str]:
-    probe = np.random.default_rng(0).integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
-    try:
-        view = run_transforms((transform,), probe, seed=0, force=True)
+            # As the recipe will hold it: what has no number or word for it could not be drawn again.
+            json.dumps(A.to_dict(build_transform(name, arguments)), allow_nan=False)
     except Exception as error:  # whatever a transform raises is the user's to know
-        return [f"{place}: fails on a picture of {image_size}x{image_size}: {_shorten(error)}"]
-    if view.shape != probe.shape or view.dtype != np.uint8:
-        shape = "x".join(map(str, view.shape))
-        return [
-            f"{place}: makes {shape} {view.dtype} of {image_size}x{image_size}x3 uint8; a view must keep its shape and type"
-        ]
+        return [f"{place}: {_shorten(error)}"]
     return []
+
+
+def _problems_of_line(transforms: Transforms, image_size: int) -> list[str]:
+    """What is wrong with the transforms as a whole: one that fails, or another shape or type at their end."""
+    probe = np.random.default_rng(0).integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+    names = [f"transforms[{place}].{name}" for place, entry in enumerate(transforms) for name in entry]
+    problems: dict[str, None] = {}
+    for line in _lines_of(build_transforms(transforms)):
+        image, changed = probe, ""
+        for name, transform in zip(names, line, strict=True):
+            before = image
+            try:
+                image = run_transforms((transform,), image, seed=0, force=True) if transform is not None else image
+            except Exception as error:
+                shape = "x".join(map(str, before.shape[:2]))
+                problems[f"{name}: fails on a picture of {shape}: {_shorten(error)}"] = None
+                break
+            if image.shape != before.shape or image.dtype != before.dtype:
+                changed = name
+        else:
+            if image.shape != probe.shape or image.dtype != np.uint8:
+                shape = "x".join(map(str, image.shape))
+                problems[
+                    f"{changed}: makes {shape} {image.dtype} of {image_size}x{image_size}x3 uint8, and no later one brings it back; a "
+                    "view must keep its shape and type"
+                ] = None
+    return list(problems)
+
+
+def _lines_of(pipeline: Pipeline) -> Iterator[tuple[Any, ...]]:
+    """The ways in which a pipeline may run: all its transforms, each alternative, and each left out where it may be."""
+    yield pipeline
+    for place, transform in enumerate(pipeline):
+        if isinstance(transform, (A.OneOf, A.SomeOf)):
+            yield from ((*pipeline[:place], inner, *pipeline[place + 1 :]) for inner in transform.transforms)
+        if transform.p < 1:
+            yield (*pipeline[:place], None, *pipeline[place + 1 :])
 
 
 def _shorten(error: Exception) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from frostline.bases import families
-from frostline.bases.families import BUNDLED_BASE, FAMILIES, Family, cuts_of
+from frostline.bases.families import BUNDLED_BASE, FAMILIES, base_problems, cuts_of
 from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, path_of
+from frostline.images.archives import check_archive
+from frostline.images.downloads import check_url, redact_url
 from frostline.images.folders import find_layout
 from frostline.images.sources import NAMED_SOURCES
 from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
@@ -30,7 +31,6 @@ from frostline.params import (
 )
 from frostline.planning.workspace import find_overlaps, stranger_problems
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 # MLflow's file store is closed: a path or file:// would fail at the first run.
 STORES = (
     "sqlite",
@@ -75,7 +75,7 @@ def find_problems(document: Any, root: Path = Path(), *, transforms: bool = True
     if base and tune:
         problems += check_depth(base, tune)
     if augment and transforms:
-        problems += check_views(augment)
+        problems += check_views(augment, base.image_size if base else None)
     if paths:
         problems += check_places(paths, fetch, base, root)
     if tracking := parse_section(document, "tracking", Tracking):
@@ -86,6 +86,8 @@ def find_problems(document: Any, root: Path = Path(), *, transforms: bool = True
 def check_source(fetch: Fetch, root: Path) -> list[str]:
     """Problems of `fetch.source`: nothing there, no archive, a password in it, an extra that is not installed."""
     source = fetch.source
+    if not source.strip():
+        return ["fetch.source: empty; name a folder, an archive, tfds:NAME, or generated"]
     if source == "generated" or source in NAMED_SOURCES:
         return []
     if source.startswith("tfds:"):
@@ -95,7 +97,11 @@ def check_source(fetch: Fetch, root: Path) -> list[str]:
             ]
         return []
     if "://" in source:
-        return _url_problems("fetch.source", source, ("https", "http"))
+        try:
+            check_url(source)
+        except Refused as refusal:
+            return [f"fetch.source: {refusal}"]
+        return []
     try:
         path = path_of(source, root)
     except Refused as refusal:
@@ -107,9 +113,11 @@ def check_source(fetch: Fetch, root: Path) -> list[str]:
             return [f"fetch.source: {problem}"]
         return []
     if path.is_file():
-        if path.name.lower().endswith(ARCHIVES):
-            return []
-        return [f"fetch.source: {source!r} is a file, but no archive; known are {', '.join(ARCHIVES)}"]
+        try:
+            check_archive(path)
+        except (Refused, OSError) as problem:
+            return [f"fetch.source: {problem}"]
+        return []
     words = ["generated", *NAMED_SOURCES]
     return [
         f"fetch.source: given was {source!r}, which is no folder or archive{_nearest(source, words)}; "
@@ -137,19 +145,11 @@ def check_base(base: Base, root: Path, *, fetched: bool = False) -> list[str]:
 
     fetched: its weights file was copied to `paths.base` already, and need not be where it was.
     """
-    family = FAMILIES.get(base.name)
-    if base.name == "custom":
-        return [*_custom_problems(base), *_weights_problems(base, root, fetched)]
-    if family is None:
-        words = [*FAMILIES, "custom"]
-        problem = f"base.name: given was {base.name!r}{_nearest(base.name, words)}; allowed: {', '.join(words)}"
-        return [problem] if base.weights == "bundled" else [problem, *_weights_problems(base, root, fetched)]
-    problems = _option_problems(base, family)
-    if not problems or base.weights != "bundled":
+    problems = base_problems(base.name, base.image_size, base.options)
+    is_whole = not problems
+    if is_whole or base.weights != "bundled":
         problems += _weights_problems(base, root, fetched)
-    if base.image_size < family.min_size:
-        problems.append(f"base.image_size: {base.name} needs at least {family.min_size}; given was {base.image_size}")
-    if base.output_layer is not None and not _option_problems(base, family):
+    if is_whole and base.name in FAMILIES and base.output_layer is not None:
         cuts = cuts_of(base.name, base.options)
         if base.output_layer not in cuts:
             problems.append(
@@ -162,7 +162,7 @@ def check_base(base: Base, root: Path, *, fetched: bool = False) -> list[str]:
 def check_depth(base: Base, tune: Tune) -> list[str]:
     """Problems of the depths to try: more blocks than the base has below its output layer."""
     family = FAMILIES.get(base.name)
-    if family is None or _option_problems(base, family):
+    if family is None or base_problems(base.name, base.image_size, base.options):
         return []
     deepest = tune.space.unfrozen_blocks[1]
     if family.head_only_reason and deepest > 0:
@@ -179,8 +179,8 @@ def check_depth(base: Base, tune: Tune) -> list[str]:
     ]
 
 
-def check_views(augment: Augment) -> list[str]:
-    """Problems of the transforms: unknown ones, misspelt arguments, impossible values."""
+def check_views(augment: Augment, image_size: int | None) -> list[str]:
+    """Problems of the transforms: unknown ones, misspelt arguments, impossible values, another size at their end."""
     from frostline.images.transforms import check_transforms
 
     if augment.views > 1 and not augment.transforms:
@@ -188,7 +188,7 @@ def check_views(augment: Augment) -> list[str]:
             f"augment.transforms: empty, so that all {augment.views} views would be equal. Set views to 1 or add some"
         ]
     try:
-        check_transforms(augment.transforms)
+        check_transforms(augment.transforms, image_size)
     except Refused as refusal:
         lines = str(refusal).splitlines()
         return [
@@ -216,37 +216,21 @@ def check_tracking(tracking: Tracking) -> list[str]:
     return _url_problems("tracking.uri", tracking.uri, STORES)
 
 
-def _option_problems(base: Base, family: Family) -> list[str]:
-    problems = []
-    for name, value in base.options.items():
-        kind = family.options.get(name)
-        allowed = ", ".join(f"{option} ({wanted.__name__})" for option, wanted in family.options.items()) or "none"
-        if kind is None:
-            problems.append(
-                f"base.options.{name}: unknown option of {base.name}{_nearest(name, family.options)}; allowed: {allowed}"
-            )
-        elif not _is_of(value, kind):
-            problems.append(f"base.options.{name}: must be {kind.__name__}; given was {value!r}")
-    return problems
-
-
 def _was_fetched(fetch: Fetch, folder: Path) -> bool:
-    return (folder / COMPLETE).is_file() and load_json(folder / COMPLETE).get("source") == fetch.source
+    return _record(folder, COMPLETE).get("source") == fetch.source
 
 
 def _base_was_fetched(base: Base, folder: Path) -> bool:
-    if not (folder / COMPLETE).is_file():
-        return False
-    card = load_json(folder / "card.json")
-    return bool(card["name"] == base.name and card["source"] == Path(base.weights).name)
+    card = _record(folder, "card.json") if _record(folder, COMPLETE) else {}
+    return card.get("name") == base.name and card.get("source") == Path(base.weights).name
 
 
-def _custom_problems(base: Base) -> list[str]:
+def _record(folder: Path, name: str) -> dict[str, Any]:
+    """A record of an output; {} where it is not there, or the output's path is none at all."""
     try:
-        families.check_base(base.name, base.image_size, base.options)
-    except Refused as refusal:
-        return [str(refusal)]
-    return []
+        return dict(load_json(folder / name))
+    except (OSError, ValueError):
+        return {}
 
 
 def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
@@ -286,24 +270,24 @@ def _bundled_problems(base: Base) -> list[str]:
 
 
 def _url_problems(place: str, url: str, schemes: tuple[str, ...]) -> list[str]:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        return [f"{place}: {redact_url(url)!r} is no address: {error}"]
     problems = []
     if parts.scheme not in schemes:
         problems.append(
             f"{place}: {parts.scheme or url!r} is no kind of address that works here; allowed: {', '.join(schemes)}"
         )
+    if parts.scheme in ("http", "https") and not parts.hostname:
+        problems.append(f"{place}: {redact_url(url)!r} names no host")
     if parts.password:
         # dvc.lock and every MLflow run would hold it.
         problems.append(
             f"{place}: holds a password, which would be written to dvc.lock and MLflow. Use the environment or ~/.netrc"
         )
     return problems
-
-
-def _is_of(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 def _nearest(word: str, allowed: Iterable[str]) -> str:

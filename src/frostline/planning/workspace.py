@@ -46,6 +46,7 @@ OWN = frozenset(
         *("dvc_plots", "tmp", "build", "dist"),
     }
 )
+LONGEST = 200  # file systems end at 255 bytes
 ASIDE = Path(".frostline/aside")
 
 
@@ -55,7 +56,8 @@ def find_overlaps(paths: Paths, inputs: Mapping[str, str], root: Path) -> list[s
     inputs: key of `params.yaml` -> the path that stands there. Links are followed, so that no other name hides a place.
     """
     places = {f"paths.{name}": PurePosixPath(value) for name, value in paths.model_dump().items()}
-    problems = [problem for name, place in places.items() if (problem := _misplaced(name, place, root))]
+    if problems := [problem for name, place in places.items() if (problem := _misplaced(name, place, root))]:
+        return problems
     outputs = {name: root / place for name, place in places.items()} | {"the list of the source": root / SOURCE_FILE}
     ways = {name: _ways(output) for name, output in outputs.items()}
     given_ways = {key: _ways(path_of(given, root)) for key, given in inputs.items()}
@@ -128,6 +130,8 @@ def set_aside(paths: Paths, root: Path) -> list[str]:
 
 
 def _misplaced(name: str, place: PurePosixPath, root: Path) -> str | None:
+    if max(map(len, place.parts), default=0) > LONGEST:
+        return f"{name}: a name of more than {LONGEST} characters; given was {str(place)[:40]!r}..."
     if place.is_absolute() or ".." in place.parts or place == PurePosixPath() or not str(place).isprintable():
         return f"{name}: must be a path below the project's root; given was {str(place)!r}"
     where = (root / place).resolve()
