@@ -1,6 +1,5 @@
 """The families of `keras.applications`: scaling, sizes, constructor options, and where each can be cut."""
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from frostline.errors import Refused
+from frostline.errors import Refused, nearest
 
 Scaling = Literal["tf", "caffe", "torch", "none"]
 
@@ -257,7 +256,7 @@ def base_problems(name: str, image_size: int, options: Mapping[str, Any]) -> lis
         ]
     if name not in FAMILIES:
         return [
-            f"base.name: there is no family {name!r}{_hint(name, [*FAMILIES, CUSTOM])}; allowed: {', '.join([*FAMILIES, CUSTOM])}"
+            f"base.name: there is no family {name!r}{nearest(name, [*FAMILIES, CUSTOM])}; allowed: {', '.join([*FAMILIES, CUSTOM])}"
         ]
     family = FAMILIES[name]
     problems = [problem for option, value in options.items() if (problem := _option_problem(family, option, value))]
@@ -272,7 +271,9 @@ def _option_problem(family: Family, option: str, value: Any) -> str | None:
     place = f"base.options.{option}"
     if option not in family.options:
         allowed = ", ".join(f"{name} ({kind.__name__})" for name, kind in family.options.items()) or "none"
-        return f"{place}: unknown option of {family.name}{_hint(str(option), list(family.options))}; allowed: {allowed}"
+        return (
+            f"{place}: unknown option of {family.name}{nearest(str(option), list(family.options))}; allowed: {allowed}"
+        )
     kind = family.options[option]
     if kind is bool:
         return None if isinstance(value, bool) else f"{place}: {family.name} takes true or false; given was {value!r}"
@@ -281,11 +282,6 @@ def _option_problem(family: Family, option: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, allowed_kinds) or not 0 < value <= 8:
         return f"{place}: {family.name} takes {'a whole' if kind is int else 'a'} number above 0, at most 8; given was {value!r}"
     return None
-
-
-def _hint(word: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:

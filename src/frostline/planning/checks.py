@@ -1,17 +1,15 @@
 """What is wrong with `params.yaml` beyond its schema, found without running or building anything."""
 
-import difflib
 import importlib.util
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from frostline.bases.families import BUNDLED_BASE, FAMILIES, base_problems, cuts_of
-from frostline.errors import Refused
+from frostline.errors import Refused, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.archives import check_archive
-from frostline.images.downloads import check_url, redact_url
+from frostline.images.downloads import check_url
 from frostline.images.folders import find_layout
 from frostline.images.sources import NAMED_SOURCES
 from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
@@ -120,7 +118,7 @@ def check_source(fetch: Fetch, root: Path) -> list[str]:
         return []
     words = ["generated", *NAMED_SOURCES]
     return [
-        f"fetch.source: given was {source!r}, which is no folder or archive{_nearest(source, words)}; "
+        f"fetch.source: given was {source!r}, which is no folder or archive{nearest(source, words)}; "
         f"allowed: a folder, an archive (path or https URL), tfds:NAME, {', '.join(words)}"
     ]
 
@@ -153,7 +151,7 @@ def check_base(base: Base, root: Path, *, fetched: bool = False) -> list[str]:
         cuts = cuts_of(base.name, base.options)
         if base.output_layer not in cuts:
             problems.append(
-                f"base.output_layer: {base.output_layer!r} is no cut of {base.name}{_nearest(base.output_layer, cuts)}; "
+                f"base.output_layer: {base.output_layer!r} is no cut of {base.name}{nearest(base.output_layer, cuts)}; "
                 f"allowed: {', '.join(cuts)}"
             )
     return problems
@@ -247,7 +245,7 @@ def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
         return [f"base.weights: {refusal}"]
     if not path.is_file() and not fetched:
         return [
-            f"base.weights: given was {weights!r}, which is no file{_nearest(weights, WEIGHTS)}; "
+            f"base.weights: given was {weights!r}, which is no file{nearest(weights, WEIGHTS)}; "
             f"allowed: {', '.join(WEIGHTS)}, or the path of a .weights.h5, .h5 or .keras file"
         ]
     if path.suffix not in (".h5", ".keras"):
@@ -274,24 +272,17 @@ def _url_problems(place: str, url: str, schemes: tuple[str, ...]) -> list[str]:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        return [f"{place}: {redact_url(url)!r} is no address: {error}"]
+        return [f"{place}: {redact(url)!r} is no address: {error}"]
     problems = []
     if parts.scheme not in schemes:
         problems.append(
             f"{place}: {parts.scheme or url!r} is no kind of address that works here; allowed: {', '.join(schemes)}"
         )
     if parts.scheme in ("http", "https") and not parts.hostname:
-        problems.append(f"{place}: {redact_url(url)!r} names no host")
+        problems.append(f"{place}: {redact(url)!r} names no host")
     if parts.password:
         # dvc.lock and every MLflow run would hold it.
         problems.append(
             f"{place}: holds a password, which would be written to dvc.lock and MLflow. Use the environment or ~/.netrc"
         )
     return problems
-
-
-def _nearest(word: str, allowed: Iterable[str]) -> str:
-    # Case is a common slip: `mobilenetv2`.
-    lowered = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), list(lowered), n=1)
-    return f" (did you mean {lowered[close[0]]}?)" if close else ""
