@@ -11,16 +11,14 @@ from frostline.evidence.explanation import explain
 from frostline.evidence.figures.evaluation import draw_evaluation
 from frostline.evidence.figures.search import learning_curves
 from frostline.evidence.predictions import Predictions, pick_examples, save_predictions
-from frostline.evidence.scores import METRICS
+from frostline.evidence.refits import RefitRecord
 from frostline.evidence.trials import SearchRecord
 from frostline.files import load_json, require_complete, save_json
 from frostline.params import load_params
-from frostline.process import project_root, run_stage
+from frostline.process import run_stage
 from frostline.seeding import derive_seed
 from frostline.serving.model import load_network, predict_probabilities
 from frostline.tracking.messages import describe_test, say
-from frostline.tracking.runs import log_to_run, reopen_run
-from frostline.tracking.store import open_store
 
 
 def main() -> None:
@@ -29,21 +27,24 @@ def main() -> None:
     prepared, models, study, out = (Path(p) for p in (paths.prepared, paths.refit, paths.study, paths.evaluation))
     facts, test = require_complete(prepared), load_split(prepared / "test")
     class_names = tuple(load_json(prepared / "classes.json"))
-    refit = load_json(models / "refit.json")
+    refit = RefitRecord.from_record(load_json(models / "refit.json"))
     search = SearchRecord.from_record(load_json(study / "trials.json"))
 
     labels = np.asarray(test.labels)
-    final = load_network(models / "final.keras", refit["sha256"])
-    baseline = load_network(models / "baseline.keras", refit["baseline"]["sha256"])
-    predictions, plain = (
-        Predictions(test.ids, labels, predict_probabilities(model, test.images), class_names, "test")
-        for model in (final, baseline)
+    final = load_network(models / "final.keras", refit.sha256["final"])
+    others = {
+        name: load_network(models / f"{name}.keras", sha256) for name, sha256 in refit.sha256.items() if name != "final"
+    }
+    predictions, plain, every_cut = (
+        network and Predictions(test.ids, labels, predict_probabilities(network, test.images), class_names, "test")
+        for network in (final, others["baseline"], others.get("every_cut"))
     )
     evaluation = make_evaluation(
         predictions,
         plain,
-        search_score=search.trial(refit["trial"]).score,
-        temperature=refit["temperature"],
+        every_cut,
+        search_score=search.trial(search.best).score,
+        temperature=refit.temperature,
         resamples=rules.resamples,
         confidence=rules.confidence,
         seed=derive_seed(params.seed, "evaluate"),
@@ -57,18 +58,9 @@ def main() -> None:
     save_predictions(out / "predictions.csv", predictions)
     save_predictions(out / "baseline_predictions.csv", plain)
     (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")
-    pictures = draw_evaluation(
-        predictions, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes
-    )
-    pictures.append(out / "learning_curves.png")
-    learning_curves({f"final model, trial {refit['trial']}": refit["curves"]}, pictures[-1])
-
-    store = open_store(params.tracking, project_root())
-    run_id = reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
-    texts = [out / name for name in ("model_card.md", "evaluation.json", "predictions.csv")]
-    metrics = {f"test_{name}": evaluation.score(name).value for name, metric in METRICS.items() if metric.logged}
-    metrics |= {"selection_optimism": evaluation.selection_optimism, "test_gain": evaluation.gain.value}
-    log_to_run(store, run_id, metrics=metrics, artifacts=[*texts, *pictures])
+    draw_evaluation(predictions, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes)
+    if refit.curves:
+        learning_curves({f"first fold, trial {refit.trial}": refit.curves}, out / "learning_curves.png")
     say("evaluate", describe_test(evaluation))
 
 

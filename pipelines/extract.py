@@ -3,16 +3,17 @@
 import time
 from pathlib import Path
 
-from frostline.arrays import load_array, load_split
+from frostline.arrays import JoinedRows, load_array, load_split
 from frostline.bases.base import load_base
 from frostline.bases.cost import flops_of
-from frostline.bases.features import Extractor, choose_precision
+from frostline.bases.cuts import choose_pooled
+from frostline.bases.features import MIRROR, POOLED, Extractor, choose_precision, depth_folder
 from frostline.errors import Refused
 from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
 from frostline.params import load_params
 from frostline.planning.checks import refuse_problems
 from frostline.planning.notes import describe_storage
-from frostline.planning.storage import plan_storage
+from frostline.planning.storage import list_depths, plan_storage
 from frostline.process import UNFINISHED, run_stage
 from frostline.tracking.messages import describe_precision, describe_source, say
 
@@ -20,12 +21,12 @@ from frostline.tracking.messages import describe_precision, describe_source, say
 def main() -> None:
     refuse_problems()
     params = load_params()
-    paths, extract, pooling = params.paths, params.extract, params.tune.pooling
+    paths, extract = params.paths, params.extract
     views_folder, prepared = Path(paths.views), Path(paths.prepared)
     views = require_complete(views_folder)
     base = load_base(params.base, Path(paths.base))
-    depths = sorted({0, *range(params.tune.space.unfrozen_blocks[0], params.tune.space.unfrozen_blocks[1] + 1)})
-    if depths[-1] >= len(base.cuts):
+    depths = list_depths(params.tune)
+    if depths and depths[-1] >= len(base.cuts):
         raise Refused(
             f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks between its first cut and "
             f"{base.cuts[0].name}; given was {depths[-1]}."
@@ -33,27 +34,32 @@ def main() -> None:
 
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
     probe = train.images[: extract.batch_size]
-    precision, reason = choose_precision(extract.precision, base, depths, pooling, probe, extract.batch_size)
+    precision, reason = choose_precision(extract.precision, base, depths, probe, extract.batch_size)
     say("extract", describe_precision(precision, reason))
-    extractor = Extractor(base, depths, pooling, extract.batch_size, precision)
-    counts = {"num_train": len(train.labels), "num_val": len(val.labels), "views": views["num_views"]}
+    extractor = Extractor(base, depths, extract.batch_size, precision)
+    row_bytes = extractor.row_bytes(probe)
     storage = plan_storage(
-        extractor.row_bytes(probe),
+        {depth: row_bytes[depth_folder(depth)] for depth in depths},
+        row_bytes[POOLED],
         flops_of(base)["prefix"],
-        **counts,
+        num_images=views["num_images"],
+        num_plain=len(train.labels) + len(val.labels) - views["num_images"],
+        views=views["num_views"],
         image_size=base.image_size,
         budget_gb=params.storage.budget_gb,
+        mirrored=views["mirrored"],
     )
     say("extract", describe_storage(storage, views["num_views"], params.storage.budget_gb))
 
-    sources = {"view-000": train.images}
+    sources = {"view-000": JoinedRows(train.images, val.images)}
     for view in range(1, storage.views):
-        sources[f"view-{view:03d}"] = load_array(views_folder / f"view-{view:03d}.npy")
-    sources["val"] = val.images
+        sources[f"view-{view:03d}"] = JoinedRows(load_array(views_folder / f"view-{view:03d}.npy"))
+    if views["mirrored"]:
+        sources[MIRROR] = JoinedRows(train.images, val.images, mirrored=True)
     record = {
         "base": base.name,
-        "cuts": [{"depth": depth, "name": base.cuts[depth].name, "shape": base.cuts[depth].shape} for depth in depths],
-        "pooling": pooling,
+        "cuts": [{"depth": cut.depth, "name": cut.name, "shape": cut.shape} for cut in base.cuts],
+        "pooled": [cut.depth for cut in choose_pooled(base)],
         "views": storage.views,
         "stored": storage.stored,
         "precision": precision,
@@ -61,10 +67,11 @@ def main() -> None:
     inputs = {"prepared": require_complete(prepared), "views": views, "base": load_json(Path(paths.base) / "card.json")}
     work = UNFINISHED / f"extract-{digest_facts({**inputs, **record})}"
     started = time.monotonic()
-    for done, name in enumerate(extractor.save(sources, work, storage.stored), 1):
+    folders = [*(depth_folder(depth) for depth in storage.stored), POOLED]
+    for done, name in enumerate(extractor.save(sources, work, folders), 1):
         say("extract", describe_source(name, done, len(sources), time.monotonic() - started))
     save_json(work / "features.json", record)
-    mark_complete(work, depths=depths, stored=storage.stored, **{**counts, "views": storage.views})
+    mark_complete(work, depths=depths, stored=storage.stored, num_images=views["num_images"], views=storage.views)
     publish(work, Path(paths.features))
 
 

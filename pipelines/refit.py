@@ -1,61 +1,44 @@
-"""Stage `refit`: best hparams -> one whole model that takes raw pictures, and the head-only baseline beside it."""
+"""Stage `refit`: best trials -> one whole model that takes raw pictures, cross-fitted, and the baselines beside it."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from frostline.arrays import load_split
+from frostline.evidence.predictions import Predictions, save_predictions
 from frostline.evidence.trials import SearchRecord
-from frostline.files import load_json, save_json
+from frostline.files import digest_facts, load_json, require_complete, save_json
 from frostline.params import load_params
-from frostline.process import project_root, run_stage
-from frostline.tracking.lineage import lineage_tags
-from frostline.tracking.runs import log_to_run, open_final_run
-from frostline.tracking.store import open_store
-from frostline.training.bench import Bench, fit_shared_probe
-from frostline.training.refit import refit
+from frostline.planning.closure import hash_code, result_code
+from frostline.planning.storage import trains_on_val
+from frostline.process import UNFINISHED, run_stage
+from frostline.search.ranking import list_candidates
+from frostline.tracking.messages import describe_candidates, say
+from frostline.training.refit import Refitter
 
 
 def main() -> None:
     params = load_params()
-    paths, root, out = params.paths, project_root(), Path(params.paths.refit)
+    paths, rules, out = params.paths, params.refit, Path(params.paths.refit)
+    prepared = Path(paths.prepared)
+    facts, features = require_complete(prepared), require_complete(Path(paths.features))
     search = SearchRecord.from_record(load_json(Path(paths.study) / "trials.json"))
-    best = search.trial(search.best)
-    class_names = load_json(Path(paths.prepared) / "classes.json")
-    bench = Bench(params, len(class_names), fit_shared_probe(params))
-    val = load_split(Path(paths.prepared) / "val")
-    probe_images = np.asarray(val.images[:64])
+    class_names = tuple(load_json(prepared / "classes.json"))
+    train, val = load_split(prepared / "train"), load_split(prepared / "val")
+    splits = [train, val] if trains_on_val(rules.train_on_val, facts["val_is_drawn"]) else [train]
+    code = hash_code(result_code(Path(__file__), Path("src")))
+    inputs = {"features": features, "study": search.to_record(), "params": params.model_dump(mode="json"), "code": code}
+    work = UNFINISHED / f"refit-{digest_facts(inputs)}"
 
-    final = refit(bench, best.hparams, params.refit, out / "final.keras", probe_images)
-    first = search.trial(search.baseline)
-    baseline = refit(bench, first.hparams, params.refit, out / "baseline.keras", probe_images)
-
-    store = open_store(params.tracking, root)
-    run_id = open_final_run(
-        store,
-        name=f"final · trial {best.number:02d} · depth {best.depth}",
-        params=best.hparams.to_record(),
-        tags={
-            **lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root),
-            "frostline.study": search.study,
-            "frostline.trial": str(best.number),
-            "frostline.trial_run": best.run_id,
-        },
-    )
-    record = {
-        "run_id": run_id,
-        "study": search.study,
-        "trial": best.number,
-        **final.to_record(),
-        "baseline": baseline.to_record(),
-    }
-    save_json(out / "refit.json", record)
-    metrics = {
-        "best_val_accuracy": final.val_accuracy,
-        "best_val_loss": final.val_loss,
-        "temperature": final.temperature,
-    }
-    log_to_run(store, run_id, metrics=metrics, curves=final.curves, artifacts=[out / "refit.json"])
+    refitter = Refitter(params, class_names, splits, work)
+    record, probabilities = refitter.run(search, list_candidates(search.trials, rules.candidates), out, val.images[:64])
+    labels = np.concatenate([split.labels for split in splits])
+    ids = tuple(image_id for split in splits for image_id in split.ids)
+    save_predictions(out / "out_of_fold.csv", Predictions(ids, labels, probabilities, class_names, "out of fold"))
+    save_json(out / "refit.json", record.to_record())
+    shutil.rmtree(work, ignore_errors=True)
+    say("refit", describe_candidates(record))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Stage `register`: final model and its evaluation -> a version of the registered model, the challenger."""
+"""Stage `register`: final model and its evaluation -> their run in MLflow, and a version of the registered model, the challenger."""
 
 import os
 from pathlib import Path
 
 from frostline.evidence.evaluation import Evaluation
+from frostline.evidence.refits import RefitRecord
 from frostline.files import load_json, require_complete, save_json, sha256_of
 from frostline.params import load_params
 from frostline.process import project_root, run_stage
 from frostline.registry.versions import describe_accuracy, flat_metrics, lineage_of, register, without_title
 from frostline.serving.golden import load_golden
 from frostline.serving.model import Card
+from frostline.tracking.finals import log_final
 from frostline.tracking.messages import describe_registration, explain_experiment, say
-from frostline.tracking.runs import close_run, reopen_run
+from frostline.tracking.runs import close_run
 from frostline.tracking.store import open_store
 
 
@@ -19,15 +21,16 @@ def main() -> None:
     params = load_params()
     paths, name, root = params.paths, params.register_.name, project_root()
     prepared, reports, models = Path(paths.prepared), Path(paths.evaluation), Path(paths.refit)
-    refit = load_json(models / "refit.json")
+    refit = RefitRecord.from_record(load_json(models / "refit.json"))
     evaluation = Evaluation.from_record(load_json(reports / "evaluation.json"))
     facts, classes = require_complete(prepared), tuple(load_json(prepared / "classes.json"))
     sha256 = sha256_of(models / "final.keras")
-    assert sha256 == refit["sha256"], "models/final.keras is not the model that refit wrote"
-    registration = {"name": name, "version": None, "sha256": sha256, "run_id": refit["run_id"]}
+    assert sha256 == refit.sha256["final"], "models/final.keras is not the model that refit wrote"
 
     store = open_store(params.tracking, root)
-    run_id = reopen_run(store, refit["run_id"], f"final · trial {refit['trial']:02d}", refit["hparams"])
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    run_id = log_final(store, refit, evaluation, text, models, reports)
+    registration = {"name": name, "version": None, "sha256": sha256, "run_id": run_id}
     if experiment := os.environ.get("DVC_EXP_NAME"):
         # An experiment must not move an alias. To DVC its stage is done, so what it found is registered by force.
         registration["reason"] = explain_experiment(experiment)
@@ -44,16 +47,16 @@ def main() -> None:
             golden=load_golden(reports / "predictions.csv", prepared / "test", classes),
             description=without_title((reports / "model_card.md").read_text(encoding="utf-8")),
             metrics=flat_metrics(evaluation),
-            params=refit["hparams"],
+            params=refit.hparams.to_record(),
             tags={
                 "frostline.test_accuracy": describe_accuracy(evaluation),  # what a reader of the list wants first
                 "frostline.data.sha256": facts["content_sha256"],
                 **lineage_of(store, run_id),
             },
         )
-        registration |= {"version": version.number, "run_id": run_id, "model_id": version.model_id, "uri": version.uri}
+        registration |= {"version": version.number, "model_id": version.model_id, "uri": version.uri}
         say("register", describe_registration(name, version.number, describe_accuracy(evaluation)))
-    close_run(store, run_id, tags={"frostline.sha256": sha256})
+    close_run(store, run_id)
     save_json(Path(paths.registration), registration)
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     parent = open_study_run(store, digest, params=params.model_dump(mode="json", by_alias=True), tags=tags)
 
     with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
-        study = open_study(root / "studies", digest, code, tune.when_code_changed, tune.space)
+        study = open_study(root / "studies", digest, code, tune.when_code_changed)
         class_names = tuple(load_json(prepared / "classes.json"))
         outcome = run_study(params, study, store, parent, class_names)
 

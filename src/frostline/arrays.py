@@ -24,13 +24,29 @@ FAULT_BYTES, HELD_BYTES = 65_536, 16_000_000
 class ImageSplit:
     """One split of the prepared pictures.
 
-    images: uint8 (num_images, size, size, 3), memory-mapped; labels: int32 (num_images,);
-    ids: the pictures' paths below `data/raw`, in the same order.
+    images: uint8 (num_images, size, size, 3), memory-mapped; labels: int32 (num_images,); groups: int64 (num_images,),
+    equal or nearly equal pictures share one; ids: the pictures' paths below `data/raw`, in the same order.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
+    groups: NDArray[np.int64]
     ids: tuple[str, ...]
+
+
+class JoinedRows:
+    """Arrays with rows of one shape and type, one after the other along the first axis, without a copy.
+
+    `len`, `shape`, `dtype` and `take_rows` work as on one array. mirrored: of pictures (n, h, w, c), left and right changed.
+    """
+
+    def __init__(self, *parts: NDArray[Any], mirrored: bool = False) -> None:
+        self.parts, self.mirrored = parts, mirrored
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.shape, self.dtype = (int(self.ends[-1]), *parts[0].shape[1:]), parts[0].dtype
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
 
 
 class ArrayWriter:
@@ -117,12 +133,23 @@ def load_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def take_rows(array: NDArray[Any], rows: slice | NDArray[np.integer[Any]]) -> NDArray[Any]:
+Rows = NDArray[Any] | JoinedRows
+
+
+def take_rows(array: Rows, rows: slice | NDArray[np.integer[Any]]) -> NDArray[Any]:
     """A copy of some rows, in the memory of these rows alone.
 
     Pages of a mapped file count as this process's memory once they were read; they are given back, to be read again from
     the system's cache.
     """
+    if isinstance(array, JoinedRows):
+        wanted = np.arange(len(array))[rows]
+        joined = np.empty((len(wanted), *array.shape[1:]), array.dtype)
+        for start, end, part in zip([0, *array.ends[:-1]], array.ends, array.parts, strict=True):
+            mine = (wanted >= start) & (wanted < end)
+            if mine.any():
+                joined[mine] = take_rows(part, wanted[mine] - start)
+        return joined[:, :, ::-1] if array.mirrored else joined
     if not isinstance(array, np.memmap):
         return np.array(array[rows])
     if isinstance(rows, slice):
@@ -137,16 +164,28 @@ def take_rows(array: NDArray[Any], rows: slice | NDArray[np.integer[Any]]) -> ND
 
 
 def save_split(
-    folder: Path, images: Iterable[NDArray[np.uint8]], size: int, labels: NDArray[np.int32], ids: list[str]
+    folder: Path,
+    images: Iterable[NDArray[np.uint8]],
+    size: int,
+    labels: NDArray[np.int32],
+    ids: list[str],
+    groups: NDArray[np.int64] | None = None,
 ) -> None:
-    """Writes one split: `images.npy`, `labels.npy`, `ids.json`; `images` yields (k, size, size, 3) chunks."""
+    """Writes one split: `images.npy`, `labels.npy`, `groups.npy`, `ids.json`; `images` yields (k, size, size, 3) chunks.
+
+    Without `groups` every picture is one of its own.
+    """
     save_array(folder / "images.npy", images, (len(ids), size, size, 3), np.uint8)
     save_array(folder / "labels.npy", [labels], labels.shape, np.int32)
+    save_array(folder / "groups.npy", [np.arange(len(ids)) if groups is None else groups], labels.shape, np.int64)
     save_json(folder / "ids.json", ids)
 
 
 def load_split(folder: Path) -> ImageSplit:
     """One split, its pictures memory-mapped."""
     return ImageSplit(
-        load_array(folder / "images.npy"), load_array(folder / "labels.npy"), tuple(load_json(folder / "ids.json"))
+        load_array(folder / "images.npy"),
+        load_array(folder / "labels.npy"),
+        load_array(folder / "groups.npy"),
+        tuple(load_json(folder / "ids.json")),
     )

@@ -13,7 +13,8 @@ class Hparam:
     low, high: what a range may reach; allowed: what a list may hold, None for whole numbers from 0 up.
     baseline: where trial 0 stands in its range or list: its `low` end, its `middle` (of the logarithm in a logarithmic
     range), or the `first` of the list; depth is 0 there. used: whether a trial with the values drawn so far uses it.
-    label: for figures, in at most two lines; form: of a value in a table; shown: among the first columns of a run table.
+    label: for figures, in at most two lines; form: of a value in a table; shown: among the first columns of a run table;
+    default: what `tune.space` may leave out, None where it may not.
     """
 
     kind: Literal["real", "depth", "choice"]
@@ -25,6 +26,7 @@ class Hparam:
     used: Callable[[Mapping[str, Any]], bool] = lambda _: True
     form: str = ".3f"
     shown: bool = False
+    default: Any = None
 
     @property
     def is_logarithmic(self) -> bool:
@@ -44,7 +46,7 @@ def _is_unfrozen(drawn: Mapping[str, Any]) -> bool:
 class Hparams:
     """One trial's choice, in the order in which it is drawn. A value that the trial does not use is None.
 
-    >>> head_only = Hparams(0, 0.2, 1e-3, None, 1e-4, 0.0, "adam", 0)
+    >>> head_only = Hparams(0, 0.2, 1e-3, None, 1e-4, 0.0, "adam", 0, "all")
     >>> Hparams.from_record(head_only.to_record()) == head_only
     True
     """
@@ -62,6 +64,8 @@ class Hparams:
     optimizer: str = _declare("choice", "optimizer", allowed=("adam", "sgd", "rmsprop"), baseline="first")
     # Units of the hidden layer of the head; 0 = none.
     head_units: int = _declare("choice", "head\nunits", baseline="first", form=".0f")
+    # What the head sees, pooled: every cut of the base (mean and maximum of each), or the last one alone.
+    head_input: str = _declare("choice", "head\nsees", allowed=("last", "all"), baseline="first", default=["all"])
 
     def to_record(self) -> dict[str, Any]:
         """The choice as plain values, without what it does not use."""

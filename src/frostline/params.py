@@ -203,7 +203,14 @@ if TYPE_CHECKING:
 
 else:
     # A field for each hyperparameter that hparams.py declares.
-    Space = create_model("Space", __base__=Section, **{name: _domain_of(hparam) for name, hparam in HPARAMS.items()})
+    Space = create_model(
+        "Space",
+        __base__=Section,
+        **{
+            name: (_domain_of(hparam), ... if hparam.default is None else hparam.default)
+            for name, hparam in HPARAMS.items()
+        },
+    )
 
 
 class Tune(Section):
@@ -229,10 +236,20 @@ class Tune(Section):
 
 
 class Refit(Section):
-    """The final training."""
+    """The final model: the best trials trained again on all pictures but one fold, once for each fold."""
 
-    seeds: Positive = 3
-    keep: Literal["median", "best"] = "median"
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    # So many of the best trials are cross-fitted; the lowest out-of-fold log loss wins.
+    candidates: Positive = 3
+    # mean: the folds' tails on one prefix, probabilities averaged; average_weights: one tail with the mean of their weights;
+    # single: one tail trained on all pictures.
+    combine: Literal["mean", "average_weights", "single"] = "mean"
+    # Does the model answer for the picture and its mirror image? auto: where a flip was among the transforms and it lowers the
+    # out-of-fold log loss.
+    mirrored: Literal["auto", "yes", "no"] = "auto"
+    # Are validation pictures trained on, once they have chosen? drawn: where `prepare` drew them; a validation split that the
+    # folder brings may be another camera or another year, set apart on purpose.
+    train_on_val: Literal["drawn", "always", "never"] = "drawn"
 
 
 class Evaluate(Section):
@@ -373,7 +390,11 @@ def load_lock(path: Path = Path("dvc.lock")) -> dict[str, str]:
 
 
 # Keys that have another name since; a params.yaml of before is told where its value belongs.
-MOVED = {"extract.budget_gb": "storage.budget_gb"}
+MOVED = {
+    "extract.budget_gb": "storage.budget_gb",
+    "refit.seeds": "refit.folds",
+    "refit.keep": "refit.combine",
+}
 
 
 def _describe(problem: Any) -> str:

@@ -31,7 +31,7 @@ def load_custom(path: Path, image_size: int) -> keras.Model:
     ):
         raise Refused(f"base.image_size: {path} takes pictures of shape {shapes[0][1:]}; given was {image_size}.")
     pixels = keras.Input((image_size, image_size, 3), name="scaled_pixels")
-    return keras.Model(pixels, copy_graph(model.inputs[0], model.outputs[0], pixels), name="custom")
+    return keras.Model(pixels, copy_graph(model.inputs[0], model.outputs, pixels), name="custom")
 
 
 def choose_cuts(model: keras.Model) -> tuple[str, ...]:

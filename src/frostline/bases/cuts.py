@@ -1,16 +1,19 @@
-"""A base divided at its cuts and joined again; scaling of the pixels included."""
+"""A base divided at its cuts, every cut pooled for the head, and its parts copied; scaling of the pixels included."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
-from frostline.bases.base import Base
+from frostline.bases.base import Base, Cut
 from frostline.bases.families import Scaling
 from frostline.bases.folding import fold_graph
-from frostline.bases.graph import copy_graph, copy_weights
+from frostline.bases.graph import copy_graph
 
+# A head sees so many cuts at most; a network of a hundred blocks would give it a hundred thousand columns.
+MAX_POOLED = 24
 # keras.applications.imagenet_utils: mean and standard deviation of ImageNet's channels, RGB.
 MEAN_255 = (123.68, 116.779, 103.939)
 MEAN_1 = (0.485, 0.456, 0.406)
@@ -35,20 +38,34 @@ def scale_pixels(pixels: Any, scaling: Scaling) -> Any:
             return layers.Rescaling(1.0, name="scaling", dtype="float32")(pixels)
 
 
-def build_prefix(base: Base, depths: Sequence[int], pooling: str | None, dtype: str = "float32") -> keras.Model:
-    """uint8 (n, s, s, 3) -> the features at `cuts[d]` for each d of `depths`, in one pass; frozen.
+def choose_pooled(base: Base) -> tuple[Cut, ...]:
+    """The cuts whose pooled maps a head may see, from the input side to the output: all, or MAX_POOLED spread evenly."""
+    cuts = base.cuts[::-1]
+    chosen = np.linspace(0, len(cuts) - 1, min(len(cuts), MAX_POOLED)).round().astype(int)
+    return tuple(cuts[place] for place in chosen)
 
-    Depth 0 is pooled to (n, channels) when `pooling` is "avg" or "max". A copy of the base's layers, convolutions and
-    BatchNormalization folded. dtype: "float32", "bfloat16" or "float16", that it computes in.
+
+def pool_maps(maps: Sequence[Any], name: str = "pool") -> Any:
+    """(n, h, w, c) each -> (n, sum of 2 c): of every map its mean and its maximum over the places, in float32."""
+    pooled = []
+    for number, each in enumerate(maps):
+        pooled.append(layers.GlobalAveragePooling2D(name=f"{name}_{number}_mean", dtype="float32")(each))
+        pooled.append(layers.GlobalMaxPooling2D(name=f"{name}_{number}_max", dtype="float32")(each))
+    return layers.Concatenate(name=name, dtype="float32")(pooled)
+
+
+def build_prefix(base: Base, depths: Sequence[int], dtype: str = "float32") -> keras.Model:
+    """uint8 (n, s, s, 3) -> the maps at `cuts[d]` for each d of `depths`, then every cut pooled, in one pass; frozen.
+
+    The last output is `pool_maps` of `choose_pooled`. A copy of the base's layers, convolutions and BatchNormalization
+    folded. dtype: "float32", "bfloat16" or "float16", that it computes in.
     """
     pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
-    tensors = [base.model.operations[base.cuts[depth].index].output for depth in depths]
+    cuts = [*(base.cuts[depth] for depth in depths), *choose_pooled(base)]
+    tensors = [base.model.operations[cut.index].output for cut in cuts]
     maps = fold_graph(base.model.inputs[0], tensors, scale_pixels(pixels, base.scaling), dtype)
-    pools = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
-    for position, depth in enumerate(depths):
-        if depth == 0 and pooling in pools:
-            maps[position] = pools[pooling](name="pool", dtype="float32")(maps[position])
-    prefix = keras.Model(pixels, maps, name=f"{base.name}_prefix")
+    outputs = [*maps[: len(depths)], pool_maps(maps[len(depths) :])]
+    prefix = keras.Model(pixels, outputs, name=f"{base.name}_prefix")
     prefix.trainable = False
     return prefix
 
@@ -65,31 +82,35 @@ def build_bridge(base: Base, start: int, end: int) -> keras.Model:
 def build_suffix(base: Base, depth: int) -> keras.Model | None:
     """The layers above `cuts[depth]`, copied with their weights: shares nothing with the base; None at depth 0.
 
-    Trainable. Call it with `training=False`: the base's BatchNorm keeps its pre-trained statistics, unfrozen or not.
+    Its outputs are the maps of the pooled cuts above, from the input side to the output. Trainable. Call it with
+    `training=False`: the base's BatchNorm keeps its pre-trained statistics, unfrozen or not.
     """
     if depth == 0:
         return None
     cut = base.cuts[depth]
     features = keras.Input(cut.shape, name="features")
-    output = copy_graph(base.model.operations[cut.index].output, base.model.outputs[0], features)
-    suffix = keras.Model(features, output, name=f"{base.name}_suffix_{depth}")
+    above = [base.model.operations[other.index].output for other in choose_pooled(base) if other.depth < depth]
+    outputs = copy_graph(base.model.operations[cut.index].output, above, features)
+    suffix = keras.Model(features, outputs, name=f"{base.name}_suffix_{depth}")
     suffix.trainable = True
     return suffix
 
 
-def join_base(base: Base, depth: int, suffix: keras.Model | None) -> keras.Model:
-    """uint8 (n, s, s, 3) -> feature map: the base's layers below `cuts[depth]` and the suffix's above, all copied.
+def copy_prefix(base: Base, depth: int, pixels: Any) -> list[Any]:
+    """The maps of the pooled cuts up to `cuts[depth]` and, last, that cut's own, for a tensor of pixels (n, s, s, 3) uint8.
 
-    One flat model of stock layers, which loads in Keras's safe mode. Frozen, so that its BatchNorm stays in inference
-    mode however it is called.
+    Layers of their own with the base's weights, stock ones, which load in Keras's safe mode; frozen, so that BatchNorm stays
+    in inference mode however it is called.
     """
-    pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
-    output = copy_graph(base.model.inputs[0], base.model.outputs[0], scale_pixels(pixels, base.scaling))
-    joined = keras.Model(pixels, output, name=base.name)
-    if suffix is not None:
-        copies = {layer.name: layer for layer in joined.layers}
-        for layer in suffix.layers:
-            if layer.weights:
-                copy_weights(layer, copies[layer.name])
-    joined.trainable = False
-    return joined
+    wanted = [*(cut for cut in choose_pooled(base) if cut.depth >= depth), base.cuts[depth]]
+    tensors = [base.model.operations[cut.index].output for cut in wanted]
+    maps = copy_graph(base.model.inputs[0], tensors, scale_pixels(pixels, base.scaling), trainable=False)
+    return list(maps)
+
+
+def copy_suffix(base: Base, depth: int, suffix: keras.Model, start: Any, name: str) -> list[Any]:
+    """The suffix's outputs for the map `start` of `cuts[depth]`: layers of their own, named after `name`, frozen.
+
+    They take the suffix's present weights.
+    """
+    return list(copy_graph(suffix.inputs[0], suffix.outputs, start, prefix=f"{name}_", trainable=False))

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from frostline.arrays import ArrayWriter, take_rows
+from frostline.arrays import ArrayWriter, Rows, take_rows
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_prefix
 from frostline.devices import Tensor, choose_streams, compile_frozen, measure_speed_up
@@ -27,25 +27,31 @@ Array = NDArray[Any]
 Forward = Callable[[Tensor], list[Tensor]]
 
 
-def depth_folder(folder: Path, depth: int) -> Path:
-    """Where the features for `depth` unfrozen blocks are."""
-    return folder / f"depth-{depth:02d}"
+POOLED = "pooled"  # of every cut, of every view: what heads see
+MIRROR = "mirror"  # the view of the plain picture with left and right changed
+
+
+def depth_folder(depth: int) -> str:
+    """The folder, among the features, of the maps that `depth` unfrozen blocks start from."""
+    return f"depth-{depth:02d}"
 
 
 class Extractor:
-    """The frozen prefix of a base, compiled: pictures -> features at each depth, in one pass."""
+    """The frozen prefix of a base, compiled: pictures -> maps at each depth and all cuts pooled, in one pass.
 
-    def __init__(
-        self, base: Base, depths: Sequence[int], pooling: str, batch_size: int, precision: str = "float32"
-    ) -> None:
-        prefix = build_prefix(base, depths, None if pooling == "flatten" else pooling, precision)
-        self.depths, self.batch_size, self.precision = tuple(depths), batch_size, precision
+    folders: where each output lies among the features, in their order; shapes: of one picture's row of each.
+    """
+
+    def __init__(self, base: Base, depths: Sequence[int], batch_size: int, precision: str = "float32") -> None:
+        prefix = build_prefix(base, depths, precision)
+        self.batch_size, self.precision = batch_size, precision
+        self.folders = (*(depth_folder(depth) for depth in depths), POOLED)
         self.shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
         self._forward = compile_frozen(prefix)
         self._types: list[type[np.floating[Any]]] = []
 
-    def run(self, images: NDArray[np.uint8], first: int = 0) -> Iterator[list[NDArray[np.float32]]]:
-        """Features batch by batch, in the pictures' order, from the row `first`: one array (num_images, *shape) per depth.
+    def run(self, images: Rows, first: int = 0) -> Iterator[list[NDArray[np.float32]]]:
+        """Features batch by batch, in the pictures' order, from the row `first`: an array (num_images, *shape) per output.
 
         The number of batches that are computed at a time changes no feature, their size none by more than rounding.
         """
@@ -58,35 +64,34 @@ class Extractor:
             starts = [(start,) for start in range(first, len(images), size)]
             yield from in_order(pool, compute, starts, ahead=2 * streams)
 
-    def types(self, images: NDArray[np.uint8]) -> list[type[np.floating[Any]]]:
-        """The type in which each depth is stored, by the features of the first pictures; asked once."""
+    def types(self, images: Rows) -> list[type[np.floating[Any]]]:
+        """The type in which each output is stored, by the features of the first pictures; asked once."""
         if not self._types:
-            self._types = [choose_dtype(values) for values in next(self.run(images[: self.batch_size]))]
+            first = take_rows(images, slice(0, self.batch_size))
+            self._types = [choose_dtype(values) for values in next(self.run(first))]
         return self._types
 
-    def row_bytes(self, images: NDArray[np.uint8]) -> dict[int, int]:
-        """Bytes that one picture's features take at each depth."""
+    def row_bytes(self, images: Rows) -> dict[str, int]:
+        """Bytes that one picture's features take in each folder."""
         sizes = [
             int(np.prod(shape)) * np.dtype(kind).itemsize
             for shape, kind in zip(self.shapes, self.types(images), strict=True)
         ]
-        return dict(zip(self.depths, sizes, strict=True))
+        return dict(zip(self.folders, sizes, strict=True))
 
-    def save(
-        self, sources: Mapping[str, NDArray[np.uint8]], folder: Path, stored: Collection[int] | None = None
-    ) -> Iterator[str]:
-        """Writes the features of every source at every depth of `stored` (all where it is None); yields each name when done.
+    def save(self, sources: Mapping[str, Rows], folder: Path, stored: Collection[str] | None = None) -> Iterator[str]:
+        """Writes the features of every source into the folders `stored` (all where it is None); yields each name when done.
 
-        sources: name -> uint8 (num_images, size, size, 3), e.g. "view-003" or "val". Writes `depth-DD/<name>.npy`, float16
-        or float32 (num_images, *feature shape). What is there already is kept: a killed extraction goes on after the last
-        SHARD pictures that it had written.
+        sources: name -> uint8 (num_images, size, size, 3), e.g. "view-003". Writes `depth-DD/<name>.npy` and
+        `pooled/<name>.npy`, float16 or float32 (num_images, *feature shape). What is there already is kept: a killed
+        extraction goes on after the last SHARD pictures that it had written.
         """
         kinds = self.types(next(iter(sources.values())))
         for name, images in sources.items():
             paths = {
-                place: depth_folder(folder, depth) / f"{name}.npy"
-                for place, depth in enumerate(self.depths)
-                if stored is None or depth in stored
+                place: folder / where / f"{name}.npy"
+                for place, where in enumerate(self.folders)
+                if stored is None or where in stored
             }
             if not all(path.is_file() for path in paths.values()):
                 self._save(images, paths, kinds, folder / f".{name}.rows")
@@ -95,7 +100,7 @@ class Extractor:
 
     def _save(
         self,
-        images: NDArray[np.uint8],
+        images: Rows,
         paths: Mapping[int, Path],
         kinds: Sequence[type[np.floating[Any]]],
         progress: Path,
@@ -122,12 +127,12 @@ class Extractor:
 
 
 def choose_precision(
-    asked: str, base: Base, depths: Sequence[int], pooling: str, images: NDArray[np.uint8], batch_size: int
+    asked: str, base: Base, depths: Sequence[int], images: NDArray[np.uint8], batch_size: int
 ) -> tuple[str, str]:
     """The type that the prefix computes in, and why: as asked, or for "auto" what pays on this device.
 
     bfloat16 or float16 where a convolution and then the prefix itself are faster in it by MIN_SPEED_UP, and on the probe
-    batch `images` no depth's features change by more than MAX_CHANGE of their norm.
+    batch `images` no output changes by more than MAX_CHANGE of their norm.
     """
     if asked == "float32":
         return asked, "extract.precision says so"
@@ -138,7 +143,7 @@ def choose_precision(
         return "float32", f"a convolution has {slow} times its speed here"
 
     def run(precision: str) -> tuple[float, list[NDArray[Any]]]:
-        extractor = Extractor(base, depths, pooling, batch_size, precision)
+        extractor = Extractor(base, depths, batch_size, precision)
         list(extractor.run(images))
         started = time.perf_counter()
         features = [output for outputs in extractor.run(images) for output in outputs]
@@ -168,5 +173,6 @@ def choose_dtype(features: NDArray[np.float32]) -> type[np.floating[Any]]:
 
 
 def compute_features(forward: Forward, inputs: Array) -> list[NDArray[np.float32]]:
+    """The outputs of a compiled graph for one batch, float32."""
     outputs = forward(ops.convert_to_tensor(inputs))
     return [np.asarray(ops.convert_to_numpy(output), np.float32) for output in outputs]

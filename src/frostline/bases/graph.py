@@ -135,24 +135,30 @@ def copy_operation(operation: Operation, name: str, **changes: Any) -> Operation
     return type(operation).from_config(config)
 
 
-def copy_graph(inputs: Tensor, outputs: Tensor, start: Tensor) -> Tensor:
-    """The graph between two tensors built anew above `start`: layers of its own with the same weights."""
+def copy_graph(
+    inputs: Tensor, outputs: Sequence[Tensor], start: Tensor, *, prefix: str = "", trainable: bool = True
+) -> list[Tensor]:
+    """The graph between a tensor and others built anew above `start`: layers of its own with the same weights.
+
+    prefix: of the copies' names; trainable: whether the copies are.
+    """
     copies: dict[int, tuple[Operation, Operation]] = {}
     taken: set[str] = set()
 
     def operation_of(operation: Operation) -> Operation:
         if id(operation) not in copies:
             # Two models taken apart into one may use a name twice, which Keras refuses.
-            name = next(name for name in _names_like(operation.name) if name not in taken)
+            name = next(name for name in _names_like(prefix + operation.name) if name not in taken)
             taken.add(name)
             copies[id(operation)] = (operation, copy_operation(operation, name))
         return copies[id(operation)][1]
 
-    (result,) = replay(inputs, [outputs], start, operation_of)
+    results = replay(inputs, outputs, start, operation_of)
     for original, copy in copies.values():
         if isinstance(original, keras.Layer):
             copy_weights(original, copy)
-    return result
+            copy.trainable = trainable
+    return results
 
 
 def _names_like(name: str) -> Iterator[str]:

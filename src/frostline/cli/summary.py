@@ -55,6 +55,8 @@ def summarize(
     search: "SearchRecord", evaluation: Mapping[str, Any], registration: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     """(name, value) of each line of the table."""
+    from frostline.evidence.trials import describe_edge
+
     best, finished = search.trial(search.best), len(search.in_state("COMPLETE"))
     rows = [
         (
@@ -65,7 +67,11 @@ def summarize(
         ("test accuracy", f"{_interval(evaluation['accuracy'])} on {evaluation['num_images']} pictures"),
     ]
     if "accuracy" in evaluation.get("baseline", {}):
-        rows.append(("head only", _interval(evaluation["baseline"]["accuracy"])))
+        rows.append(("bare head", _interval(evaluation["baseline"]["accuracy"])))
+    if evaluation.get("every_cut"):
+        rows.append(("head on every cut", _interval(evaluation["every_cut"]["accuracy"])))
+    if edge := describe_edge(search):
+        rows.append(("note", edge))
     if registration["version"] is None:
         registered = f"not registered: {registration.get('reason', 'unknown')}"
     else:

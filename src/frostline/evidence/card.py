@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.errors import redact, some
-from frostline.evidence.evaluation import Evaluation
+from frostline.evidence.evaluation import Evaluation, Gain
+from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
-from frostline.evidence.trials import SearchRecord
+from frostline.evidence.trials import SearchRecord, describe_edge
 from frostline.params import Params
 
 Record = Mapping[str, Any]
@@ -28,7 +29,7 @@ class Records:
     base: Record
     search: SearchRecord
     study: Record
-    refit: Record
+    refit: RefitRecord
     evaluation: Evaluation
 
 
@@ -48,15 +49,24 @@ def make_model_card(records: Records, params: Params) -> str:
 
 def _introduce(records: Records, params: Params) -> str:
     accuracy, names = records.evaluation.score("accuracy"), records.class_names
-    depth = records.refit["hparams"]["unfrozen_blocks"]
-    trained = "its head alone was trained" if depth == 0 else f"its head and its last {depth} blocks were trained"
+    trained = _describe_trained(records.refit)
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
         f"# {params.register_.name}\n\n"
-        f"Tells {len(names)} classes of pictures apart: {listed}. {_with_article(records.base['name'])} of which {trained}. "
+        f"Tells {len(names)} classes of pictures apart: {listed}. {_with_article(records.base['name'])}: {trained}. "
         f"Accuracy on {records.evaluation.num_images} test pictures that no choice has seen: "
         f"**{_percent(accuracy)}** ({_confidence(records.evaluation)})."
     )
+
+
+def _describe_trained(refit: RefitRecord) -> str:
+    folds = f"{refit.folds} " if refit.combine == "mean" else ""
+    heads = f"{folds}linear heads on it"
+    if refit.share == 0:
+        return heads
+    depth = refit.hparams.unfrozen_blocks
+    tails = f"{folds}tails of its last {depth} blocks and a head" if depth else f"{folds}heads"
+    return f"{tails}, on one frozen part" + (f", mixed with {heads}" if refit.share < 1 else "")
 
 
 def _describe_results(evaluation: Evaluation) -> str:
@@ -73,7 +83,12 @@ def _describe_results(evaluation: Evaluation) -> str:
             "|---|---|---|",
             *rows,
             "",
-            _describe_gain(evaluation),
+            _describe_gain("the bare head on the last cut", evaluation.baseline, evaluation.gain),
+            *(
+                [_describe_gain("a linear head on every cut", evaluation.every_cut, evaluation.every_cut_gain)]
+                if evaluation.every_cut and evaluation.every_cut_gain
+                else []
+            ),
             f"- The search's best validation score was {evaluation.search_score:.2%}, {abs(optimism):.2f} points "
             + (
                 "above the test accuracy: the best of many trials looks better than it is."
@@ -81,7 +96,7 @@ def _describe_results(evaluation: Evaluation) -> str:
                 else "below the test accuracy, which chance can do."
             )
             + " Quote the test accuracy.",
-            f"- Temperature {evaluation.temperature:.3f}, fitted on validation, took the calibration "
+            f"- Temperature {evaluation.temperature:.3f}, fitted out of fold, took the calibration "
             f"error from {before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
             f"{after['log_loss']:.4f}. A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so "
             "few pictures.",
@@ -89,12 +104,12 @@ def _describe_results(evaluation: Evaluation) -> str:
     )
 
 
-def _describe_gain(evaluation: Evaluation) -> str:
-    gain, plain = evaluation.gain, _percent(evaluation.baseline["accuracy"])
+def _describe_gain(name: str, scores: Mapping[str, Score], gain: Gain) -> str:
+    plain = _percent(scores["accuracy"])
     if gain.wins == gain.losses == 0:
-        return f"- The same base with nothing unfrozen answers every test picture alike ({plain})."
+        return f"- Of {name} every answer is the same ({plain})."
     return (
-        f"- Against the same base with nothing unfrozen ({plain}): {100 * gain.value:+.2f} points "
+        f"- Against {name} ({plain}): {100 * gain.value:+.2f} points "
         f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], {gain.wins} pictures won and {gain.losses} lost, "
         f"exact one-sided McNemar p = {gain.p_value:.3g}."
     )
@@ -163,19 +178,31 @@ def _describe_search(records: Records) -> str:
     trials, refit = records.search.trials, records.refit
     states = [trial.state for trial in trials]
     depths = sorted({trial.depth for trial in trials})
-    chosen = ", ".join(f"{name} {_plain(value)}" for name, value in refit["hparams"].items())
+    chosen = ", ".join(f"{name} {_plain(value)}" for name, value in refit.hparams.to_record().items())
     cut = next(
-        (cut["name"] for cut in records.study.get("cuts", ()) if cut["depth"] == refit["hparams"]["unfrozen_blocks"]),
-        None,
+        (cut["name"] for cut in records.study.get("cuts", ()) if cut["depth"] == refit.hparams.unfrozen_blocks), None
     )
-    seeds = ", ".join(f"{seed['val_accuracy']:.2%}" for seed in refit["seeds"])
+    rows = [
+        f"| {each.name} | {each.accuracy:.1%} [{each.low:.1%}, {each.high:.1%}] | {each.log_loss:.4f} | "
+        f"{100 * each.gain:+.2f} [{100 * each.gain_low:+.2f}, {100 * each.gain_high:+.2f}] |"
+        for each in refit.candidates
+    ]
+    edge = describe_edge(records.search)
     return "\n".join(
         [
             f"- {len(trials)} trials over depths {depths[0]} to {depths[-1]}: {states.count('COMPLETE')} finished, "
-            f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed (study `{refit['study']}`)",
-            f"- Chosen: trial {refit['trial']}: {chosen}" + (f"; everything up to `{cut}` frozen" if cut else ""),
-            f"- Trained again with {len(refit['seeds'])} seeds (validation {seeds}); number {refit['kept'] + 1} was kept",
-            f"- sha256 of the model: `{refit['sha256']}`",
+            f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed (study `{refit.study}`)",
+            *([f"- {edge}"] if edge else []),
+            f"- Tails of trial {refit.trial}: {chosen}" + (f"; everything up to `{cut}` frozen" if cut else ""),
+            f"- Cross-fitted on {refit.num_images} pictures, {refit.folds} folds: each picture judged by networks that have not "
+            f"seen it. Chosen by log loss: {refit.share:.0%} tails, {1 - refit.share:.0%} linear heads"
+            + (", the mean with the mirror image" if refit.mirrored else "")
+            + f"; out of fold accuracy {refit.accuracy:.1%}, log loss {refit.log_loss:.4f}",
+            f"- sha256 of the model: `{refit.sha256['final']}`",
+            "",
+            "| out of fold | accuracy (95 % interval) | log loss | points over the bare head |",
+            "|---|---|---|---|",
+            *rows,
         ]
     )
 

@@ -81,3 +81,16 @@ class SearchRecord:
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """The search of `to_record`'s form."""
         return cls(**{**record, "trials": tuple(TrialRecord.from_record(trial) for trial in record["trials"])})
+
+
+def describe_edge(search: SearchRecord) -> str:
+    """A sentence where the best depth is the deepest that was searched, or next to it; else ""."""
+    deepest = max(trial.depth for trial in search.trials)
+    best = search.trial(search.best).depth
+    if deepest == 0 or best < deepest - 1:
+        return ""
+    where = "the deepest that was searched" if best == deepest else f"next to the deepest that was searched, {deepest}"
+    return (
+        f"The best depth, {best}, is {where}: a deeper one may be better still. Raise tune.space.unfrozen_blocks; "
+        "`frostline plan` says what that costs."
+    )

@@ -160,6 +160,7 @@ def _write(
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         chosen = [record for record, its in zip(records, splits, strict=True) if its == split]
+        own = groups[[its == split for its in splits]]
         counts[split] = dict.fromkeys(classes, 0) | Counter(record.class_name for record in chosen)
         labels = np.array([label_of[record.class_name] for record in chosen], np.int32)
         save_split(
@@ -168,6 +169,7 @@ def _write(
             size,
             labels,
             [record.image_id for record in chosen],
+            own,
         )
     rows = [
         (record.image_id, (raw / record.image_id).as_posix(), record.class_name, label_of[record.class_name], split, record.sha256,
@@ -191,6 +193,8 @@ def _write(
         near_duplicate_groups=sum(number > 1 for number in sizes.values()),
         image_size=size,
         resize=prepare.resize,
+        # Validation pictures that a person set apart may be meant to stay unseen; see refit.train_on_val.
+        val_is_drawn=all(record.folder_split != "validation" for record in records),
         notes=notes,
     )
     return Summary(counts, kinds, tuple(notes), digest)

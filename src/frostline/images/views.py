@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_array, reserve_array, take_rows, write_rows
+from frostline.arrays import JoinedRows, load_array, reserve_array, take_rows, write_rows
 from frostline.errors import Refused
 from frostline.files import part_of, put_in_place, save_json
 from frostline.images.transforms import Pipeline, Transforms, build_transform, build_transforms, run_transforms
@@ -64,7 +64,7 @@ def make_views(
 
 
 def save_views(
-    images_file: Path,
+    images_files: Sequence[Path],
     ids: Sequence[str],
     transforms: Transforms,
     folder: Path,
@@ -73,11 +73,11 @@ def save_views(
     seed: int,
     workers: int | None = None,
 ) -> Iterator[int]:
-    """Writes `view-001.npy` .. of the pictures in `images_file`, and yields the number of each; whole files are kept.
+    """Writes `view-001.npy` .. of the pictures in `images_files`, joined, and yields the number of each; whole files are kept.
 
     workers: processes, by default one per core where there are many views; their number changes nothing in the views.
     """
-    shape = load_array(images_file).shape
+    shape = _join(images_files).shape
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {view: folder / f"view-{view:03d}.npy" for view in range(1, num_views)}
     for file in folder.glob("*view-*.npy*"):  # of a run that was killed, and wanted more views
@@ -99,11 +99,11 @@ def save_views(
     try:
         with ExitStack() as stack:
             if workers == 1 or not missing:
-                drawn: Iterator[None] = starmap(partial(_draw_rows, images_file, ids, pipeline, seed), list_tasks())
+                drawn: Iterator[None] = starmap(partial(_draw_rows, images_files, ids, pipeline, seed), list_tasks())
             else:
                 # Spawned, never forked: the caller may have threads. Each process builds its transforms once.
                 context = multiprocessing.get_context("spawn")
-                facts = (images_file, tuple(ids), transforms, seed)
+                facts = (tuple(images_files), tuple(ids), transforms, seed)
                 pool = ProcessPoolExecutor(workers, context, _start_worker, facts)
                 stack.callback(pool.shutdown, cancel_futures=True)  # after an error the rest is not drawn first
                 # So far ahead that the processes draw the next view while one is flushed to disk.
@@ -118,22 +118,26 @@ def save_views(
 
 
 def _draw_rows(
-    images_file: Path, ids: Sequence[str], pipeline: Pipeline, seed: int, start: int, view: int, file: Path
+    images_files: Sequence[Path], ids: Sequence[str], pipeline: Pipeline, seed: int, start: int, view: int, file: Path
 ) -> None:
     """Writes up to CHUNK views, those of the pictures from row `start` on, to the same rows of `file`."""
     rows = slice(start, start + CHUNK)
-    images = take_rows(load_array(images_file), rows)
+    images = take_rows(_join(images_files), rows)
     write_rows(file, make_views(images, ids[rows], pipeline, view=view, seed=seed), start)
+
+
+def _join(images_files: Sequence[Path]) -> JoinedRows:
+    return JoinedRows(*(load_array(file) for file in images_files))
 
 
 _worker: dict[str, Callable[[int, int, Path], None]] = {}  # what a worker process keeps between its tasks
 
 
-def _start_worker(images_file: Path, ids: Sequence[str], transforms: Transforms, seed: int) -> None:
+def _start_worker(images_files: Sequence[Path], ids: Sequence[str], transforms: Transforms, seed: int) -> None:
     die_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
-    _worker["draw"] = partial(_draw_rows, images_file, ids, build_transforms(transforms), seed)
+    _worker["draw"] = partial(_draw_rows, images_files, ids, build_transforms(transforms), seed)
 
 
 def _work(start: int, view: int, file: Path) -> None:

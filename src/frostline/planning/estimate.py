@@ -7,7 +7,7 @@ from typing import Any
 from frostline.params import Params
 from frostline.planning.notes import describe_storage
 from frostline.planning.pace import Counts, Facts, Pace
-from frostline.planning.storage import Storage, fit_views, plan_storage, view_bytes
+from frostline.planning.storage import Storage, fit_views, flips, plan_storage, trains_on_val, view_bytes
 from frostline.search.study import expect_epochs
 
 RECEIPTS = 2  # checks of a study, each compiles about what the deepest tail does
@@ -39,12 +39,23 @@ class Plan:
 def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: int, pool_from: int) -> Plan:
     """The plan for these params; cores: of this machine; pool_from: bytes of views from which `augment` uses all of them."""
     size, budget = params.base.image_size, params.storage.budget_gb
-    views = fit_views(counts.train, size, params.augment.views, budget)
-    storage = plan_storage(facts.row_bytes, facts.prefix_flops, counts.train, counts.val, views, size, budget)
+    trained, plain = count_trained(params, counts)
+    views = fit_views(trained, size, params.augment.views, budget)
+    storage = plan_storage(
+        facts.row_bytes,
+        facts.pooled_bytes,
+        facts.prefix_flops,
+        trained,
+        plain,
+        views,
+        size,
+        budget,
+        mirrored=flips(params.augment),
+    )
     steps = [
         _prepare(counts, size, pace, cores),
-        _augment(counts, views, size, pace, cores, pool_from),
-        _extract(counts, storage, pace),
+        _augment(trained, views, size, pace, cores, pool_from),
+        _extract(trained, plain, storage, pace, flips(params.augment)),
         *_training(params, counts, facts, storage, pace),
     ]
     return Plan(steps, storage, _notes(params, counts, facts, storage))
@@ -56,20 +67,28 @@ def _prepare(counts: Counts, size: int, pace: Pace, cores: int) -> Step:
     return Step("prepare", f"{counts.files} files decoded to {size} px", bytes_, seconds)
 
 
-def _augment(counts: Counts, views: int, size: int, pace: Pace, cores: int, pool_from: int) -> Step:
-    drawn = counts.train * (views - 1)
+def count_trained(params: Params, counts: Counts) -> tuple[int, int]:
+    """(pictures that the final model is trained on, others of train and val)."""
+    with_val = trains_on_val(params.refit.train_on_val, counts.val_is_drawn)
+    return counts.train + (counts.val if with_val else 0), 0 if with_val else counts.val
+
+
+def _augment(trained: int, views: int, size: int, pace: Pace, cores: int, pool_from: int) -> Step:
+    drawn = trained * (views - 1)
     bytes_ = view_bytes(drawn, size)
     # The processes of a pool load the libraries again, all at once.
     work = drawn * pace.augment / cores + pace.start["augment"] if bytes_ >= pool_from else drawn * pace.augment
-    what = f"{views} views of {counts.train} pictures, the plain one among them"
+    what = f"{views} views of {trained} pictures, the plain one among them"
     return Step("augment", what, bytes_, pace.start["augment"] + work + bytes_ * pace.disk)
 
 
-def _extract(counts: Counts, storage: Storage, pace: Pace) -> Step:
-    pictures, bytes_ = counts.train * storage.views + counts.val, sum(storage.bytes.values())
-    seconds = pace.start["extract"] + pace.build + pictures * pace.prefix + bytes_ * pace.disk
+def _extract(trained: int, plain: int, storage: Storage, pace: Pace, mirrored: bool) -> Step:
+    pictures = trained * storage.views + plain + mirrored * (trained + plain)
+    seconds = pace.start["extract"] + pace.build + pictures * pace.prefix + storage.total * pace.disk
     stored = ", ".join(f"{depth} ({storage.bytes[depth] / 1e6:.0f} MB)" for depth in storage.stored)
-    return Step("extract", f"{pictures} pictures through the frozen prefix; depths stored: {stored}", bytes_, seconds)
+    what = f"{pictures} pictures through the frozen prefix; every cut pooled ({storage.pooled / 1e6:.0f} MB)"
+    what += f"; depths stored: {stored}" if stored else ""
+    return Step("extract", what, storage.total, seconds)
 
 
 def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pace: Pace) -> list[Step]:
@@ -82,23 +101,23 @@ def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pa
     start = pace.start["tune"] + RECEIPTS * traces[deepest]
     epochs = expect_epochs(tune)
     searched = epochs * mean(epoch[depth] for depth in depths)
-    trained = params.refit.seeds * tune.epochs * (mean(epoch[depth] for depth in depths) + epoch[0])
+    refit = params.refit
+    # Each fold trains on all pictures but its own share; a candidate's tail is compiled once, in a process of its own.
+    share = (refit.folds - 1) / refit.folds * sum(count_trained(params, counts)) / max(counts.train, 1)
+    trained = refit.candidates * (
+        refit.folds * share * tune.epochs * mean(epoch[depth] for depth in depths) + mean(traces.values())
+    )
     trials = f"{tune.num_trials} trials, {epochs:.0f} epochs in all, evenly over depths {depths[0]} to {deepest}"
     return [
         Step("tune", trials, 0, start + shapes * sum(traces.values()) + searched),
-        Step(
-            "refit",
-            f"{params.refit.seeds} seeds of the best trial and of the head alone",
-            0,
-            pace.start["refit"] + mean(traces.values()) + traces[0] + trained,
-        ),
+        Step("refit", f"{refit.candidates} best trials, {refit.folds} folds each", 0, pace.start["refit"] + trained),
     ]
 
 
 def _epoch_seconds(depth: int, counts: Counts, facts: Facts, storage: Storage, pace: Pace) -> float:
     tail, flops = pace.tails[depth], facts.prefix_flops
     # Blocks between the cut that is stored and this one run at about the prefix's own pace.
-    between = pace.prefix * (flops[depth] - flops[storage.sources[depth]]) / max(flops[0], 1)
+    between = pace.prefix * (flops[depth] - flops[storage.sources.get(depth, depth)]) / max(flops[0], 1)
     return counts.train * (tail.train + between) + counts.val * (tail.validate + between)
 
 

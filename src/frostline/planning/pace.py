@@ -21,6 +21,7 @@ from frostline.images.folders import Layout, find_layout, read_layout
 from frostline.images.generated.sets import TARGET_CLASSES, write_target
 from frostline.images.walk import Entry
 from frostline.params import Params
+from frostline.planning.storage import list_depths
 from frostline.process import UNFINISHED
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Counts:
     test: int
     num_classes: int
     prepared: bool
+    val_is_drawn: bool
 
 
 class Tail(NamedTuple):
@@ -71,9 +73,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the network says: bytes of one picture's features by depth, FLOPs below each cut, the precision and its reason."""
+    """What the network says: bytes of a picture's map by depth and of its pooled cuts, FLOPs below each cut, the precision."""
 
     row_bytes: dict[int, int]
+    pooled_bytes: int
     prefix_flops: list[int]
     precision: str
     reason: str
@@ -95,7 +98,7 @@ def count_images(params: Params) -> Counts:
         facts = require_complete(prepared)
         numbers, names = facts["num_images"], load_json(prepared / "classes.json")
         files = sum(numbers.values()) + sum(facts["left_out"].values())
-        return Counts(files, numbers["train"], numbers["val"], numbers["test"], len(names), True)
+        return Counts(files, numbers["train"], numbers["val"], numbers["test"], len(names), True, facts["val_is_drawn"])
     splits: dict[str, int] = {}
     names = TARGET_CLASSES
     if params.fetch.source == "generated" and not _raw(params):
@@ -104,7 +107,7 @@ def count_images(params: Params) -> Counts:
         layout = _layout(params)
         files, names = len(layout.entries), layout.classes
         splits = {name: sum(entry.split == name for entry in layout.entries) for name in layout.splits}
-    return Counts(files, *_shares(files, splits, params), len(names), False)
+    return Counts(files, *_shares(files, splits, params), len(names), False, "validation" not in splits)
 
 
 def _shares(files: int, splits: dict[str, int], params: Params) -> tuple[int, int, int]:
@@ -205,32 +208,36 @@ def _measure_network(
     params: Params, images: NDArray[np.uint8], num_classes: int, work: Path
 ) -> tuple[Facts, float, float, dict[int, Tail]]:
     from frostline.bases.cost import flops_of
-    from frostline.bases.features import Extractor, choose_precision
+    from frostline.bases.features import POOLED, Extractor, choose_precision, depth_folder
 
-    pooling, size = params.tune.pooling, params.extract.batch_size
-    first, last = params.tune.space.unfrozen_blocks
-    depths = sorted({0, *range(first, last + 1)})
+    size = params.extract.batch_size
+    depths = list_depths(params.tune)
     with timed() as built:
         base = _load_base(params, work)
-        if last >= len(base.cuts):
-            raise Refused(f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks; given was {last}.")
-        precision, reason = choose_precision(params.extract.precision, base, depths, pooling, images[:size], size)
-        extractor = Extractor(base, depths, pooling, size, precision)
+        if depths and depths[-1] >= len(base.cuts):
+            raise Refused(
+                f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks; given was {depths[-1]}."
+            )
+        precision, reason = choose_precision(params.extract.precision, base, depths, images[:size], size)
+        extractor = Extractor(base, depths, size, precision)
         row_bytes = extractor.row_bytes(images[:size])
     rows = np.resize(np.arange(len(images)), max(len(images), size * BATCHES))
     with timed() as passed:
         for _ in extractor.run(images[rows]):
             pass
     flops = flops_of(base)
-    measured = sorted({depths[0], depths[len(depths) // 2], depths[-1]})
-    known = [_measure_tail(params, base, depth, num_classes, extractor.types(images)[0]) for depth in measured]
+    tried = sorted({0, *depths})
+    measured = sorted({tried[0], tried[len(tried) // 2], tried[-1]})
+    known = [_measure_tail(params, base, depth, num_classes, extractor.types(images)[-1]) for depth in measured]
     # Between measured depths seconds follow the FLOPs above the cut.
     above = [flops["suffix"][depth] for depth in measured]
     tails = {
         depth: Tail(*(float(np.interp(flops["suffix"][depth], above, column)) for column in zip(*known, strict=True)))
-        for depth in depths
+        for depth in tried
     }
-    return Facts(row_bytes, flops["prefix"], precision, reason), built[0], passed[0] / len(rows), tails
+    by_depth = {depth: row_bytes[depth_folder(depth)] for depth in depths}
+    facts = Facts(by_depth, row_bytes[POOLED], flops["prefix"], precision, reason)
+    return facts, built[0], passed[0] / len(rows), tails
 
 
 def _load_base(params: Params, work: Path) -> "Base":
@@ -253,21 +260,22 @@ def _measure_tail(params: Params, base: "Base", depth: int, num_classes: int, dt
     """One tail on noise: the speed does not depend on what the features say."""
     from frostline.search.space import make_baseline
     from frostline.training.data import TrainingData
-    from frostline.training.tail import build_tail, make_head_weights
+    from frostline.training.tail import build_tail, start_head
     from frostline.training.trainer import Trainer
 
     tune = params.tune
     hparams = make_baseline(tune.space, depth)
+    sees = "last" if tune.pooling == "flatten" else hparams.head_input
     with timed() as built:
-        tail = build_tail(base, depth, num_classes, units=hparams.head_units, pooling=tune.pooling, seed=0)
+        tail = build_tail(base, depth, num_classes, units=hparams.head_units, pooling=tune.pooling, sees=sees)
         trainer = Trainer(tail, hparams.optimizer, tune.batch_size, num_classes)
-    shape = base.cuts[depth].shape if depth else tail.head.input.shape[1:]
+    width = tail.map_size + tail.columns.stop - tail.columns.start
     features: NDArray[Any] = (
-        np.random.default_rng(0).random((BATCHES * tune.batch_size, *shape), np.float32).astype(dtype)
+        np.random.default_rng(0).random((BATCHES * tune.batch_size, width), np.float32).astype(dtype)
     )
-    labels = np.arange(len(features), dtype=np.int32) % num_classes
-    data = TrainingData([features], labels, features, labels, np.ones(num_classes, np.float32))
-    start = trainer.start(make_head_weights(tail, 0, None), 0)
+    labels, rows = np.arange(len(features), dtype=np.int32) % num_classes, np.arange(len(features))
+    data = TrainingData([features], None, labels, rows, rows, np.ones(num_classes, np.float32))
+    start = trainer.start(start_head(tail, 0, None), 0)
     for _ in trainer.epochs(start, data, hparams, num_epochs=EPOCHS, schedule=tune.schedule, seed=0):
         pass
     # The first validation compiles, too.

@@ -7,28 +7,37 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from frostline.errors import Refused
+from frostline.params import Augment, Tune
 
 # Views may take so much of the budget. `augment` cannot know how large features are: it runs without the network.
 VIEWS_SHARE = 0.5
+# Albumentations' transforms that change left and right.
+FLIPS = {"HorizontalFlip", "D4", "SquareSymmetry"}
 
 
 @dataclass(frozen=True)
 class Storage:
     """What `extract` writes.
 
-    views: of each training picture, the plain one among them. sources: for each depth of the search the depth that is
-    stored for it: itself, or a deeper one whose features are taken through the blocks between at every reading.
-    bytes: on disk, by stored depth.
+    views: of each picture that is trained on, the plain one among them. sources: for each depth of the search, from 1 on,
+    the depth whose maps are stored for it: itself, or a deeper one whose maps are taken through the blocks between at every
+    reading. bytes: on disk, by stored depth; pooled: bytes of all cuts pooled, which are always stored.
     """
 
     views: int
     sources: Mapping[int, int]
     bytes: Mapping[int, int]
+    pooled: int
 
     @property
     def stored(self) -> list[int]:
         """The stored depths, ascending."""
         return sorted(self.bytes)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all features."""
+        return self.pooled + sum(self.bytes.values())
 
 
 def fit_views(num_images: int, image_size: int, wanted: int, budget_gb: float) -> int:
@@ -43,25 +52,33 @@ def view_bytes(num_images: int, image_size: int) -> int:
 
 def plan_storage(
     row_bytes: Mapping[int, int],
+    pooled_bytes: int,
     prefix_flops: Sequence[int],
-    num_train: int,
-    num_val: int,
+    num_images: int,
+    num_plain: int,
     views: int,
     image_size: int,
     budget_gb: float,
+    *,
+    mirrored: bool = False,
 ) -> Storage:
     """Which depths are stored, and how many views of them, beside `views` views of the pictures.
 
-    row_bytes: of one picture's features, by depth; prefix_flops: below the cut, by depth. The shallowest and the deepest
-    cut are always stored, with as many views as fit. Of the others those are dropped first whose features cost the
+    row_bytes: of one picture's map, by depth; pooled_bytes: of its pooled cuts; prefix_flops: below the cut, by depth.
+    num_images: pictures of which there are views; num_plain: those of which only the plain one is read; mirrored: is the
+    mirrored plain picture read, too? The shallowest and
+    the deepest cut are always stored, with as many views as fit. Of the others those are dropped first whose maps cost the
     fewest FLOPs for each byte that they free. Raises Refused where not even one view fits.
     """
     depths = sorted(row_bytes)
-    needed = {depths[0], depths[-1]}
-    room = budget_gb * 1e9 - (views - 1) * view_bytes(num_train, image_size)
+    needed = {depths[0], depths[-1]} if depths else set()
+    room = budget_gb * 1e9 - (views - 1) * view_bytes(num_images, image_size)
+
+    def rows(views: int) -> int:
+        return num_images * views + num_plain + mirrored * (num_images + num_plain)
 
     def size(chosen: Collection[int]) -> int:
-        return sum(row_bytes[depth] for depth in chosen) * (num_train * views + num_val)
+        return (pooled_bytes + sum(row_bytes[depth] for depth in chosen)) * rows(views)
 
     def extra_flops(chosen: Collection[int]) -> int:
         return sum(prefix_flops[depth] - prefix_flops[source] for depth, source in find_sources(depths, chosen).items())
@@ -82,9 +99,27 @@ def plan_storage(
                 key=lambda depth: (extra_flops(stored - {depth}) - before) / row_bytes[depth],
             )
         )
-    return Storage(views, find_sources(depths, stored), {depth: size([depth]) for depth in sorted(stored)})
+    by_depth = {depth: row_bytes[depth] * rows(views) for depth in sorted(stored)}
+    return Storage(views, find_sources(depths, stored), by_depth, pooled_bytes * rows(views))
 
 
 def find_sources(depths: Collection[int], stored: Collection[int]) -> dict[int, int]:
     """For each depth the nearest stored one that is not above it in the network."""
     return {depth: min(other for other in stored if other >= depth) for depth in depths}
+
+
+def list_depths(tune: Tune) -> list[int]:
+    """The depths whose maps a search starts from: those of its space from 1 on, and 0 where the head is not pooled."""
+    first, last = tune.space.unfrozen_blocks
+    return [*([0] if tune.pooling == "flatten" else []), *range(max(1, first), last + 1)]
+
+
+def flips(augment: Augment) -> bool:
+    """Is a mirror image the same thing? Where a horizontal flip is among the transforms, its author says so."""
+    names = {name for entry in augment.transforms for name in entry}
+    return augment.views > 1 and bool(names & FLIPS)
+
+
+def trains_on_val(asked: str, val_is_drawn: bool) -> bool:
+    """Is the final model trained on validation pictures, too? See `refit.train_on_val`."""
+    return asked == "always" or (asked == "drawn" and val_is_drawn)

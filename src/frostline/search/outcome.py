@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from frostline.search.study import StudyFile, importances, list_killed, list_rec
 from frostline.search.worker import Job, draw_of, run_trials
 from frostline.tracking.runs import DRAW, delete_trials
 from frostline.tracking.store import Store
-from frostline.training.bench import Bench, fit_shared_probe
-from frostline.training.probe import Probe
+from frostline.training.bench import Bench, fit_shared_heads
+from frostline.training.linear import CrossValidation, describe_head
 from frostline.training.receipt import Receipt
 from frostline.training.trainer import PHASES
 
@@ -31,7 +32,7 @@ class Outcome:
 
     trials: list[TrialRecord]
     receipts: list[Receipt]
-    probe: Probe | None
+    heads: Mapping[str, CrossValidation]
     importances: dict[str, float]
     seconds: dict[str, float]
     bookkeeping_per_trial: float | None
@@ -48,10 +49,9 @@ class Outcome:
 
     def to_record(self) -> dict[str, Any]:
         """All but the trials, for study.json."""
-        probe = self.probe and {"strength": self.probe.strength, "val_accuracy": self.probe.val_accuracy}
         return {
             "receipts": [receipt.to_record() for receipt in self.receipts],
-            "probe": probe,
+            "heads": {sees: describe_head(head) for sees, head in self.heads.items()},
             "importances": self.importances,
             "seconds": self.seconds,
             "trials_per_minute": self.trials_per_minute,
@@ -67,10 +67,10 @@ def run_study(
 ) -> Outcome:
     """Probe, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`."""
     laps = [time.monotonic()]
-    bench = Bench(params, len(class_names), None)
+    bench = Bench(params, len(class_names), {})
     bench.base  # noqa: B018 - built here, so that its seconds are its own
     laps.append(time.monotonic())
-    bench.probe = probe = fit_shared_probe(params)
+    bench.heads = fit_shared_heads(bench)
     laps.append(time.monotonic())
     space, num_trials = params.tune.space, params.tune.num_trials
     receipts = [bench.receipt(make_baseline(space, depth)) for depth in sorted({0, space.unfrozen_blocks[1]})]
@@ -78,7 +78,7 @@ def run_study(
     known = {trial.number for trial in list_records(study.load(), num_trials)}
     # A kill between a trial's run and its record leaves the run of a trial that is drawn again.
     delete_trials(store, parent_run_id, DRAW, [draw_of(trial) for trial in list_killed(study.load())])
-    run_trials(Job(params, study, store, parent_run_id, class_names, probe), bench)
+    run_trials(Job(params, study, store, parent_run_id, class_names, bench.heads), bench)
     laps.append(time.monotonic())
 
     trials = list_records(study.load(), num_trials)
@@ -92,9 +92,9 @@ def run_study(
     return Outcome(
         trials=trials,
         receipts=receipts,
-        probe=probe,
+        heads=bench.heads,
         importances=importances(study.load(), num_trials),
-        seconds={"base": base, "probe": probing, "receipt": checking, **phases, "bookkeeping": bookkeeping + other},
+        seconds={"base": base, "heads": probing, "receipt": checking, **phases, "bookkeeping": bookkeeping + other},
         bookkeeping_per_trial=bookkeeping / len(new) if new else None,
         pace={depth: pace for depth, pace in paces.items() if math.isfinite(pace["train"])},
         limit_seconds=_limit(trials, bench),
@@ -105,6 +105,7 @@ def _limit(trials: list[TrialRecord], bench: Bench) -> float | None:
     """Seconds that the epochs of all trials take at the best pace per image; None where a pace is not known."""
     total = 0.0
     for trial in trials:
-        pace, data = bench.pace(trial.depth), bench.data(trial.depth)
-        total += trial.epochs * (len(data.labels) * pace["train"] + len(data.val_labels) * pace["validate"])
+        if trial.epochs:
+            pace, data = bench.pace(trial.depth), bench.data(trial.depth, bench.sees(trial.hparams))
+            total += trial.epochs * (len(data.train) * pace["train"] + len(data.held_out) * pace["validate"])
     return total if math.isfinite(total) else None

@@ -30,3 +30,8 @@ def choose_best(trials: Sequence[TrialRecord]) -> TrialRecord:
             f"None of {len(trials)} trials finished. Last reason: {reasons[-1] if reasons else 'all were pruned'}."
         )
     return ranked[0]
+
+
+def list_candidates(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """The best finished trials that were trained; linear heads, which need no training, are judged in any case."""
+    return [trial for trial in rank_trials(trials) if trial.epochs][:count]

@@ -9,37 +9,40 @@ from frostline.hparams import HPARAMS, Hparam, Hparams
 from frostline.params import Space
 
 
-def suggest(trial: Trial, number: int, space: Space) -> Hparams:
-    """What trial `number` tries. Values with nothing to choose are not drawn; trial 0 may always be head only."""
+def suggest(trial: Trial, space: Space) -> Hparams:
+    """What a trial tries. Values with nothing to choose are not drawn."""
     drawn: dict[str, Any] = {}
     for name, hparam in HPARAMS.items():
-        drawn[name] = _draw(trial, number, name, hparam, getattr(space, name)) if hparam.used(drawn) else None
+        drawn[name] = _draw(trial, name, hparam, getattr(space, name)) if hparam.used(drawn) else None
     return Hparams(**drawn)
 
 
-def baseline(space: Space) -> dict[str, Any]:
-    """The first trial of every study: head only, and of each range and list what its declaration says."""
+def list_baselines(space: Space, pooling: str) -> list[Hparams]:
+    """The first trials of every study: the bare head on the last cut, then the head on every cut.
+
+    Of each range and list what its declaration says; where the head is not pooled it sees the last cut alone.
+    """
+    kinds = ("last",) if pooling == "flatten" else ("last", "all")
+    return [make_baseline(space, 0, kind) for kind in kinds]
+
+
+def make_baseline(space: Space, depth: int = 0, head_input: str | None = None) -> Hparams:
+    """The middle of the space at a depth, with one head input where it is given."""
+    given = {"unfrozen_blocks": depth} | ({"head_input": head_input} if head_input else {})
     values: dict[str, Any] = {}
     for name, hparam in HPARAMS.items():
-        if hparam.used(values):
-            values[name] = _baseline_of(hparam, getattr(space, name))
-    return values
-
-
-def make_baseline(space: Space, depth: int = 0) -> Hparams:
-    """Trial 0's hparams, at another depth where one is given."""
-    values: dict[str, Any] = {**baseline(space), "unfrozen_blocks": depth}
-    for name, hparam in HPARAMS.items():
-        if name not in values and hparam.used(values):
+        if name in given:
+            values[name] = given[name]
+        elif hparam.used(values):
             values[name] = _baseline_of(hparam, getattr(space, name))
     return Hparams.from_record(values)
 
 
-def _draw(trial: Trial, number: int, name: str, hparam: Hparam, domain: Any) -> Any:
+def _draw(trial: Trial, name: str, hparam: Hparam, domain: Any) -> Any:
     if hparam.kind == "choice":
         return domain[0] if len(domain) == 1 else trial.suggest_categorical(name, domain)
     if hparam.kind == "depth":
-        low, high = (0 if number == 0 else domain[0]), domain[1]
+        low, high = domain
         return low if low == high else trial.suggest_int(name, low, high)
     return (
         domain.low if domain.low == domain.high else trial.suggest_float(name, domain.low, domain.high, log=domain.log)

@@ -13,9 +13,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
-from frostline.params import Space, Tune
+from frostline.params import Tune
 from frostline.process import locked
-from frostline.search.space import baseline
 from frostline.seeding import derive_seed
 
 RECORD = "record"  # what trials.json says of a finished trial
@@ -44,7 +43,7 @@ class StudyFile:
             yield
 
 
-def open_study(folder: Path, digest: str, code: str, when_code_changed: str, space: Space) -> StudyFile:
+def open_study(folder: Path, digest: str, code: str, when_code_changed: str) -> StudyFile:
     """The study with this digest, made whole in one step where it is new, ready to go on where it is not.
 
     Trials that a dead process left behind are closed and drawn again. Refused where the training code has changed
@@ -63,7 +62,7 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str, spa
             if when_code_changed == "restart":
                 file.path.rename(file.path.with_name(f"{digest}.until-{int(file.path.stat().st_mtime)}.db"))
         if not file.path.exists():
-            _create(file, code, space)
+            _create(file, code)
         study = file.load()
         study.set_user_attr(CODE, code)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -80,13 +79,12 @@ def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
     )
 
 
-def _create(file: StudyFile, code: str, space: Space) -> None:
+def _create(file: StudyFile, code: str) -> None:
     # Two processes that create the tables at once kill each other, and a kill in between leaves half a schema.
     temporary = file.path.with_name(f".{file.path.name}.{os.getpid()}.tmp")
     storage = _storage(temporary, file.timeout_s)
     study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
     study.set_user_attr(CODE, code)
-    study.enqueue_trial(baseline(space))
     storage.engine.dispose()
     temporary.replace(file.path)
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from frostline.evidence.trials import TrialRecord
 from frostline.hparams import Hparams
 from frostline.seeding import derive_seed
 from frostline.training.bench import Bench
-from frostline.training.trainer import Epoch
+from frostline.training.trainer import PHASES, Epoch, score_logits
 
 
 def run_trial(
@@ -54,3 +56,31 @@ def run_trial(
         record = TrialRecord(number, hparams, "FAIL", reason=str(error))
     phases = {phase: taken - before[phase] for phase, taken in bench.seconds().items()}
     return replace(record, started=began, seconds=time.monotonic() - started, phases=phases)
+
+
+def run_baseline(bench: Bench, hparams: Hparams, number: int) -> TrialRecord:
+    """The record of a linear head at its optimum, which no gradient step has to find; its loss is out of fold.
+
+    Where there is no linear head, of a trial at depth 0.
+    """
+    sees = bench.sees(hparams)
+    if sees not in bench.heads:
+        return run_trial(bench, hparams, number, should_stop=lambda *_: False)
+    began, started = time.time(), time.monotonic()
+    data, found = bench.data(0, sees), bench.heads[sees]
+    kernel, bias = found.whole
+    logits = np.asarray(data.views[0][data.held_out], np.float32) @ kernel + bias
+    val_loss, val_accuracy = score_logits(logits, data.labels[data.held_out])
+    curves = {"loss": found.loss, "accuracy": found.accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    return TrialRecord(
+        number,
+        hparams,
+        "COMPLETE",
+        score=val_accuracy,
+        val_loss=val_loss,
+        best_epoch=0,
+        curves={name: [value] for name, value in curves.items()},
+        started=began,
+        seconds=time.monotonic() - started,
+        phases=dict.fromkeys(PHASES, 0.0),
+    )

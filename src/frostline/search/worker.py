@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from optuna.trial import BaseTrial, Trial
@@ -13,22 +14,22 @@ from frostline.evidence.trials import TrialRecord
 from frostline.params import Params
 from frostline.process import die_with_parent
 from frostline.search.progress import SearchProgress
-from frostline.search.space import suggest
+from frostline.search.space import list_baselines, suggest
 from frostline.search.study import StudyFile, ask, keep_record, list_records, list_rungs, tell
-from frostline.search.trial import run_trial
+from frostline.search.trial import run_baseline, run_trial
 from frostline.tracking.messages import describe_trial
 from frostline.tracking.runs import DRAW, log_trial
 from frostline.tracking.store import Store
 from frostline.training.bench import Bench
-from frostline.training.probe import Probe
+from frostline.training.linear import CrossValidation
 
 
 @dataclass(frozen=True)
 class Job:
     """All that a worker needs; it can be sent to another process.
 
-    study: where trials are drawn from; store, parent_run_id: where their runs go; class_names: of the pictures; probe: what
-    every head starts from.
+    study: where trials are drawn from; store, parent_run_id: where their runs go; class_names: of the pictures; heads: the
+    linear ones that every head starts from, by what they see.
     """
 
     params: Params
@@ -36,7 +37,7 @@ class Job:
     store: Store
     parent_run_id: str
     class_names: tuple[str, ...]
-    probe: Probe | None
+    heads: Mapping[str, CrossValidation]
 
 
 def run_trials(job: Job, bench: Bench) -> None:
@@ -75,7 +76,7 @@ def _work_alone(job: Job) -> None:
     share_memory()
     tune = job.params.tune
     progress = SearchProgress(tune.num_trials, tune.epochs, shown=False)  # several bars would overwrite each other
-    _work(job, Bench(job.params, len(job.class_names), job.probe), progress)
+    _work(job, Bench(job.params, len(job.class_names), job.heads), progress)
 
 
 def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
@@ -102,12 +103,16 @@ def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProg
         trial.report(best, epoch)
         return bool(trial.should_prune())
 
-    record = run_trial(
-        bench,
-        suggest(trial, number, tune.space),
-        number,
-        should_stop=should_stop,
-        report=lambda epoch: progress.epoch(number, epoch.number, epoch.val_accuracy),
-    )
+    baselines = list_baselines(tune.space, tune.pooling)
+    if number < len(baselines):
+        record = run_baseline(bench, baselines[number], number)
+    else:
+        record = run_trial(
+            bench,
+            suggest(trial, tune.space),
+            number,
+            should_stop=should_stop,
+            report=lambda epoch: progress.epoch(number, epoch.number, epoch.val_accuracy),
+        )
     tags = {DRAW: draw_of(trial), "frostline.device": describe_device(), "frostline.backend": BACKEND}
     return replace(record, run_id=log_trial(job.store, job.parent_run_id, record, tags=tags, ended=time.time()))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from frostline.evidence.evaluation import Evaluation
+from frostline.evidence.refits import RefitRecord
 from frostline.evidence.trials import TrialRecord
 
 
@@ -43,6 +44,18 @@ def describe_precision(precision: str, reason: str) -> str:
 def describe_source(name: str, done: int, total: int, seconds: float) -> str:
     """The features of one view, or of validation, were written."""
     return f"{name} ({done}/{total}), {seconds:.1f} s"
+
+
+def describe_candidates(record: RefitRecord) -> list[str]:
+    """Out-of-fold scores of all that was judged, and what was chosen of it."""
+    lines = [
+        f"{each.name}: out of fold accuracy {each.accuracy:.4f} [{each.low:.4f}, {each.high:.4f}], log loss {each.log_loss:.4f}, "
+        f"{100 * each.gain:+.2f} points over the bare head [{100 * each.gain_low:+.2f}, {100 * each.gain_high:+.2f}]"
+        for each in record.candidates
+    ]
+    what = f"{record.share:.0%} tails of trial {record.trial}, {1 - record.share:.0%} linear heads"
+    mirror = ", picture and mirror image" if record.mirrored else ""
+    return [*lines, f"chosen: {what}{mirror}: accuracy {record.accuracy:.4f}, log loss {record.log_loss:.4f}"]
 
 
 def describe_test(evaluation: Evaluation) -> str:

@@ -119,16 +119,22 @@ def open_final_run(store: Store, *, name: str, params: Mapping[str, object], tag
     return run_id
 
 
-def reopen_run(store: Store, run_id: str, name: str, params: Mapping[str, object]) -> str:
-    """The run's id, or that of a new `final` run where this store does not know it.
+def reopen_final_run(store: Store, sha256: str, tags: Mapping[str, str]) -> str | None:
+    """The id of the `final` run of this very model, RUNNING again, or None where this store has none.
 
-    Results that came from a teammate through DVC name runs of the teammate's store.
+    Results that came from a teammate through DVC have their runs in the teammate's store, and a person may have deleted one.
     """
-    try:
-        store.client.get_run(run_id)
-        return run_id
-    except MlflowException:
-        return open_final_run(store, name=name, params=params, tags={"frostline.restored_from": run_id})
+    found = store.client.search_runs(
+        [store.experiment_id],
+        f"tags.`frostline.sha256` = '{sha256}' and tags.`frostline.kind` = 'final'",
+        max_results=1,
+    )
+    if not found:
+        return None
+    run_id: str = found[0].info.run_id
+    store.client.update_run(run_id, status="RUNNING")
+    _log(store, run_id, tags={**tags, **owner_tags()})
+    return run_id
 
 
 def log_to_run(

@@ -1,35 +1,42 @@
-"""What trainings of one process share: base, features, one compiled trainer per tail shape, the probe."""
+"""What trainings of one process share: base, features, linear heads, one compiled trainer per tail shape."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frostline.arrays import load_split
 from frostline.bases.base import Base, load_base
 from frostline.hparams import Hparams
 from frostline.params import Params
 from frostline.seeding import derive_seed
-from frostline.training.data import TrainingData, load_training_data
+from frostline.training.data import TrainingData, draw_folds, load_features, load_training_data
 from frostline.training.fit import Fit, fit
-from frostline.training.probe import Probe, fit_probe
+from frostline.training.linear import CrossValidation, cross_validate
 from frostline.training.receipt import Receipt, check_equivalence
-from frostline.training.tail import build_tail, make_head_weights
+from frostline.training.tail import HeadStart, build_tail, find_columns, start_head
 from frostline.training.trainer import PHASES, Epoch, Trainer
 
 PROBE_BATCH = 32  # pictures of the equivalence receipt
+MAX_IMAGES = 10_000  # that a linear head is fitted on; its columns are held in float64
+HEAD_FOLDS = 5  # that choose a linear head's L2 strength within the training pictures
 
 
 class Bench:
-    """What trials of one process share: the base, the features of each depth, and one compiled trainer per tail shape."""
+    """What trials of one process share.
 
-    def __init__(self, params: Params, num_classes: int, probe: Probe | None) -> None:
-        self.params, self.num_classes, self.probe = params, num_classes, probe
+    params: of the whole project; num_classes: of the pictures; heads: a linear head, cross-validated on the training pictures,
+    for each of `last` and `all` that may be seen, where trials begin; empty where heads begin at random.
+    """
+
+    def __init__(self, params: Params, num_classes: int, heads: Mapping[str, CrossValidation]) -> None:
+        self.params, self.num_classes, self.heads = params, num_classes, dict(heads)
         self._base: Base | None = None
-        self._trainers: dict[tuple[int, int, str], Trainer] = {}
-        self._data: dict[int, TrainingData] = {}
+        self._trainers: dict[tuple[int, int, str, str], Trainer] = {}
+        self._data: dict[tuple[int, str], TrainingData] = {}
 
     @property
     def base(self) -> Base:
@@ -37,42 +44,53 @@ class Bench:
             self._base = load_base(self.params.base, Path(self.params.paths.base))
         return self._base
 
+    def sees(self, hparams: Hparams) -> str:
+        """What a head sees: as the trial says, the last cut alone where it is not pooled."""
+        return "last" if self.params.tune.pooling == "flatten" else hparams.head_input
+
     def trainer(self, hparams: Hparams) -> Trainer:
         """The compiled trainer for this depth, head shape and optimiser, built at the first use."""
-        key = (hparams.unfrozen_blocks, hparams.head_units, hparams.optimizer)
+        key = (hparams.unfrozen_blocks, hparams.head_units, hparams.optimizer, self.sees(hparams))
         if key not in self._trainers:
             base, tune = self.base, self.params.tune
             started = time.monotonic()
-            tail = build_tail(base, key[0], self.num_classes, units=key[1], pooling=tune.pooling, seed=0)
+            tail = build_tail(base, key[0], self.num_classes, units=key[1], pooling=tune.pooling, sees=key[3])
             trainer = Trainer(tail, hparams.optimizer, tune.batch_size, self.num_classes)
             trainer.seconds["trace"] = time.monotonic() - started
             self._trainers[key] = trainer
         return self._trainers[key]
 
-    def data(self, depth: int) -> TrainingData:
-        """The stored features of one depth."""
-        if depth not in self._data:
-            params = self.params
-            self._data[depth] = load_training_data(
-                Path(params.paths.features),
-                Path(params.paths.prepared),
-                depth,
-                params.tune.class_weights,
-                lambda: self.base,
+    def data(self, depth: int, sees: str) -> TrainingData:
+        """The stored features of one depth, trained on `train` and judged on `val`."""
+        if (depth, sees) not in self._data:
+            paths, tune = self.params.paths, self.params.tune
+            flat = tune.pooling == "flatten"
+            columns = slice(0, 0) if flat else find_columns(self.base, depth, tune.pooling, sees)
+            features = load_features(Path(paths.features), depth, columns, lambda: self.base)
+            self._data[depth, sees] = load_training_data(
+                features, Path(paths.prepared), tune.class_weights, self.num_classes
             )
-        return self._data[depth]
+        return self._data[depth, sees]
 
-    def train(self, hparams: Hparams, seed: int, go_on: Callable[[Epoch], bool] | None = None) -> Fit:
-        """One training as `params.tune` says."""
+    def train(
+        self,
+        hparams: Hparams,
+        seed: int,
+        go_on: Callable[[Epoch], bool] | None = None,
+        *,
+        rows: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None,
+        head: HeadStart | None = None,
+    ) -> Fit:
+        """One training as `params.tune` says, of the given (trained, judging) rows where they are not those of the splits.
+
+        head: where it begins; the linear head of the training pictures, or a drawn one, unless given.
+        """
         tune, trainer = self.params.tune, self.trainer(hparams)
-        probe = (self.probe.kernel, self.probe.bias) if self.probe else None
-        start = trainer.start(
-            make_head_weights(trainer.tail, derive_seed(seed, "head"), probe), derive_seed(seed, "dropout")
-        )
+        data = self.data(hparams.unfrozen_blocks, self.sees(hparams))
         return fit(
             trainer,
-            start,
-            self.data(hparams.unfrozen_blocks),
+            trainer.start(head or self.start_head(hparams, seed), derive_seed(seed, "dropout")),
+            data if rows is None else data.split(*rows),
             hparams,
             num_epochs=tune.epochs,
             schedule=tune.schedule,
@@ -80,6 +98,15 @@ class Bench:
             patience=tune.patience,
             go_on=go_on,
         )
+
+    def start_head(self, hparams: Hparams, seed: int, fold: int | None = None) -> HeadStart:
+        """Where a head begins: at the linear head of the training pictures, or of all but one fold."""
+        found = self.heads.get(self.sees(hparams))
+        linear = None
+        if found is not None:
+            own = found.whole if fold is None else found.heads[fold]
+            linear = (own, found.mean, found.scale, found.choice.strength)
+        return start_head(self.trainer(hparams).tail, derive_seed(seed, "head"), linear)
 
     def seconds(self) -> dict[str, float]:
         """What all trainers have taken so far, by phase."""
@@ -92,25 +119,44 @@ class Bench:
 
     def receipt(self, hparams: Hparams) -> Receipt:
         """Checks that stored features stand for the base at this depth; Refused where they do not."""
-        trainer, data = self.trainer(hparams), self.data(hparams.unfrozen_blocks)
+        trainer, data = self.trainer(hparams), self.data(hparams.unfrozen_blocks, self.sees(hparams))
         val = load_split(Path(self.params.paths.prepared) / "val")
         chosen = np.linspace(0, len(val.labels) - 1, min(PROBE_BATCH, len(val.labels))).astype(int)
-        state = trainer.start(make_head_weights(trainer.tail, 0, None), 0)
-        return check_equivalence(
-            self.base,
-            trainer,
-            state,
-            val.images[chosen],
-            np.asarray(data.val[chosen]),
-            val.labels[chosen],
-            self.params.tune.pooling,
+        state = trainer.start(self.start_head(hparams, 0), 0)
+        features = np.asarray(data.views[0][data.held_out[chosen]])
+        return check_equivalence(self.base, trainer, state, val.images[chosen], features, val.labels[chosen])
+
+
+def fit_heads(
+    bench: Bench, kinds: Sequence[str], rows: NDArray[np.intp], folds: NDArray[np.int64]
+) -> dict[str, CrossValidation]:
+    """A linear head on pooled features for each of `last` and `all`, cross-validated over the folds of these rows.
+
+    Trained on the plain and, where it is stored, the mirrored picture; of more than MAX_IMAGES on an even sample. Empty
+    where the head is not pooled.
+    """
+    found: dict[str, CrossValidation] = {}
+    if bench.params.tune.pooling == "flatten":
+        return found
+    sample = np.linspace(0, len(rows) - 1, min(len(rows), MAX_IMAGES)).astype(int)
+    for kind in kinds:
+        data = bench.data(0, kind)
+        views = [view[rows[sample]] for view in (data.views[0], data.mirror) if view is not None]
+        weights = data.class_weights[data.labels[rows[sample]]]
+        found[kind] = cross_validate(
+            np.stack(views), data.labels[rows[sample]], bench.num_classes, folds[sample], weights=weights
         )
+    return found
 
 
-def fit_shared_probe(params: Params) -> Probe | None:
-    """The linear probe that warm-starts every head; None where no head could start from one."""
-    tune = params.tune
-    if not tune.probe or tune.pooling == "flatten" or 0 not in tune.space.head_units:
-        return None
-    data = load_training_data(Path(params.paths.features), Path(params.paths.prepared), 0, "none", plain=True)
-    return fit_probe(data.views[0], data.labels, data.val, data.val_labels, int(data.labels.max()) + 1)
+def fit_shared_heads(bench: Bench) -> dict[str, CrossValidation]:
+    """The linear heads of the training pictures alone, where trials begin (LP-FT); empty where `tune.probe` is off.
+
+    Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022.
+    """
+    params = bench.params
+    if not params.tune.probe:
+        return {}
+    train = load_split(Path(params.paths.prepared) / "train")
+    folds = draw_folds(train.labels, train.groups, HEAD_FOLDS, params.seed)
+    return fit_heads(bench, ("last", "all"), np.arange(len(train.labels)), folds)

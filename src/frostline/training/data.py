@@ -1,9 +1,9 @@
 """What a tail is trained on: stored features of one depth with their labels, read as they are asked for."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,92 +11,124 @@ from numpy.typing import NDArray
 from frostline.arrays import load_array, load_split, take_rows
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_bridge
-from frostline.bases.features import Forward, compute_features, depth_folder
+from frostline.bases.features import MIRROR, POOLED, Forward, compute_features, depth_folder
 from frostline.devices import compile_frozen
 from frostline.files import require_complete
+from frostline.seeding import derive_seed
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """Features of one depth.
-
-    views: R arrays float16 (num_images, *shape), epoch e reads view e mod R; labels int32 (num_images,);
-    val: float16 (num_val, *shape); class_weights: float32 (num_classes,).
-    """
-
-    views: Sequence[Array]
-    labels: NDArray[np.int32]
-    val: Array
-    val_labels: NDArray[np.int32]
-    class_weights: NDArray[np.float32]
-
-
 class FeatureRows:
-    """Features of one view at one depth, read from disk when they are asked for; stands in for an array.
+    """Features of one view, read from disk when they are asked for; stands in for an array.
 
-    `len`, `shape`, `dtype`, and an index, a slice or a list of rows. With `bridge`, what is stored belongs to a cut
-    below: the rows are computed from it, `batch_size` at a time.
+    A row is the map of the depth, flat, and behind it columns `first` to `last` of the pooled cuts. `len`, `shape`, `dtype`,
+    and an index, a slice or a list of rows. maps: None at depth 0. With `bridge`, the stored map belongs to a cut below: the
+    wanted one is computed from it, `batch_size` pictures at a time.
     """
 
-    def __init__(self, stored: Array, shape: tuple[int, ...], bridge: Forward | None = None, batch_size: int = 32):
-        self._stored, self._bridge, self._batch_size = stored, bridge, batch_size
-        self.shape, self.dtype = (len(stored), *shape), stored.dtype
+    def __init__(
+        self,
+        pooled: Array,
+        columns: slice,
+        maps: Array | None = None,
+        map_shape: tuple[int, ...] = (),
+        bridge: Forward | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        self._pooled, self._columns, self._maps = pooled, columns, maps
+        self._map_shape, self._bridge, self._batch_size = map_shape, bridge, batch_size
+        width = len(range(*columns.indices(pooled.shape[1])))
+        self.map_size = int(np.prod(map_shape)) if maps is not None else 0
+        self.shape = (len(pooled), self.map_size + width)
+        self.dtype = pooled.dtype if maps is None else np.result_type(pooled.dtype, maps.dtype)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return int(self.shape[0])
 
     def __getitem__(self, rows: Any) -> Array:
         if isinstance(rows, (int, np.integer)):
-            return cast(Array, self[[rows]][0])
-        taken = take_rows(self._stored, rows if isinstance(rows, slice) else np.asarray(rows))
+            single: Array = self[[rows]][0]
+            return single
+        wanted = rows if isinstance(rows, slice) else np.asarray(rows)
+        pooled = take_rows(self._pooled, wanted)[:, self._columns]
+        if self._maps is None:
+            return pooled
+        row = np.empty((len(pooled), self.shape[1]), self.dtype)
+        row[:, self.map_size :] = pooled
+        maps = take_rows(self._maps, wanted)
         if self._bridge is None:
-            return taken
-        made = np.empty((len(taken), *self.shape[1:]), self.dtype)
-        for start in range(0, len(taken), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            made[part] = compute_features(self._bridge, taken[part].astype(np.float32))[0]
-        return made
+            row[:, : self.map_size] = maps.reshape(len(maps), -1)
+        else:
+            for start in range(0, len(maps), self._batch_size):
+                part = slice(start, start + self._batch_size)
+                made = compute_features(self._bridge, maps[part].astype(np.float32))[0]
+                row[part, : self.map_size] = made.reshape(len(made), -1)
+        return row
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self[:], dtype)
 
 
-def load_training_data(
-    folder: Path,
-    prepared: Path,
-    depth: int,
-    class_weights: str,
-    base: Callable[[], Base] | None = None,
-    *,
-    plain: bool = False,
-) -> TrainingData:
-    """The features of one depth with their labels; they stay on disk, and are read as they are asked for.
+Features = FeatureRows | Array
 
-    All views that `extract` stored, or with `plain` the first one alone. `base` is built where the depth is not stored but computed
-    from a cut below.
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Features of one depth, and which of them are trained on.
+
+    views: R arrays (num_images, num_columns), of which epoch e reads number e mod R; the first is the plain picture. mirror:
+    the mirrored plain picture, or None. labels: int32 (num_images,), in the order train, val; train, held_out: rows that are
+    trained on, and rows whose plain picture judges; class_weights: float32 (num_classes,).
+    """
+
+    views: Sequence[Features]
+    mirror: Features | None
+    labels: NDArray[np.int32]
+    train: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+    class_weights: NDArray[np.float32]
+
+    def split(self, train: NDArray[np.intp], held_out: NDArray[np.intp]) -> "TrainingData":
+        """The same features with other rows to train on."""
+        return replace(self, train=train, held_out=held_out)
+
+
+def load_features(folder: Path, depth: int, columns: slice, base: Callable[[], Base]) -> dict[str, FeatureRows]:
+    """The features of one depth by view, "view-000" first; see FeatureRows.
+
+    columns: of the pooled cuts. `base` is built where the depth's map is not stored but computed from a cut below.
     """
     facts = require_complete(folder)
-    source = depth if depth in facts.get("stored", [depth]) else min(d for d in facts["stored"] if d > depth)
-    at = depth_folder(folder, source)
-    first = load_array(at / "val.npy")
-    bridge, shape = None, first.shape[1:]
+    names = sorted(path.stem for path in (folder / POOLED).glob("*.npy"))
+    names = [name for name in names if name != MIRROR] + [name for name in names if name == MIRROR]
+    pooled = {name: load_array(folder / POOLED / f"{name}.npy") for name in names}
+    if depth == 0 and 0 not in facts["stored"]:
+        return {name: FeatureRows(rows, columns) for name, rows in pooled.items()}
+    source = depth if depth in facts["stored"] else min(stored for stored in facts["stored"] if stored > depth)
+    maps = {name: load_array(folder / depth_folder(source) / f"{name}.npy") for name in names}
+    bridge, shape = None, maps["view-000"].shape[1:]
     if source != depth:
-        assert base is not None, f"depth {depth} is computed from depth {source}: the base is needed"
         model = build_bridge(base(), source, depth)
         bridge, shape = compile_frozen(model), tuple(model.outputs[0].shape[1:])
+    return {name: FeatureRows(pooled[name], columns, maps[name], shape, bridge) for name in names}
+
+
+def load_training_data(
+    features: dict[str, FeatureRows], prepared: Path, class_weights: str, num_classes: int
+) -> TrainingData:
+    """The features with the labels of train and val: trained on train, judged on val."""
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
-    labels, val_labels = np.array(train.labels), np.array(val.labels)
-    num_classes = int(max(labels.max(), val_labels.max())) + 1
-    names = [f"view-{view:03d}" for view in range(1 if plain else facts["views"])]
-    views = [FeatureRows(load_array(at / f"{name}.npy"), shape, bridge) for name in names]
+    labels = np.concatenate([train.labels, val.labels])
+    rows = np.arange(len(labels))
+    own = len(train.labels)
     return TrainingData(
-        views=cast(list[Array], views),
+        views=[view for name, view in features.items() if name != MIRROR],
+        mirror=features.get(MIRROR),
         labels=labels,
-        val=cast(Array, FeatureRows(first, shape, bridge)),
-        val_labels=val_labels,
-        class_weights=make_class_weights(labels, num_classes, class_weights),
+        train=rows[:own],
+        held_out=rows[own:],
+        class_weights=make_class_weights(train.labels, num_classes, class_weights),
     )
 
 
@@ -105,3 +137,28 @@ def make_class_weights(labels: NDArray[np.int32], num_classes: int, kind: str) -
     counts = np.bincount(labels, minlength=num_classes)
     weights = np.ones(num_classes) if kind == "none" else len(labels) / (num_classes * np.maximum(counts, 1))
     return weights.astype(np.float32)
+
+
+def draw_folds(labels: NDArray[np.int32], groups: NDArray[np.int64], num_folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each picture, (num_images,): stratified by class, a group (near duplicates) never in two.
+
+    The groups of a class are dealt out in an order that depends on the seed and on each group's number alone, the next one
+    always to the fold that has the fewest pictures of its class.
+
+    >>> draw_folds(np.array([0, 0, 1, 1, 0, 1]), np.array([0, 1, 2, 3, 1, 5]), 2, 7).tolist().count(0)
+    3
+    """
+    folds = np.full(len(labels), -1, np.int64)
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(index)
+    counts = np.zeros((num_folds, int(labels.max()) + 1), int)
+    # Large groups first: they find the folds still even.
+    order = sorted(members, key=lambda group: (-len(members[group]), derive_seed(seed, "fold", group)))
+    for group in order:
+        rows = members[group]
+        own = np.bincount(labels[rows], minlength=counts.shape[1])
+        fold = min(range(num_folds), key=lambda each: ((counts[each] * (own > 0)).sum(), counts[each].sum(), each))
+        folds[rows] = fold
+        counts[fold] += own
+    return folds

@@ -17,8 +17,8 @@ from frostline.bases.graph import Operation, replay
 from frostline.devices import Tensor
 
 
-def make_forward(suffix: keras.Model) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]:
-    """`(trainable values, other values, x) -> y`: what `suffix.stateless_call(..., training=False)` gives, up to rounding.
+def make_forward(suffix: keras.Model) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]]:
+    """`(trainable values, other values, x) -> outputs`: what `suffix.stateless_call(..., training=False)` gives, up to rounding.
 
     The values stand for the variables in the order of `suffix.trainable_variables` and `suffix.non_trainable_variables`.
     """
@@ -36,12 +36,11 @@ def make_forward(suffix: keras.Model) -> Callable[[Sequence[Tensor], Sequence[Te
             return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
         return operation  # type: ignore[no-any-return]
 
-    def forward(trained: Sequence[Tensor], fixed: Sequence[Tensor], x: Tensor) -> Tensor:
+    def forward(trained: Sequence[Tensor], fixed: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         held = [*zip(suffix.trainable_variables, trained, strict=True)]
         held += [*zip(suffix.non_trainable_variables, fixed, strict=True)]
         with keras.StatelessScope(state_mapping=held):
-            (y,) = replay(inputs, outputs, x, operation_of)
-        return y
+            return replay(inputs, outputs, x, operation_of)
 
     return forward
 

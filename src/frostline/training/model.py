@@ -1,39 +1,145 @@
-"""The whole model that is exported: base, tail and temperature in one file."""
+"""The whole model that is exported: the frozen prefix once, tails and linear heads on it, their mean, in one file."""
 
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile, ZipInfo
 
 import keras
+import numpy as np
 from keras import layers, ops
+from numpy.typing import NDArray
 
 from frostline.bases.base import Base
-from frostline.bases.cuts import join_base
+from frostline.bases.cuts import copy_prefix, copy_suffix, pool_maps
 from frostline.files import replacing
-from frostline.training.tail import Tail, build_head
+from frostline.training.linear import Head
+from frostline.training.tail import HeadStart, Tail
+from frostline.training.trainer import Trainer
+
+Array = NDArray[Any]
 
 
-def join_model(base: Base, tail: Tail, *, pooling: str, dropout: float, temperature: float) -> keras.Model:
+@dataclass(frozen=True)
+class Members:
+    """The networks whose probabilities a model averages.
+
+    trainer: of the tails, None where there are only linear heads; tails: trained parameters of each (as State.params);
+    head: the standardisation that their heads have; linear: heads on raw columns of the pooled cuts, as `sees` says;
+    share: of the tails in the answer, the rest is the linear heads'.
+    """
+
+    trainer: Trainer | None
+    tails: Sequence[Sequence[Any]] = field(repr=False)
+    head: HeadStart | None = field(repr=False)
+    linear: Sequence[Head] = field(repr=False)
+    sees: str
+    share: float
+
+
+def build_model(
+    base: Base, members: Members, *, pooling: str, num_classes: int, temperature: float, mirrored: bool
+) -> keras.Model:
     """The whole model: uint8 (batch, size, size, 3) -> float32 probabilities (batch, num_classes).
 
-    Takes the tail's present weights. The mask layer is swapped for `keras.layers.Dropout`; logits are divided by
-    `temperature` (Guo et al., ICML 2017) before the softmax. Holds no optimizer state.
+    The mean of the tails' probabilities and that of the linear heads' are mixed by `members.share`; the logarithm is divided
+    by `temperature` (Guo et al., ICML 2017). mirrored: the answer is the mean of those for the picture and its mirror image.
+    Stock layers alone, frozen; holds no optimizer state.
     """
-    features = join_base(base, tail.depth, tail.suffix)
-    units = next((layer.units for layer in tail.head.layers if layer.name == "hidden"), 0)
-    head = build_head(
-        tuple(features.output.shape[1:]),
-        tail.head.output.shape[-1],
-        units=units,
-        pooling=pooling,
-        dropout=layers.Dropout(dropout, name="dropout"),
+    pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
+    parts = []
+    trainer = members.trainer
+    depth = trainer.tail.depth if trainer is not None and members.share > 0 else 0
+    maps = copy_prefix(base, depth, pixels)
+    frozen = pool_maps(maps[:-1], "cuts") if pooling != "flatten" else None
+    if trainer is not None and members.share > 0:
+        assert members.head is not None
+        answers = [
+            _answer_of_tail(base, trainer, params, members.head, maps[-1], frozen, number)
+            for number, params in enumerate(members.tails)
+        ]
+        parts.append((members.share, _mean(answers, "tails")))
+    if members.share < 1:
+        columns = _columns_for_heads(base, depth, trainer, maps[-1], frozen, members.sees, pooling)
+        answers = [_softmax(_dense(columns, *head, f"head_{n}"), f"head_{n}") for n, head in enumerate(members.linear)]
+        parts.append((1 - members.share, _mean(answers, "heads")))
+    mixed = parts[0][1]
+    if len(parts) > 1:
+        shares = [layers.Rescaling(share, name=f"share_{n}", dtype="float32")(x) for n, (share, x) in enumerate(parts)]
+        mixed = layers.Add(name="mixture", dtype="float32")(shares)
+    if mirrored:
+        network = keras.Model(pixels, mixed, name="network")
+        network.trainable = False
+        pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
+        mixed = _mean([network(pixels), network(ops.flip(pixels, axis=2))], "mirrored")
+    logits = layers.Rescaling(1.0 / temperature, name="temperature", dtype="float32")(
+        ops.log(ops.maximum(mixed, 1e-12))
     )
-    for variable, source in zip(head.trainable_variables, tail.head.trainable_variables, strict=True):
-        variable.assign(source)
-    logits = head(features.output)
-    scaled = layers.Rescaling(1.0 / temperature, name="temperature", dtype="float32")(logits)
-    return keras.Model(features.input, layers.Softmax(name="probabilities", dtype="float32")(scaled), name="frostline")
+    model = keras.Model(pixels, layers.Softmax(name="probabilities", dtype="float32")(logits), name="frostline")
+    model.trainable = False
+    return model
+
+
+def _answer_of_tail(
+    base: Base, trainer: Trainer, params: Sequence[Any], head: HeadStart, start: Any, frozen: Any, number: int
+) -> Any:
+    tail, name = trainer.tail, f"tail_{number}"
+    trainer.store(params)
+    outputs = [start] if tail.suffix is None else copy_suffix(base, tail.depth, tail.suffix, start, name)
+    x = _columns_of(tail, outputs, frozen, name)
+    weights = [np.asarray(ops.convert_to_numpy(value)) for value in params[len(params) - len(head.weights) :]]
+    # The standardisation goes into the first layer.
+    first = weights[0] / head.scale[:, None]
+    folded = [first.astype(np.float32), (weights[1] - head.mean @ first).astype(np.float32), *weights[2:]]
+    if len(folded) == 4:
+        x = layers.ReLU(name=f"{name}_relu")(_dense(x, folded[0], folded[1], f"{name}_hidden"))
+    return _softmax(_dense(x, folded[-2], folded[-1], f"{name}_logits"), name)
+
+
+def _columns_of(tail: Tail, outputs: Sequence[Any], frozen: Any, name: str) -> Any:
+    """What the tail's head sees, in the order of the pooled cuts."""
+    if tail.sees == "all":
+        if tail.suffix is None:
+            return frozen
+        return layers.Concatenate(name=f"{name}_columns")([frozen, pool_maps(outputs, f"{name}_pool")])
+    return _pool_last(outputs[-1], tail.pooling, name)
+
+
+def _columns_for_heads(
+    base: Base, depth: int, trainer: Trainer | None, start: Any, frozen: Any, sees: str, pooling: str
+) -> Any:
+    """What linear heads see: the cuts of the base as it was, of which those above `depth` are computed anew."""
+    if depth == 0:
+        return frozen if sees == "all" else _pool_last(start, pooling, "heads")
+    assert trainer is not None and trainer.tail.suffix is not None
+    trainer.restore()
+    outputs = copy_suffix(base, depth, trainer.tail.suffix, start, "base")
+    if sees == "all":
+        return layers.Concatenate(name="heads_columns")([frozen, pool_maps(outputs, "heads_pool")])
+    return _pool_last(outputs[-1], pooling, "heads")
+
+
+def _pool_last(x: Any, pooling: str, name: str) -> Any:
+    pools = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
+    return pools[pooling](name=f"{name}_last")(x)
+
+
+def _dense(x: Any, kernel: Array, bias: Array, name: str) -> Any:
+    layer = layers.Dense(kernel.shape[1], name=name, dtype="float32")
+    y = layer(x)
+    layer.set_weights([kernel, bias])
+    return y
+
+
+def _softmax(logits: Any, name: str) -> Any:
+    return layers.Softmax(name=f"{name}_probabilities", dtype="float32")(logits)
+
+
+def _mean(answers: Sequence[Any], name: str) -> Any:
+    return answers[0] if len(answers) == 1 else layers.Average(name=name, dtype="float32")(list(answers))
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -9,10 +9,10 @@ from keras import ops
 from numpy.typing import NDArray
 
 from frostline.bases.base import Base
-from frostline.bases.cuts import join_base
+from frostline.bases.cuts import copy_prefix, pool_maps
 from frostline.devices import compile_function, value_and_grad
 from frostline.errors import Refused
-from frostline.training.tail import Tail
+from frostline.training.tail import pool_outputs
 from frostline.training.trainer import State, Trainer
 
 # Stored features are float16 (relative step 2^-11 = 4.9e-4); a network of some ten layers above them multiplies that.
@@ -46,7 +46,6 @@ def check_equivalence(
     images: NDArray[np.uint8],
     features: NDArray[Any],
     labels: NDArray[np.int32],
-    pooling: str,
 ) -> Receipt:
     """Compares loss and gradients of the trained part: from stored features, and from pixels through one whole network.
 
@@ -54,9 +53,8 @@ def check_equivalence(
     ‖g_cached − g_whole‖ / ‖g_whole‖ over all trained weights together.
     Refused where a difference is above the tolerance: a study on such features would compare something else.
     """
-    params = [np.asarray(ops.convert_to_numpy(value)) for value in state.params]
-    loss_cached, cached = trainer.loss_and_gradients(params, features, labels)
-    loss_whole, whole = _whole_loss_and_gradients(base, trainer, params, images, labels, pooling)
+    loss_cached, cached = trainer.loss_and_gradients(state, features, labels)
+    loss_whole, whole = _whole_loss_and_gradients(base, trainer, state, images, labels)
     difference = np.sqrt(sum(float(np.sum((a - b) ** 2)) for a, b in zip(cached, whole, strict=True)))
     norm = np.sqrt(sum(float(np.sum(b**2)) for b in whole))
     receipt = Receipt(
@@ -78,49 +76,35 @@ def check_equivalence(
 
 
 def _whole_loss_and_gradients(
-    base: Base,
-    trainer: Trainer,
-    params: list[NDArray[Any]],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int32],
-    pooling: str,
+    base: Base, trainer: Trainer, state: State, images: NDArray[np.uint8], labels: NDArray[np.int32]
 ) -> tuple[float, list[NDArray[Any]]]:
+    """By a network of the base's own layers below the cut, and above it the tail's, called as Keras calls them."""
     tail = trainer.tail
-    features = join_base(base, tail.depth, tail.suffix)
-    x = features.output
-    if len(tail.head.input.shape) == 2:
-        pool = keras.layers.GlobalAveragePooling2D if pooling == "avg" else keras.layers.GlobalMaxPooling2D
-        x = pool()(x)
-    network = keras.Model(features.input, tail.head(x))
-    features.trainable = True
-    places = _places_of_trained_weights(tail, features, network)
-    assert len(params) == sum(place is not None for place in places), "the whole network must hold every trained weight"
-    fixed = [ops.convert_to_numpy(variable) for variable in network.trainable_variables]
-    others = [ops.convert_to_numpy(variable) for variable in network.non_trainable_variables]
+    pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8")
+    maps = copy_prefix(base, tail.depth, pixels)
+    outputs = [maps[-1]] if tail.suffix is None else keras.tree.flatten(tail.suffix(maps[-1], training=False))
+    if tail.sees == "all":
+        frozen = pool_maps(maps[:-1], "cuts")
+        columns = frozen if tail.suffix is None else ops.concatenate([frozen, pool_maps(outputs, "pool")], axis=1)
+    else:
+        (columns,) = pool_outputs(outputs, tail.sees, tail.pooling)
+    network = keras.Model(pixels, tail.head(columns))
+    trained = [*(tail.suffix.trainable_variables if tail.suffix else []), *tail.head.trainable_variables]
+    place_of = {id(variable): place for place, variable in enumerate(trained)}
+    places = [place_of[id(variable)] for variable in network.trainable_variables]
+    assert sorted(places) == list(range(len(trained))), "the whole network must train what the tail does"
+    drawn = {id(v): value for v, value in zip(tail.head.non_trainable_variables, state.draws, strict=True)}
+    others = [drawn.get(id(v), ops.convert_to_numpy(v)) for v in network.non_trainable_variables]
 
     def loss_of(values: list[Any], x: Any, y: Any) -> Any:
-        weights = [fixed[i] if place is None else values[place] for i, place in enumerate(places)]
-        logits, _ = network.stateless_call([ops.convert_to_tensor(w) for w in weights], others, x, training=False)
+        weights = [ops.convert_to_tensor(values[place]) for place in places]
+        logits, _ = network.stateless_call(weights, others, x, training=False)
         loss = ops.mean(ops.sparse_categorical_crossentropy(y, logits, from_logits=True))
         return loss, loss
 
     (loss, _), gradients = compile_function(value_and_grad(loss_of))(
-        [ops.convert_to_tensor(value) for value in params], ops.convert_to_tensor(images), ops.convert_to_tensor(labels)
+        [ops.convert_to_tensor(value) for value in state.params],
+        ops.convert_to_tensor(images),
+        ops.convert_to_tensor(labels),
     )
     return float(loss), [ops.convert_to_numpy(gradient) for gradient in gradients]
-
-
-def _places_of_trained_weights(tail: Tail, features: keras.Model, network: keras.Model) -> list[int | None]:
-    """For each trainable weight of the network its place among the tail's, None where it lies below the cut."""
-    place_of: dict[int, int] = {}
-    suffix_layers = [layer for layer in tail.suffix.layers if layer.trainable_variables] if tail.suffix else []
-    copies = {layer.name: layer for layer in features.layers}
-    trained = {
-        id(variable): place for place, variable in enumerate(tail.suffix.trainable_variables if tail.suffix else [])
-    }
-    for layer in suffix_layers:
-        for variable, copy in zip(layer.trainable_variables, copies[layer.name].trainable_variables, strict=True):
-            place_of[id(copy)] = trained[id(variable)]
-    for place, variable in enumerate(tail.head.trainable_variables, start=len(trained)):
-        place_of[id(variable)] = place
-    return [place_of.get(id(variable)) for variable in network.trainable_variables]

@@ -1,99 +1,350 @@
-"""The final training: the best hparams again with several seeds, joined to one whole model."""
+"""The final training: the best trials and the linear heads cross-fitted, the best mixture of them joined to one model."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from frostline.arrays import ImageSplit
 from frostline.errors import Refused
-from frostline.evidence.calibration import fit_temperature
-from frostline.files import sha256_of
-from frostline.hparams import Hparams
-from frostline.params import Refit as RefitParams
+from frostline.evidence.calibration import apply_temperature, fit_temperature
+from frostline.evidence.comparison import paired_difference, wilson_interval
+from frostline.evidence.refits import Candidate, RefitRecord
+from frostline.evidence.trials import SearchRecord, TrialRecord
+from frostline.files import replacing, sha256_of
+from frostline.params import Params
 from frostline.seeding import derive_seed
-from frostline.training.bench import Bench
-from frostline.training.model import join_model, save_model
+from frostline.training.bench import Bench, fit_heads
+from frostline.training.data import draw_folds
+from frostline.training.linear import Head, describe_head
+from frostline.training.model import Members, build_model, save_model
 
 # Largest difference of a probability between the joined model and prefix + tail; the features between are float16.
 JOIN_TOLERANCE = 0.02
+BARE, EVERY_CUT = "bare head", "head on every cut"
+SHARES = np.linspace(0, 1, 11)  # of the tails in a mixture, that are tried
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFit:
+    """One way to answer, with out-of-fold probabilities of every picture.
+
+    plain, mirror: float64 (num_images, num_classes), for the picture and for its mirror image (None where that is not
+    stored), by the network that has not seen it; trial: None for a linear head; tails: parameters of each fold's tail.
+    """
+
+    name: str
+    trial: TrialRecord | None
+    plain: Floats = field(repr=False)
+    mirror: Floats | None = field(repr=False)
+    tails: list[list[NDArray[Any]]] = field(repr=False)
+    curves: dict[str, list[float]] = field(repr=False)
+
+    def answers(self, mirrored: bool) -> Floats:
+        """The probabilities, the mean with the mirror image's where asked."""
+        return (self.plain + self.mirror) / 2 if mirrored and self.mirror is not None else self.plain
+
+
+def cross_fit_head(bench: Bench, sees: str, name: str, rows: NDArray[np.intp], folds: NDArray[np.int64]) -> CrossFit:
+    """The linear heads of the folds, which `bench.heads` holds already, on every picture."""
+    data, found = bench.data(0, sees), bench.heads[sees]
+    views = [data.views[0], data.mirror]
+    answers: list[Floats | None] = []
+    for view in views:
+        if view is None:
+            answers.append(None)
+            continue
+        answer = np.empty((len(rows), bench.num_classes))
+        for fold, (kernel, bias) in enumerate(found.heads):
+            own = np.flatnonzero(folds == fold)
+            answer[own] = softmax(np.asarray(view[rows[own]], np.float64) @ kernel + bias, axis=1)
+        answers.append(answer)
+    plain, mirror = answers
+    assert plain is not None
+    return CrossFit(name, None, plain, mirror, [], {})
+
+
+def cross_fit_trial(
+    bench: Bench, trial: TrialRecord, rows: NDArray[np.intp], folds: NDArray[np.int64], work: Path
+) -> CrossFit:
+    """The trial's tail trained once for each fold on all other pictures, from that fold's linear head, to the last epoch.
+
+    work: where each fold is kept once it is fitted, so that a killed refit repeats none.
+    """
+    hparams = trial.hparams
+    trainer, data = bench.trainer(hparams), bench.data(hparams.unfrozen_blocks, bench.sees(hparams))
+    plain = np.empty((len(rows), bench.num_classes))
+    mirror = None if data.mirror is None else np.empty_like(plain)
+    tails: list[list[NDArray[Any]]] = []
+    curves: dict[str, list[float]] = {}
+    for fold in range(int(folds.max()) + 1):
+        own, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        seed = derive_seed(bench.params.seed, "refit", trial.number, fold)
+        head = bench.start_head(hparams, seed, fold)
+        file = work / f"trial-{trial.number:04d}-fold-{fold:02d}.npz"
+        start = trainer.start(head, 0)
+        if file.is_file():
+            params = _load(file)
+        else:
+            fitted = bench.train(hparams, seed, rows=(rows[others], rows[own]), head=head)
+            params = [np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params]
+            curves = curves or fitted.curves
+            _save(file, params)
+        state = trainer.with_params(start, params)
+        plain[own] = softmax(trainer.predict(state, data.views[0], rows[own]).astype(np.float64), axis=1)
+        if mirror is not None and data.mirror is not None:
+            mirror[own] = softmax(trainer.predict(state, data.mirror, rows[own]).astype(np.float64), axis=1)
+        tails.append(params)
+    return CrossFit(f"trial {trial.number}", trial, plain, mirror, tails, curves)
 
 
 @dataclass(frozen=True)
-class Refit:
-    """A whole model on disk and how it came about."""
+class Choice:
+    """What the model will answer with: one candidate's tails, linear heads, or both, by their out-of-fold log loss.
 
-    hparams: Hparams
-    seeds: list[dict[str, float]]
-    kept: int
-    temperature: float
-    sha256: str
-    join_difference: float
-    curves: dict[str, list[float]]
-
-    @property
-    def val_accuracy(self) -> float:
-        return self.seeds[self.kept]["val_accuracy"]
-
-    @property
-    def val_loss(self) -> float:
-        return self.seeds[self.kept]["val_loss"]
-
-    def to_record(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "hparams": self.hparams.to_record(),
-            "val_accuracy": self.val_accuracy,
-            "val_loss": self.val_loss,
-        }
-
-
-def refit(bench: Bench, hparams: Hparams, rules: RefitParams, path: Path, images: NDArray[np.uint8]) -> Refit:
-    """Trains `rules.seeds` times on `train`, keeps the median (or best) validation score, writes the whole model to `path`.
-
-    The temperature is fitted on `val` and stored in the model. `images` (uint8) go through the joined model and
-    through its parts; Refused where the probabilities differ by more than JOIN_TOLERANCE.
+    tails, heads: None where they have no share; sees: what the heads see; share: of the tails; probabilities: float64
+    (num_images, num_classes), out of fold, before the temperature.
     """
-    trainer, data = bench.trainer(hparams), bench.data(hparams.unfrozen_blocks)
-    seeds = [derive_seed(bench.params.seed, "refit", index) for index in range(rules.seeds)]
-    fits = [bench.train(hparams, seed) for seed in seeds]
-    ranked = sorted(range(len(fits)), key=lambda index: fits[index].rank)
-    kept = ranked[-1] if rules.keep == "best" else ranked[len(ranked) // 2]
-    best = fits[kept].best_state
-    assert best is not None
 
-    logits = trainer.predict(best, data.val)
-    temperature = fit_temperature(data.val_labels, logits)
-    trainer.store(best.params)
-    model = join_model(
-        bench.base, trainer.tail, pooling=bench.params.tune.pooling, dropout=hparams.dropout, temperature=temperature
+    tails: CrossFit | None
+    heads: CrossFit | None
+    sees: str
+    share: float
+    mirrored: bool
+    temperature: float
+    probabilities: Floats = field(repr=False)
+
+
+def choose(
+    labels: NDArray[np.int32], heads: Mapping[str, CrossFit], trials: Sequence[CrossFit], mirrored: Sequence[bool]
+) -> Choice:
+    """The mixture of the best trial's tails and the better linear head with the lowest out-of-fold log loss.
+
+    heads: by what they see; mirrored: which of with and without the mirror image may be chosen.
+    """
+    found = []
+    for with_mirror in mirrored:
+
+        def loss_of(each: CrossFit, with_mirror: bool = with_mirror) -> float:
+            return log_loss(labels, each.answers(with_mirror))
+
+        sees = min(heads, key=lambda kind: loss_of(heads[kind]), default="last")
+        head, best = heads.get(sees), min(trials, key=loss_of, default=None)
+        shares = (0.0,) if best is None else (1.0,) if head is None else SHARES
+        for share in shares:
+            mixed = np.zeros((len(labels), (head or trials[0]).plain.shape[1]))
+            if head is not None:
+                mixed = mixed + (1 - share) * head.answers(with_mirror)
+            if best is not None:
+                mixed = mixed + share * best.answers(with_mirror)
+            found.append((log_loss(labels, mixed), with_mirror, float(share), sees, head, best, mixed))
+    _, with_mirror, share, sees, head, best, mixed = min(found, key=lambda item: item[:3])
+    temperature = fit_temperature(labels, mixed)
+    tails, heads_used = best if share > 0 else None, head if share < 1 else None
+    return Choice(tails, heads_used, sees, share, with_mirror, temperature, mixed)
+
+
+def log_loss(labels: NDArray[np.integer[Any]], probabilities: Floats) -> float:
+    """Mean cross-entropy in nats."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
+
+
+def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.intp]) -> Members:
+    """The networks that the model averages: one of each fold, or one with the mean of their weights, or one trained on all.
+
+    The mean of the weights is that of networks that began at nearly the same place (Wortsman et al., ICML 2022).
+    """
+    heads: Sequence[Head] = []
+    if choice.heads is not None:
+        linear = bench.heads[choice.sees]
+        heads = linear.heads if combine == "mean" else [linear.whole]
+    if choice.tails is None or choice.tails.trial is None:
+        return Members(None, [], None, heads, choice.sees, 0.0)
+    hparams, tails = choice.tails.trial.hparams, choice.tails.tails
+    # The standardisation is that of all rows, the same for every fold.
+    head = bench.start_head(hparams, 0)
+    if combine == "average_weights":
+        tails = [[np.mean(values, axis=0) for values in zip(*tails, strict=True)]]
+    elif combine == "single":
+        seed = derive_seed(bench.params.seed, "refit", choice.tails.trial.number, "single")
+        fitted = bench.train(hparams, seed, rows=(rows, rows[:1]), head=head)
+        tails = [[np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params]]
+    return Members(bench.trainer(hparams), tails, head, heads, choice.sees, choice.share)
+
+
+def join(bench: Bench, members: Members, *, temperature: float, mirrored: bool) -> keras.Model:
+    """The whole model; see `build_model`."""
+    return build_model(
+        bench.base,
+        members,
+        pooling=bench.params.tune.pooling,
+        num_classes=bench.num_classes,
+        temperature=temperature,
+        mirrored=mirrored,
     )
-    difference = float(np.abs(_predict(model, images) - softmax(logits[: len(images)] / temperature, axis=1)).max())
+
+
+def compare_with_parts(
+    bench: Bench,
+    members: Members,
+    model: keras.Model,
+    images: NDArray[np.uint8],
+    rows: NDArray[np.intp],
+    *,
+    temperature: float,
+    mirrored: bool,
+) -> float:
+    """The largest difference of a probability between the joined model on pictures and its parts on their stored features.
+
+    images: uint8, the pictures of `rows`. Refused where it is above JOIN_TOLERANCE.
+    """
+    parts = np.mean(
+        [_answer_of_parts(bench, members, rows, mirror) for mirror in ([False, True] if mirrored else [False])], axis=0
+    )
+    scaled = softmax(np.log(np.maximum(parts, 1e-12)) / temperature, axis=1)
+    difference = float(np.abs(_predict(model, images) - scaled).max())
     if difference > JOIN_TOLERANCE:
         raise Refused(
             f"The whole model and the features that it was trained on differ by {difference:.2g} in a probability; {JOIN_TOLERANCE} "
             f"is allowed. Set extract.precision to float32 (it is {bench.params.extract.precision}), or delete "
             "data/features, and run `dvc repro`."
         )
-    save_model(model, path)
-    return Refit(
-        hparams=hparams,
-        seeds=[
-            {"seed": seed, "val_accuracy": f.val_accuracy, "val_loss": f.val_loss}
-            for seed, f in zip(seeds, fits, strict=True)
-        ],
-        kept=kept,
-        temperature=temperature,
-        sha256=sha256_of(path),
-        join_difference=difference,
-        curves=fits[kept].curves,
-    )
+    return difference
+
+
+def _answer_of_parts(bench: Bench, members: Members, rows: NDArray[np.intp], mirror: bool) -> Floats:
+    answer = np.zeros((len(rows), bench.num_classes))
+    if members.share < 1:
+        view = _view(bench, 0, members.sees, mirror)
+        columns = np.asarray(view[rows], np.float64)
+        answers = [softmax(columns @ kernel + bias, axis=1) for kernel, bias in members.linear]
+        answer += (1 - members.share) * np.mean(answers, axis=0)
+    if members.trainer is not None and members.head is not None:
+        tail = members.trainer.tail
+        view = _view(bench, tail.depth, tail.sees, mirror)
+        start = members.trainer.start(members.head, 0)
+        logits = [
+            members.trainer.predict(members.trainer.with_params(start, params), view, rows) for params in members.tails
+        ]
+        answer += members.share * np.mean([softmax(each.astype(np.float64), axis=1) for each in logits], axis=0)
+    return answer
+
+
+def _view(bench: Bench, depth: int, sees: str, mirror: bool) -> Any:
+    data = bench.data(depth, sees)
+    return data.mirror if mirror else data.views[0]
 
 
 def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate(
-        [keras.ops.convert_to_numpy(model(images[i : i + 16], training=False)) for i in range(0, len(images), 16)]
+        [ops.convert_to_numpy(model(images[i : i + 16], training=False)) for i in range(0, len(images), 16)]
     )
+
+
+def _save(file: Path, params: Sequence[NDArray[Any]]) -> None:
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.savez(opened, *params)
+
+
+def _load(file: Path) -> list[NDArray[Any]]:
+    with np.load(file, allow_pickle=False) as opened:
+        return [opened[f"arr_{index}"] for index in range(len(opened.files))]
+
+
+class Refitter:
+    """The final training of a project: pictures of `splits`, in folds; folds that are fitted are kept in `work`."""
+
+    def __init__(self, params: Params, class_names: Sequence[str], splits: Sequence[ImageSplit], work: Path) -> None:
+        self.params, self.work = params, work
+        self.labels = np.concatenate([split.labels for split in splits])
+        groups = np.concatenate([split.groups for split in splits])
+        self.rows = np.arange(len(self.labels))
+        self.folds = draw_folds(self.labels, groups, params.refit.folds, derive_seed(params.seed, "refit"))
+        self.bench = Bench(params, len(class_names), {})
+        self.bench.heads = fit_heads(self.bench, ("last", "all"), self.rows, self.folds)
+
+    def run(
+        self, search: SearchRecord, candidates: Sequence[TrialRecord], out: Path, images: NDArray[np.uint8]
+    ) -> tuple[RefitRecord, Floats]:
+        """Writes `final.keras`, `baseline.keras` and `every_cut.keras` into `out`; the record, and the final model's
+        out-of-fold probabilities, float64 (num_images, num_classes).
+
+        images: uint8, the first of `val`, on which the joined model is compared with its parts.
+        """
+        heads = {
+            sees: cross_fit_head(self.bench, sees, name, self.rows, self.folds)
+            for sees, name in (("last", BARE), ("all", EVERY_CUT))
+            if sees in self.bench.heads
+        }
+        fits = [cross_fit_trial(self.bench, trial, self.rows, self.folds, self.work) for trial in candidates]
+        bare = heads.get("last") or cross_fit_trial(
+            self.bench, search.trial(search.baseline), self.rows, self.folds, self.work
+        )
+        if not heads:
+            fits = [bare, *fits]
+        choice = choose(self.labels, heads, fits, self._mirrored(bare))
+        difference, sha256 = self._save(choice, out / "final.keras", images)
+        files = {"final": sha256}
+        for name, single in (("baseline", bare), ("every_cut", heads.get("all"))):
+            if single is not None:
+                own = {sees: fit for sees, fit in heads.items() if fit is single}
+                tails = [] if own else [single]
+                alone = choose(self.labels, own, tails, [choice.mirrored])
+                files[name] = self._save(alone, out / f"{name}.keras", images)[1]
+        scaled = apply_temperature(choice.probabilities, choice.temperature)
+        trial = choice.tails.trial if choice.tails and choice.tails.trial else search.trial(search.baseline)
+        record = RefitRecord(
+            study=search.study,
+            trial=trial.number,
+            trial_run=trial.run_id,
+            hparams=trial.hparams,
+            folds=self.params.refit.folds,
+            combine=self.params.refit.combine,
+            num_images=len(self.labels),
+            share=choice.share,
+            mirrored=choice.mirrored,
+            temperature=choice.temperature,
+            accuracy=float((scaled.argmax(axis=1) == self.labels).mean()),
+            log_loss=log_loss(self.labels, scaled),
+            candidates=tuple(
+                self._judge(fit, bare, choice.mirrored) for fit in dict.fromkeys([*heads.values(), *fits])
+            ),
+            curves=choice.tails.curves if choice.tails else {},
+            strengths={sees: describe_head(found) for sees, found in self.bench.heads.items()},
+            sha256=files,
+            join_difference=difference,
+        )
+        return record, scaled
+
+    def _mirrored(self, fit: CrossFit) -> list[bool]:
+        """With and without the mirror image, as params allow; never where no flip was among the transforms."""
+        asked = self.params.refit.mirrored
+        return [False] if fit.mirror is None or asked == "no" else [True] if asked == "yes" else [False, True]
+
+    def _save(self, choice: Choice, path: Path, images: NDArray[np.uint8]) -> tuple[float, str]:
+        """Writes a model; the largest difference from its parts, and its sha256."""
+        members = make_members(self.bench, choice, self.params.refit.combine, self.rows)
+        answer = {"temperature": choice.temperature, "mirrored": choice.mirrored}
+        model = join(self.bench, members, **answer)  # type: ignore[arg-type]
+        rows = self.bench.data(0, "last").held_out[: len(images)]
+        difference = compare_with_parts(self.bench, members, model, np.asarray(images), rows, **answer)  # type: ignore[arg-type]
+        save_model(model, path)
+        return difference, sha256_of(path)
+
+    def _judge(self, fit: CrossFit, bare: CrossFit, mirrored: bool) -> Candidate:
+        ours, theirs = fit.answers(mirrored), bare.answers(mirrored)
+        right = int((ours.argmax(axis=1) == self.labels).sum())
+        accuracy = wilson_interval(right, len(self.labels))
+        gain = paired_difference(self.labels, ours, theirs)
+        number = fit.trial.number if fit.trial else None
+        loss = log_loss(self.labels, ours)
+        return Candidate(
+            fit.name, number, accuracy.value, accuracy.low, accuracy.high, loss, gain.value, gain.low, gain.high
+        )
