@@ -73,7 +73,7 @@ def test_the_plain_picture_is_view_zero_and_is_never_changed(images: NDArray[np.
 
 def test_the_number_of_workers_changes_no_view(tmp_path: Path, images: NDArray[np.uint8], images_file: Path) -> None:
     for workers in (1, 2):
-        list(save_views(images_file, IDS, TRANSFORMS, tmp_path / str(workers), num_views=3, seed=7, workers=workers))
+        list(save_views([images_file], IDS, TRANSFORMS, tmp_path / str(workers), num_views=3, seed=7, workers=workers))
     for view in (1, 2):
         one, two = (load_array(tmp_path / str(workers) / f"view-{view:03d}.npy") for workers in (1, 2))
         assert np.array_equal(one, make_views(images, IDS, build_transforms(TRANSFORMS), view=view, seed=7))
@@ -81,28 +81,37 @@ def test_the_number_of_workers_changes_no_view(tmp_path: Path, images: NDArray[n
     assert sorted(file.name for file in (tmp_path / "2").iterdir()) == ["view-001.npy", "view-002.npy"]
 
 
+def test_pictures_of_several_files_are_one_view_in_their_order(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    files = [tmp_path / "train.npy", tmp_path / "val.npy"]
+    for file, part in zip(files, (images[:200], images[200:]), strict=True):
+        save_array(file, [part], part.shape, np.uint8)
+    list(save_views(files, IDS, TRANSFORMS, tmp_path / "views", num_views=2, seed=7, workers=1))
+    whole = make_views(images, IDS, build_transforms(TRANSFORMS), view=1, seed=7)
+    assert np.array_equal(load_array(tmp_path / "views" / "view-001.npy"), whole)
+
+
 def test_finished_views_are_kept_when_a_run_goes_on(tmp_path: Path, images_file: Path) -> None:
     folder = tmp_path / "views"
-    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=2, seed=7, workers=1))
+    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=2, seed=7, workers=1))
     before = (folder / "view-001.npy").stat().st_mtime_ns
-    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
+    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
     assert (folder / "view-001.npy").stat().st_mtime_ns == before
     assert load_array(folder / "view-002.npy").shape == (NUM, SIZE, SIZE, 3)
 
 
 def test_what_a_killed_run_left_is_not_mixed_in(tmp_path: Path, images_file: Path) -> None:
     folder = tmp_path / "views"
-    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=4, seed=7, workers=1))
+    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=4, seed=7, workers=1))
     (folder / "view-001.npy").unlink()
     part_of(folder / "view-001.npy").write_bytes(b"half a view")
     part_of(folder / "view-005.npy").write_bytes(b"half a view")
-    list(save_views(images_file, IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
+    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
     assert sorted(file.name for file in folder.iterdir()) == ["view-001.npy", "view-002.npy"]
     assert load_array(folder / "view-001.npy").shape == (NUM, SIZE, SIZE, 3)
 
 
 def test_a_single_view_needs_no_file(tmp_path: Path, images_file: Path) -> None:
-    list(save_views(images_file, IDS, [], tmp_path / "views", num_views=1, seed=7))
+    list(save_views([images_file], IDS, [], tmp_path / "views", num_views=1, seed=7))
     assert list((tmp_path / "views").iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from frostline import params
 from frostline.bases.base import build_base, load_base
 from frostline.bases.cost import flops_of
 from frostline.bases.custom import choose_cuts
-from frostline.bases.cuts import build_prefix, build_suffix, join_base, scale_pixels
+from frostline.bases.cuts import build_prefix, build_suffix, choose_pooled, copy_prefix, copy_suffix, scale_pixels
 from frostline.bases.families import FAMILIES, cuts_of
 from frostline.bases.files import fetch_weights
 from frostline.bases.folding import find_pairs, fold_graph
@@ -63,6 +63,23 @@ def stir_statistics(model):
             weight.assign(rng.uniform(0.7, 1.4, weight.shape))
 
 
+def means_and_maxima(maps):
+    return np.concatenate([maps.mean((1, 2)), maps.max((1, 2))], axis=1)
+
+
+def last_of(suffix, features):
+    """The suffix's last output, the base's own."""
+    return keras.tree.flatten(suffix(features, training=False))[-1]
+
+
+def join(base, depth, suffix):
+    """uint8 pictures -> the base's output by copies of the prefix and of the suffix as it is, frozen, as models do it."""
+    pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8")
+    start = copy_prefix(base, depth, pixels)[-1]
+    end = start if suffix is None else copy_suffix(base, depth, suffix, start, "tail_0")[-1]
+    return keras.Model(pixels, end)
+
+
 def assert_close(given, wanted, tolerance=1e-4):
     """Equal up to the rounding of a whole network: measured on the array, since single values may cancel."""
     assert np.linalg.norm(given - wanted) <= tolerance * np.linalg.norm(wanted)
@@ -101,13 +118,14 @@ def test_suffix_of_prefix_is_the_base(name):
     deepest = len(base.cuts) - 1
     assert tuple(cut.name for cut in reversed(base.cuts)) == cuts_of(name, options)
     pictures = draw_pictures(size)
-    prefix = build_prefix(base, [0, 1, deepest], None)
-    whole, *features = map(numbers, prefix(pictures))
+    prefix = build_prefix(base, [0, 1, deepest])
+    whole, *features, pooled = map(numbers, prefix(pictures))
+    np.testing.assert_allclose(pooled[:, -2 * whole.shape[-1] :], means_and_maxima(whole), rtol=1e-4, atol=1e-5)
     assert np.ptp(whole) > 0
     assert_close(whole, numbers(base.model(scale(pictures, base.scaling), training=False)))
     for depth, given in zip([1, deepest], features, strict=True):
         assert given.shape[1:] == base.cuts[depth].shape
-        assert_close(numbers(build_suffix(base, depth)(given, training=False)), whole)
+        assert_close(numbers(last_of(build_suffix(base, depth), given)), whole)
 
 
 @pytest.mark.parametrize(("name", "size"), [("InceptionResNetV2", 75), ("NASNetMobile", 32)])
@@ -229,15 +247,26 @@ def test_cut_names_do_not_depend_on_what_the_process_built_before():
     assert second.cuts[-1].name == "activation" != second.model.operations[second.cuts[-1].index].name
 
 
-def test_depth_0_is_pooled_and_the_others_are_not(base):
+def test_every_cut_is_pooled_from_the_input_to_the_output(base):
     pixels = draw_pictures(32)
-    pooled, deeper = build_prefix(base, [0, 2], "avg")(pixels)
-    whole, plain = build_prefix(base, [0, 2], None)(pixels)
-    np.testing.assert_allclose(numbers(pooled), numbers(whole).mean((1, 2)), rtol=1e-5)
-    np.testing.assert_array_equal(numbers(deeper), numbers(plain))
-    largest = build_prefix(base, [0], "max")(pixels)
-    largest = largest[0] if isinstance(largest, list) else largest
-    np.testing.assert_array_equal(numbers(largest), numbers(whole).max((1, 2)))
+    depths = range(len(base.cuts))
+    *maps, pooled = map(numbers, build_prefix(base, depths)(pixels))
+    wanted = np.concatenate([means_and_maxima(each) for each in maps[::-1]], axis=1)
+    np.testing.assert_allclose(pooled, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_deep_network_an_even_part_of_the_cuts_is_pooled(base, monkeypatch):
+    monkeypatch.setattr("frostline.bases.cuts.MAX_POOLED", 3)
+    deepest = len(base.cuts) - 1
+    assert [cut.depth for cut in choose_pooled(base)] == [deepest, round(deepest / 2), 0]
+
+
+def test_a_suffix_gives_the_pooled_cuts_above_it(base):
+    features, last, above, _ = build_prefix(base, [3, 0, 1])(draw_pictures(32))
+    outputs = build_suffix(base, 3)(features, training=False)
+    assert len(outputs) == 3
+    assert_close(numbers(outputs[1]), numbers(above))
+    assert_close(numbers(outputs[2]), numbers(last))
 
 
 def test_training_a_suffix_changes_neither_the_base_nor_another_suffix(base):
@@ -247,8 +276,8 @@ def test_training_a_suffix_changes_neither_the_base_nor_another_suffix(base):
     for variable in one.weights:
         variable.assign(variable + 1)
     assert all(np.array_equal(a, b) for a, b in zip(before, base.model.get_weights(), strict=True))
-    features = build_prefix(base, [2, 0], None)(draw_pictures(32))
-    assert_close(numbers(other(features[0], training=False)), numbers(features[1]))
+    features = build_prefix(base, [2, 0])(draw_pictures(32))
+    assert_close(numbers(last_of(other, features[0])), numbers(features[1]))
 
 
 def test_there_is_no_suffix_at_depth_0(base):
@@ -261,8 +290,8 @@ def test_joined_model_is_prefix_and_trained_suffix_before_and_after_saving(base,
     for variable in suffix.trainable_variables:
         variable.assign_add(rng.normal(0, 0.1, variable.shape))
     pixels = draw_pictures(32)
-    wanted = numbers(suffix(build_prefix(base, [3, 0], None)(pixels)[0], training=False))
-    joined = join_base(base, 3, suffix)
+    wanted = numbers(last_of(suffix, build_prefix(base, [3])(pixels)[0]))
+    joined = join(base, 3, suffix)
     assert_close(numbers(joined(pixels)), wanted)
     joined.save(tmp_path / "joined.keras")
     loaded = keras.models.load_model(tmp_path / "joined.keras", safe_mode=True)
@@ -270,14 +299,14 @@ def test_joined_model_is_prefix_and_trained_suffix_before_and_after_saving(base,
 
 
 def test_joined_model_keeps_batchnorm_in_inference_mode_however_it_is_called(base):
-    joined = join_base(base, 0, None)
+    joined = join(base, 0, None)
     pixels = draw_pictures(32)
     np.testing.assert_array_equal(numbers(joined(pixels, training=True)), numbers(joined(pixels, training=False)))
 
 
 def test_joined_model_shares_nothing_with_the_suffix(base):
     suffix = build_suffix(base, 1)
-    joined = join_base(base, 1, suffix)
+    joined = join(base, 1, suffix)
     before = numbers(joined(draw_pictures(32)))
     for variable in suffix.weights:
         variable.assign(variable + 1)
@@ -286,7 +315,7 @@ def test_joined_model_shares_nothing_with_the_suffix(base):
 
 def test_flipped_channels_survive_saving_in_safe_mode(tmp_path):
     base = build_base("VGG16", 32, output_layer="block1_pool")
-    joined, pixels = join_base(base, 0, None), draw_pictures(32)
+    joined, pixels = join(base, 0, None), draw_pictures(32)
     joined.save(tmp_path / "vgg.keras")
     loaded = keras.models.load_model(tmp_path / "vgg.keras", safe_mode=True)
     np.testing.assert_array_equal(numbers(loaded(pixels)), numbers(joined(pixels)))
@@ -411,9 +440,7 @@ def test_real_inception_weights_up_to_mixed8_serve_mixed7(shared):
     short.load_weights(path)
     pixels = draw_pictures(75)
     wanted = keras.Model(network.input, network.get_layer("mixed7").output)(pixels / np.float32(127.5) - 1)
-    np.testing.assert_allclose(
-        numbers(build_prefix(base, [0, 1], None)(pixels)[0]), numbers(wanted), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(numbers(build_prefix(base, [0, 1])(pixels)[0]), numbers(wanted), rtol=1e-4, atol=1e-4)
     with pytest.raises(Refused, match="does not fill 36 of the 188 layers"):
         build_base("InceptionV3", 75, weights=path)
 
@@ -432,7 +459,7 @@ def test_a_model_of_ones_own_is_cut_where_its_branches_meet(own, network):
     base = build_base("custom", 32, options={"scaling": "tf"}, weights=own)
     assert [cut.name for cut in base.cuts][:3] == ["out_relu", "block_15_add", "block_14_add"]
     pixels = draw_pictures(32)
-    whole, features = map(numbers, build_prefix(base, [0, 2], None)(pixels))
+    whole, features, _ = map(numbers, build_prefix(base, [0, 2])(pixels))
     np.testing.assert_allclose(whole, numbers(network(pixels / np.float32(127.5) - 1)), rtol=1e-4)
     assert_close(numbers(build_suffix(base, 2)(features, training=False)), whole)
 
@@ -554,7 +581,7 @@ def test_the_bundled_base_is_fetched_and_loads(tmp_path):
     base = section(tmp_path, weights="bundled")
     fetch_weights(base, tmp_path / "base", seed=0)
     assert load_json(tmp_path / "base" / "card.json")["weights"] == "bundled"
-    assert np.ptp(numbers(build_prefix(load_base(base, tmp_path / "base"), [0, 1], "avg")(draw_pictures(32))[0])) > 0
+    assert np.ptp(numbers(build_prefix(load_base(base, tmp_path / "base"), [0, 1])(draw_pictures(32))[0])) > 0
     with pytest.raises(Refused, match="The bundled base is MobileNetV2 with options"):
         fetch_weights(section(tmp_path, weights="bundled", options={}), tmp_path / "other", seed=0)
 

@@ -14,8 +14,8 @@ from frostline.arrays import load_array
 from frostline.cli import group
 from frostline.files import load_json
 from frostline.params import load_params
-from frostline.process import UNFINISHED
-from frostline.training.data import load_training_data
+from frostline.process import UNFINISHED, run_stage
+from frostline.training.data import load_features
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,13 @@ def run(root, stage):
     spec = importlib.util.spec_from_file_location(f"stage_{stage}", root / "pipelines" / f"{stage}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main()
+    run_stage(stage, module.main)
 
 
 def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     table = plan()
     assert [line.split()[0] for line in table.splitlines()[1:7]] == [*"prepare augment extract tune refit all".split()]
-    assert "128 files decoded to 32 px" in table and "depths stored: 0" in table
+    assert "128 files decoded to 32 px" in table and "depths stored: 1" in table
     assert "by the shares of `prepare`" in table and "BUDGET" not in table
     assert list((tmp_path / UNFINISHED).iterdir()) == []
 
@@ -73,7 +73,7 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     project["storage"]["budget_gb"] = 0.0012
     write(project)
     planned = json.loads(plan("--json"))
-    assert planned["storage"]["stored"] == [0, 2]
+    assert planned["storage"]["stored"] == [2]
     assert any("depth 1 is not stored but computed from depth 2" in note for note in planned["notes"])
     capsys.readouterr()
     for stage in ("augment", "extract"):
@@ -89,21 +89,21 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
         assert sizes[stage] == sum(load_array(path).nbytes for path in (tmp_path / "data").glob(pattern)), stage
     record = load_json(tmp_path / "data/features/features.json")
     assert (record["stored"], record["views"]) == (planned["storage"]["stored"], planned["storage"]["views"])
-    assert sorted(path.name for path in (tmp_path / "data/features").glob("depth-*")) == ["depth-00", "depth-02"]
+    assert sorted(path.name for path in (tmp_path / "data/features").glob("*-*") if path.is_dir()) == ["depth-02"]
 
     # A depth that is not stored is computed from the one below as if it were.
     params = load_params()
     base = keras.models.load_model(params.base.weights)
-    data = load_training_data(
-        tmp_path / "data/features", tmp_path / "data/prepared", 1, "none", lambda: load_base_of(params)
-    )
+    features = load_features(tmp_path / "data/features", 1, slice(0, 3), lambda: load_base_of(params))
     pixels = np.asarray(load_array(tmp_path / "data/prepared/train/images.npy")[[3, 1]], np.float32)
     wanted = keras.Model(base.inputs[0], base.get_layer("pool1").output)(pixels)
-    assert len(data.views) == record["views"] and data.views[0].shape[1:] == (8, 8, 16)
-    given = data.views[0][np.array([3, 1])]
-    assert np.linalg.norm(given - wanted) < 2e-3 * np.linalg.norm(wanted)
-    assert np.asarray(data.val).shape == (len(data.val_labels), 8, 8, 16)
-    np.testing.assert_array_equal(data.val[0], data.val[:1][0])
+    assert len(features) == record["views"] + 1 and list(features)[-1] == "mirror"
+    plain = features["view-000"]
+    given = plain[np.array([3, 1])]
+    assert plain.map_size == 8 * 8 * 16 and plain.shape[1] == plain.map_size + 3
+    wanted = np.asarray(wanted).reshape(2, -1)
+    assert np.linalg.norm(given[:, : plain.map_size] - wanted) < 2e-3 * np.linalg.norm(wanted)
+    np.testing.assert_array_equal(plain[0], plain[:1][0])
 
 
 def load_base_of(params):

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from frostline.errors import Refused
-from frostline.evidence.explanation import explain, split_at_features
+from frostline.evidence.explanation import explain, split_at_maps
 
 
 def make_model(size=32):
@@ -18,11 +18,17 @@ def make_model(size=32):
     kernel = np.zeros((4, 4, 3, 2), np.float32)
     kernel[..., 0, 0] = kernel[..., 2, 1] = 1 / 16
     pick.set_weights([kernel])
-    inner = keras.Input(features.shape[1:])
     dense = layers.Dense(2, name="logits")
-    head = keras.Model(inner, dense(layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(inner))), name="head")
+    logits = dense(layers.GlobalAveragePooling2D()(features))
     dense.set_weights([np.array([[20.0, -20.0], [-20.0, 20.0]], np.float32), np.zeros(2, np.float32)])
-    return keras.Model(pixels, layers.Softmax()(layers.Rescaling(0.8)(head(features))))
+    return keras.Model(pixels, layers.Softmax()(layers.Rescaling(0.8)(logits)))
+
+
+def make_mirrored(size=32):
+    """The same, which answers with the mean of the picture's and its mirror image's probabilities."""
+    network = keras.Model(*((one := make_model(size)).inputs, one.outputs), name="network")
+    pixels = keras.Input((size, size, 3), dtype="uint8")
+    return keras.Model(pixels, layers.Average()([network(pixels), network(keras.ops.flip(pixels, axis=2))]))
 
 
 def make_pictures():
@@ -38,6 +44,13 @@ def test_each_class_is_explained_by_its_own_place():
     assert red[4, 4] > 0.9 and red[28, 28] < 0.1
     assert blue[28, 28] > 0.9 and blue[4, 4] < 0.1
     assert red.min() >= 0 and red.max() <= 1
+
+
+def test_a_model_that_answers_for_the_mirror_image_too_is_explained_in_the_picture():
+    images = make_pictures()
+    np.testing.assert_allclose(
+        explain(make_mirrored(), images, np.array([0, 1])), explain(make_model(), images, np.array([0, 1])), atol=1e-5
+    )
 
 
 def test_a_sure_answer_is_explained_as_well_as_an_unsure_one():
@@ -65,13 +78,13 @@ def test_the_two_halves_are_the_model(tmp_path):
     model = make_model()
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
-    to_features, to_scores = split_at_features(loaded)
+    to_maps, to_scores = split_at_maps(loaded)
     images = make_pictures()
-    joined = keras.ops.softmax(to_scores(to_features(images)))
+    joined = keras.ops.softmax(to_scores(to_maps(images)))
     assert np.allclose(keras.ops.convert_to_numpy(joined), model.predict_on_batch(images), atol=1e-6)
 
 
 def test_a_model_without_a_feature_map_is_refused():
     vector = keras.Input((4,))
     with pytest.raises(Refused, match="no feature map"):
-        split_at_features(keras.Model(vector, layers.Dense(2, activation="softmax")(vector)))
+        split_at_maps(keras.Model(vector, layers.Dense(2, activation="softmax")(vector)))

@@ -23,7 +23,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def extractor(base):
-    return Extractor(base, [0, 1], "avg", 16)
+    return Extractor(base, [0, 1], 16)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_small_batches_side_by_side_give_the_features_in_order(extractor, images
 ONEDNN = """
 import numpy as np
 from frostline import devices
-from frostline.backbones import build_base
-from frostline.features import Extractor
+from frostline.bases.base import build_base
+from frostline.bases.features import Extractor
 
 assert devices.uses_onednn()
 base = build_base("MobileNetV2", 32, options={"alpha": 0.35}, output_layer="block_4_add", seed=1)
@@ -52,7 +52,7 @@ for weight in base.model.weights:
     if weight.name == "beta":  # without a bias nothing is fused
         weight.assign(np.full(weight.shape, 0.1))
 images = np.random.default_rng(0).integers(0, 256, (4000, 32, 32, 3), dtype=np.uint8)
-extractor = Extractor(base, [0, 1, 2, 3], "avg", 8)
+extractor = Extractor(base, [0, 1, 2, 3], 8)
 first, second = (np.concatenate([batch[0] for batch in extractor.run(images)]) for _ in range(2))
 np.testing.assert_array_equal(first, second)
 """
@@ -68,10 +68,10 @@ def test_batches_never_meet_in_a_kernel_of_onednn():
 
 
 def test_only_the_depths_asked_for_are_stored(extractor, images, tmp_path):
-    assert list(extractor.save({"val": images}, tmp_path, [1])) == ["val"]
+    assert list(extractor.save({"val": images}, tmp_path, ["depth-01"])) == ["val"]
     assert [path.name for path in tmp_path.iterdir()] == ["depth-01"]
     stored = load_array(tmp_path / "depth-01" / "val.npy")
-    assert stored.dtype.itemsize * stored[0].size == extractor.row_bytes(images)[1]
+    assert stored.dtype.itemsize * stored[0].size == extractor.row_bytes(images)["depth-01"]
     assert len(stored) == 21
 
 
@@ -97,7 +97,7 @@ def test_a_killed_pass_goes_on_after_its_last_shard(extractor, images, tmp_path,
     part.write_bytes(part.read_bytes() + b"torn")
     list(extractor.save({"val": images}, tmp_path / "killed"))
     assert starts == [0, 16]
-    for depth in ("depth-00", "depth-01"):
+    for depth in ("depth-00", "depth-01", "pooled"):
         whole, killed = (np.load(tmp_path / name / depth / "val.npy") for name in ("whole", "killed"))
         np.testing.assert_array_equal(whole, killed)
     names = {path.name for path in (tmp_path / "killed").rglob("*") if path.is_file()}
@@ -106,7 +106,7 @@ def test_a_killed_pass_goes_on_after_its_last_shard(extractor, images, tmp_path,
 
 def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     def choose(asked):
-        return choose_precision(asked, base, [0, 1], "avg", images, 16)
+        return choose_precision(asked, base, [0, 1], images, 16)
 
     assert choose("float32") == ("float32", "extract.precision says so")
     chosen, reason = choose("float16")
@@ -126,11 +126,23 @@ def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
 
 
 def test_feature_rows_stand_in_for_an_array():
-    whole = np.random.default_rng(0).random((10, 2, 3)).astype(np.float16)
-    rows = FeatureRows(whole, (2, 3))
-    assert (len(rows), rows.shape, rows.dtype) == (10, (10, 2, 3), np.float16)
+    rng = np.random.default_rng(0)
+    pooled, maps = rng.random((10, 5)).astype(np.float16), rng.random((10, 2, 2, 3)).astype(np.float16)
+    whole = np.concatenate([maps.reshape(10, 12), pooled[:, 1:4]], axis=1)
+    rows = FeatureRows(pooled, slice(1, 4), maps, (2, 2, 3))
+    assert (len(rows), rows.shape, rows.dtype, rows.map_size) == (10, (10, 15), np.float16, 12)
     for asked in (slice(2, 7), np.array([5, 1, 5]), [0, 9], 3, np.int64(4)):
         np.testing.assert_array_equal(rows[asked], whole[asked])
     np.testing.assert_array_equal(np.asarray(rows, np.float32), whole.astype(np.float32))
-    doubled = FeatureRows(whole, (6,), lambda x: [np.asarray(x).reshape(len(x), 6) * 2], batch_size=4)
-    np.testing.assert_array_equal(doubled[:], whole.reshape(10, 6) * 2)
+    np.testing.assert_array_equal(FeatureRows(pooled, slice(0, 2))[[3, 1]], pooled[[3, 1], :2])
+
+
+def test_a_map_that_is_not_stored_is_computed_from_the_one_below():
+    rng = np.random.default_rng(0)
+    pooled, maps = rng.random((10, 5)).astype(np.float16), rng.random((10, 2, 3)).astype(np.float16)
+
+    def bridge(x):
+        return [np.asarray(x).reshape(len(x), 6) * 2]
+
+    doubled = FeatureRows(pooled, slice(0, 0), maps, (6,), bridge, batch_size=4)
+    np.testing.assert_array_equal(doubled[:], maps.reshape(10, 6) * 2)

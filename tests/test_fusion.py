@@ -54,7 +54,7 @@ def test_the_fused_suffix_has_the_values_and_the_gradients_of_its_layers(build) 
         return suffix.stateless_call(values, fixed, x, training=False)[0]
 
     results = []
-    for forward in (layered, lambda values, x: fused(values, fixed, x)):
+    for forward in (layered, lambda values, x: fused(values, fixed, x)[0]):
         loss = lambda values, x, run=forward: (ops.sum(run(values, x) * weights), run(values, x))  # noqa: E731
         (_, y), gradients = compile_function(value_and_grad(loss))(trained, ops.convert_to_tensor(x))
         results.append([np.asarray(y), *map(np.asarray, gradients)])

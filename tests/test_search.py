@@ -9,9 +9,9 @@ from samples import make_trial
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
 from frostline.hparams import Hparams
-from frostline.params import Space, Tune, parse_params
+from frostline.params import Tune, parse_params
 from frostline.search import study as search_study
-from frostline.search.space import suggest
+from frostline.search.space import list_baselines, suggest
 from frostline.search.study import (
     StudyFile,
     ask,
@@ -36,8 +36,8 @@ def more(tune: Tune, **changes: Any) -> Tune:
     return tune.model_copy(update=changes)
 
 
-def open_study(folder: Path, space: Space, code: str = "c", when: str = "ask") -> StudyFile:
-    return search_study.open_study(folder, "digest", code, when, space)
+def open_study(folder: Path, code: str = "c", when: str = "ask") -> StudyFile:
+    return search_study.open_study(folder, "digest", code, when)
 
 
 def score_of(hparams: Hparams) -> float:
@@ -49,7 +49,7 @@ def run(file: StudyFile, tune: Tune, seed: int = 7, die_at: int | None = None) -
     study = file.load()
     while asked := ask(study, tune, seed):
         trial, number = asked
-        hparams = suggest(trial, number, tune.space)
+        hparams = suggest(trial, tune.space)
         if number == die_at:
             return
         record = TrialRecord(number, hparams, "COMPLETE", score_of(hparams))
@@ -61,51 +61,50 @@ def records(file: StudyFile, num_trials: int = 12) -> list[TrialRecord]:
     return list_records(file.load(), num_trials)
 
 
-def test_the_first_trial_is_the_head_only_baseline(tmp_path: Path, tune: Tune) -> None:
-    file = open_study(tmp_path, tune.space)
-    run(file, more(tune, num_trials=1))
-    hparams = records(file)[0].hparams
-    assert hparams.unfrozen_blocks == 0
-    assert hparams.optimizer == "adam"
-    assert hparams.suffix_learning_rate is None
+def test_the_first_trials_are_the_linear_heads(tune: Tune) -> None:
+    bare, every_cut = list_baselines(tune.space, "avg")
+    assert (bare.head_input, every_cut.head_input) == ("last", "all")
+    for hparams in (bare, every_cut):
+        assert (hparams.unfrozen_blocks, hparams.optimizer, hparams.suffix_learning_rate) == (0, "adam", None)
+    assert [each.head_input for each in list_baselines(tune.space, "flatten")] == ["last"]
 
 
 def test_the_suffix_rate_is_drawn_only_where_blocks_are_unfrozen(tmp_path: Path, tune: Tune) -> None:
-    file = open_study(tmp_path, tune.space)
+    file = open_study(tmp_path)
     run(file, tune)
     for record in records(file):
         assert (record.hparams.suffix_learning_rate is not None) == (record.depth > 0)
 
 
 def test_a_killed_and_resumed_study_has_the_trials_of_an_uninterrupted_one(tmp_path: Path, tune: Tune) -> None:
-    whole = open_study(tmp_path / "whole", tune.space)
+    whole = open_study(tmp_path / "whole")
     run(whole, tune)
     for death in (0, 3, 9):
         folder = tmp_path / f"killed-{death}"
-        run(open_study(folder, tune.space), tune, die_at=death)
-        resumed = open_study(folder, tune.space)
+        run(open_study(folder), tune, die_at=death)
+        resumed = open_study(folder)
         run(resumed, tune)
         assert records(resumed) == records(whole)
 
 
 def test_a_trial_killed_after_its_record_is_not_trained_again(tmp_path: Path, tune: Tune) -> None:
-    file = open_study(tmp_path, tune.space)
+    file = open_study(tmp_path)
     study = file.load()
     asked = ask(study, tune, 7)
     assert asked
     trial, number = asked
-    keep_record(trial, TrialRecord(0, suggest(trial, number, tune.space), "COMPLETE", 0.5))
-    again = open_study(tmp_path, tune.space)
+    keep_record(trial, TrialRecord(0, suggest(trial, tune.space), "COMPLETE", 0.5))
+    again = open_study(tmp_path)
     run(again, tune)
     assert records(again)[0].score == 0.5
     assert len(records(again)) == 12
 
 
 def test_more_trials_go_on_and_fewer_give_what_fewer_gave(tmp_path: Path, tune: Tune) -> None:
-    file = open_study(tmp_path, tune.space)
+    file = open_study(tmp_path)
     run(file, more(tune, num_trials=6))
     first = records(file, 6)
-    run(open_study(tmp_path, tune.space), tune)
+    run(open_study(tmp_path), tune)
     assert len(records(file)) == 12
     assert records(file, 6) == first
     drawn = [str(record.hparams) for record in records(file)]
@@ -113,23 +112,23 @@ def test_more_trials_go_on_and_fewer_give_what_fewer_gave(tmp_path: Path, tune: 
 
 
 def test_changed_code_is_asked_about(tmp_path: Path, tune: Tune) -> None:
-    run(open_study(tmp_path, tune.space), tune)
+    run(open_study(tmp_path), tune)
     with pytest.raises(Refused, match="when_code_changed"):
-        open_study(tmp_path, tune.space, code="new")
-    kept = open_study(tmp_path, tune.space, code="new", when="keep")
+        open_study(tmp_path, code="new")
+    kept = open_study(tmp_path, code="new", when="keep")
     assert len(records(kept)) == 12
-    fresh = open_study(tmp_path, tune.space, code="newer", when="restart")
+    fresh = open_study(tmp_path, code="newer", when="restart")
     assert records(fresh) == []
     assert len(list(tmp_path.glob("digest.until-*.db"))) == 1
 
 
 def test_a_diverged_trial_counts_and_cannot_win(tmp_path: Path, tune: Tune) -> None:
-    file = open_study(tmp_path, tune.space)
+    file = open_study(tmp_path)
     study = file.load()
     asked = ask(study, tune, 7)
     assert asked
     trial, number = asked
-    record = TrialRecord(0, suggest(trial, number, tune.space), "FAIL", reason="diverged")
+    record = TrialRecord(0, suggest(trial, tune.space), "FAIL", reason="diverged")
     keep_record(trial, record)
     tell(study, trial.number, record)
     run(file, tune)
@@ -140,15 +139,15 @@ def test_a_diverged_trial_counts_and_cannot_win(tmp_path: Path, tune: Tune) -> N
 def test_a_single_value_is_not_drawn(tmp_path: Path, params_document: dict[str, Any]) -> None:
     params_document["tune"]["space"] |= {"unfrozen_blocks": 2, "dropout": 0.25, "optimizer": "sgd"}
     tune = more(parse_params(params_document).tune, num_trials=5)
-    file = open_study(tmp_path, tune.space)
+    file = open_study(tmp_path)
     run(file, tune)
     assert {record.hparams.dropout for record in records(file)} == {0.25}
-    assert [record.depth for record in records(file)] == [0, 2, 2, 2, 2]
+    assert [record.depth for record in records(file)] == [2] * 5
 
 
 def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune) -> None:
     tune = more(tune, pruning="median")
-    study = open_study(tmp_path, tune.space).load()
+    study = open_study(tmp_path).load()
     pruned: list[bool] = []
     for score in (0.9, 0.9, 0.9, 0.9, 0.1):
         asked = ask(study, tune, 7)
@@ -164,7 +163,7 @@ def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune) -> Non
 @pytest.mark.parametrize("scores", [(0.5, 0.6, 0.4, 0.9, 0.3)])
 def test_halving_lets_the_better_half_go_on(tmp_path: Path, tune: Tune, scores: tuple[float, ...]) -> None:
     tune = more(tune, pruning="halving", epochs=8)
-    study = open_study(tmp_path, tune.space).load()
+    study = open_study(tmp_path).load()
     stopped = []
     for score in scores:
         trial, number = ask(study, tune, 7) or pytest.fail("no trial")
@@ -185,7 +184,7 @@ def test_trials_are_judged_after_a_quarter_and_half_of_their_epochs(tune: Tune, 
 
 
 def test_importances_name_the_hparam_that_matters(tmp_path: Path, tune: Tune) -> None:
-    file = open_study(tmp_path, tune.space)
+    file = open_study(tmp_path)
     run(file, more(tune, num_trials=30))
     shares = importances(file.load(), 30)
     assert max(shares, key=lambda name: shares[name]) == "dropout"

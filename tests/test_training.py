@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from frostline.hparams import Hparams
-from frostline.training.data import TrainingData, make_class_weights
+from frostline.training.data import TrainingData, draw_folds, make_class_weights
 from frostline.training.fit import fit
-from frostline.training.tail import MASK_DROPOUT, MaskDropout, Tail, build_head, make_head_weights
+from frostline.training.tail import HeadStart, Tail, build_head, start_head
 from frostline.training.trainer import Trainer, score_logits
 
 PLAIN = Hparams(
@@ -21,30 +21,40 @@ PLAIN = Hparams(
     label_smoothing=0.0,
     optimizer="adam",
     head_units=0,
+    head_input="last",
 )
 
 
 @pytest.fixture(scope="module")
 def data() -> TrainingData:
+    """200 maps (4, 4, 8), flat, in which one channel is the class's; 150 are trained on."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200).astype(np.int32)
     features = rng.normal(size=(200, 4, 4, 8)).astype(np.float16)
     features[..., :3] += np.eye(3, dtype=np.float16)[labels][:, None, None]
-    views = [features[:150], features[:150] + np.float16(0.01)]
-    return TrainingData(views, labels[:150], features[150:], labels[150:], np.ones(3, np.float32))
+    rows = features.reshape(200, -1)
+    views = [rows, rows + np.float16(0.01)]
+    return TrainingData(views, None, labels, np.arange(150), np.arange(150, 200), np.ones(3, np.float32))
+
+
+def build_suffix() -> keras.Model:
+    inputs = keras.Input((4, 4, 8))
+    x = keras.layers.Conv2D(12, 3, padding="same", kernel_initializer=keras.initializers.GlorotUniform(seed=1))(inputs)
+    return keras.Model(inputs, [keras.layers.ReLU()(keras.layers.BatchNormalization()(x))])
 
 
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:
-    inputs = keras.Input((4, 4, 8))
-    x = keras.layers.Conv2D(12, 3, padding="same", kernel_initializer=keras.initializers.GlorotUniform(seed=1))(inputs)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    head = build_head((4, 4, 12), 3, units=0, pooling="avg", dropout=MaskDropout(0, name=MASK_DROPOUT))
-    return Trainer(Tail(1, keras.Model(inputs, x), head), "adam", batch_size=32, num_classes=3)
+    tail = Tail(1, "last", "avg", build_suffix(), build_head(12, 3, units=0, seed=0), (4, 4, 8), slice(0, 0))
+    return Trainer(tail, "adam", batch_size=32, num_classes=3)
+
+
+def begin(trainer: Trainer, seed: int = 0) -> HeadStart:
+    return start_head(trainer.tail, seed, None)
 
 
 def train(trainer: Trainer, data: TrainingData, hparams: Hparams, num_epochs: int = 3, seed: int = 0) -> list[float]:
-    start = trainer.start(make_head_weights(trainer.tail, 3, None), seed)
+    start = trainer.start(begin(trainer), seed)
     return fit(trainer, start, data, hparams, num_epochs=num_epochs, schedule="cosine", seed=seed).curves["loss"]
 
 
@@ -75,10 +85,12 @@ def test_each_hparam_changes_the_training(trainer: Trainer, data: TrainingData, 
 
 
 def test_training_learns_and_keeps_the_best_epoch(trainer: Trainer, data: TrainingData) -> None:
-    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    start = trainer.start(begin(trainer), 0)
     fitted = fit(trainer, start, data, PLAIN, num_epochs=8, schedule="constant", seed=0)
     assert fitted.val_accuracy == max(fitted.curves["val_accuracy"]) > 0.9
-    loss, accuracy = score_logits(trainer.predict(fitted.best_state, data.val), data.val_labels)
+    loss, accuracy = score_logits(
+        trainer.predict(fitted.best_state, data.views[0], data.held_out), data.labels[data.held_out]
+    )
     assert (loss, accuracy) == (fitted.val_loss, fitted.val_accuracy)
     assert fitted.curves["val_accuracy"][fitted.best_epoch - 1] == accuracy
 
@@ -91,7 +103,7 @@ def test_training_leaves_the_tail_as_it_was(trainer: Trainer, data: TrainingData
 
 
 def test_batch_normalization_keeps_its_statistics_while_it_trains(trainer: Trainer, data: TrainingData) -> None:
-    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    start = trainer.start(begin(trainer), 0)
     fitted = fit(trainer, start, data, PLAIN, num_epochs=2, schedule="constant", seed=0)
     trainer_model = trainer.tail.suffix
     before = {v.path: np.array(keras.ops.convert_to_numpy(v)) for v in trainer_model.variables}
@@ -99,13 +111,13 @@ def test_batch_normalization_keeps_its_statistics_while_it_trains(trainer: Train
     changed = {
         v.path for v in trainer_model.variables if not np.array_equal(before[v.path], keras.ops.convert_to_numpy(v))
     }
-    trainer.store([*trainer._suffix_start, *make_head_weights(trainer.tail, 3, None)])
+    trainer.restore()
     assert any(path.endswith("gamma") for path in changed)
     assert not any("moving" in path for path in changed)
 
 
 def test_a_trial_stops_when_it_is_told_to(trainer: Trainer, data: TrainingData) -> None:
-    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    start = trainer.start(begin(trainer), 0)
     fitted = fit(
         trainer, start, data, PLAIN, num_epochs=5, schedule="cosine", seed=0, go_on=lambda epoch: epoch.number < 2
     )
@@ -117,12 +129,12 @@ def test_seconds_are_told_apart_by_phase(trainer: Trainer, data: TrainingData) -
     train(trainer, data, PLAIN)
     assert trainer.seconds["trace"] > 0
     assert all(trainer.seconds[phase] > before[phase] for phase in ("train", "validate"))
-    assert 0 < trainer.pace["train"] * len(data.labels) < trainer.seconds["train"]
+    assert 0 < trainer.pace["train"] * len(data.train) < trainer.seconds["train"]
 
 
 def test_patience_ends_a_training_that_no_longer_improves(trainer: Trainer, data: TrainingData) -> None:
     still = dataclasses.replace(PLAIN, head_learning_rate=1e-30, suffix_learning_rate=1e-30)
-    start = trainer.start(make_head_weights(trainer.tail, 3, None), 0)
+    start = trainer.start(begin(trainer), 0)
     fitted = fit(trainer, start, data, still, num_epochs=9, schedule="constant", seed=0, patience=2)
     assert len(fitted.curves["loss"]) < 9
 
@@ -138,6 +150,48 @@ def test_the_chunk_size_does_not_change_the_training(
     whole = train(trainer, data, PLAIN, num_epochs=2)
     monkeypatch.setattr("frostline.training.trainer.CHUNK_BYTES", 2 * 32 * data.views[0][0].nbytes)
     assert train(trainer, data, PLAIN, num_epochs=2) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_strength_of_the_penalty_holds_the_head_back(trainer: Trainer, data: TrainingData) -> None:
+    def kernel(strength: float) -> float:
+        head = dataclasses.replace(begin(trainer), strength=strength)
+        fitted = fit(trainer, trainer.start(head, 0), data, PLAIN, num_epochs=3, schedule="constant", seed=0)
+        return float(np.linalg.norm(keras.ops.convert_to_numpy(fitted.state.params[-2])))
+
+    assert kernel(10.0) < 0.8 * kernel(0.0)
+
+
+def test_a_head_that_begins_at_a_linear_head_answers_as_it_does(trainer: Trainer) -> None:
+    rng = np.random.default_rng(1)
+    kernel, bias = rng.normal(size=(12, 3)).astype(np.float32), rng.normal(size=3).astype(np.float32)
+    mean, scale = rng.normal(size=12), rng.uniform(0.5, 2, 12)
+    columns = rng.normal(size=(5, 12)).astype(np.float32)
+    head = start_head(trainer.tail, 0, ((kernel, bias), mean, scale, 0.1))
+    standardised = (columns - head.mean) / head.scale
+    np.testing.assert_allclose(standardised @ head.weights[0] + head.weights[1], columns @ kernel + bias, atol=1e-4)
+    assert head.strength == 0.1
+
+
+def test_other_rows_of_the_same_features_need_no_trace(trainer: Trainer, data: TrainingData) -> None:
+    train(trainer, data, PLAIN)
+    before = trainer.num_traces
+    rows = np.random.default_rng(0).permutation(200)
+    train(trainer, data.split(rows[:150], rows[150:]), PLAIN)
+    assert trainer.num_traces == before
+
+
+def test_folds_are_even_by_class_and_keep_groups_whole() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), [100, 60, 20]).astype(np.int32)
+    groups = np.where(rng.random(180) < 0.3, np.arange(180) // 3 * 3, np.arange(180))
+    # A group may lie across classes; what counts is that it is never cut.
+    folds = draw_folds(labels, groups, 5, seed=1)
+    assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
+    for label, count in enumerate(np.bincount(labels)):
+        per_fold = np.bincount(folds[labels == label], minlength=5)
+        assert per_fold.max() - per_fold.min() <= 3, (label, count, per_fold)
+    np.testing.assert_array_equal(folds, draw_folds(labels, groups, 5, seed=1))
+    assert (folds != draw_folds(labels, groups, 5, seed=2)).any()
 
 
 def test_balanced_class_weights_are_inverse_to_the_counts() -> None:

@@ -65,4 +65,4 @@ def split_at_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 def _is_map(tensor: Any) -> bool:
     shape: tuple[Any, ...] = getattr(tensor, "shape", ())
-    return len(shape) == 4 and shape[1] > 1 and shape[2] > 1 and shape[3] > 3
+    return len(shape) == 4 and shape[1] > 1 and shape[2] > 1

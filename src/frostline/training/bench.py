@@ -17,7 +17,7 @@ from frostline.training.data import TrainingData, draw_folds, load_features, loa
 from frostline.training.fit import Fit, fit
 from frostline.training.linear import CrossValidation, cross_validate
 from frostline.training.receipt import Receipt, check_equivalence
-from frostline.training.tail import HeadStart, build_tail, find_columns, start_head
+from frostline.training.tail import HeadStart, build_tail, find_columns, group_columns, start_head
 from frostline.training.trainer import PHASES, Epoch, Trainer
 
 PROBE_BATCH = 32  # pictures of the equivalence receipt
@@ -144,7 +144,12 @@ def fit_heads(
         views = [view[rows[sample]] for view in (data.views[0], data.mirror) if view is not None]
         weights = data.class_weights[data.labels[rows[sample]]]
         found[kind] = cross_validate(
-            np.stack(views), data.labels[rows[sample]], bench.num_classes, folds[sample], weights=weights
+            np.stack(views),
+            data.labels[rows[sample]],
+            bench.num_classes,
+            folds[sample],
+            weights=weights,
+            groups=group_columns(bench.base, kind),
         )
     return found
 

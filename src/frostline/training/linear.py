@@ -72,9 +72,8 @@ class CrossValidation:
 
     strengths, losses: (S,), of the path, strong to weak, in nats; logits: float32 (num_pictures, num_classes), each by the
     head that has not seen the picture, on its view 0; loss: their mean cross-entropy; accuracy: their share of right ones.
-    heads: kernel float32 (num_features,
-    num_classes) and bias (num_classes,) for raw features, of each fold in turn; whole: the same, of all pictures; mean,
-    scale: (num_features,), of the standardisation.
+    heads: kernel float32 (num_features, num_classes) and bias (num_classes,) for raw features, of each fold in turn; whole:
+    the same, of all pictures; mean, scale: (num_features,), what features are centred and divided by.
     """
 
     strengths: tuple[float, ...]
@@ -105,14 +104,15 @@ def cross_validate(
     folds: NDArray[np.integer[Any]],
     strengths: Sequence[float] = STRENGTHS,
     weights: NDArray[Any] | None = None,
+    groups: NDArray[np.integer[Any]] | None = None,
     workers: int = 2,
 ) -> CrossValidation:
     """A head for each fold and one of all pictures, at the strength that the out-of-fold losses choose.
 
     features: (num_views, N, num_features) or (N, num_features), raw: all views of a picture are trained on or none;
-    labels, folds: (N,), folds from 0; weights: (N,). Mean and deviation are those of all rows, labels unseen, so that every
-    head and every strength has the same measure. workers: fits at a time, each on one thread of BLAS, whose own threads
-    spend most of the time waiting for each other.
+    labels, folds: (N,), folds from 0; weights: (N,); groups: (num_features,), which cut and pooling each belongs to. Mean
+    and scale are those of all rows, labels unseen, so that every head and every strength has the same measure. workers:
+    fits at a time, each on one thread of BLAS, whose own threads spend most of the time waiting for each other.
     """
     strengths = _ordered(strengths)
     views = features if features.ndim == 3 else features[None]
@@ -121,7 +121,7 @@ def cross_validate(
     # A row of weight 0 is not trained on: no copy of the rows for each fold.
     seen = [np.tile(np.where(folds == fold, 0.0, weights), len(views)) for fold in range(int(folds.max()) + 1)]
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
-        rotation, rows = rotate(views.reshape(len(targets), -1))
+        rotation, rows = rotate(views.reshape(len(targets), -1), groups)
 
         def fit_folds(rows: Reals, starts: Array, strength: float, tolerance: float) -> Array:
             fits = [
@@ -190,19 +190,31 @@ def mean_cross_entropy(
     return float(np.average(losses, weights=weights))
 
 
-def rotate(features: NDArray[Any]) -> tuple[Rotation, Array]:
-    """The rotation of raw features (n, num_features) into their principal axes, and the rows there, (n, r)."""
+def rotate(features: NDArray[Any], groups: NDArray[np.integer[Any]] | None = None) -> tuple[Rotation, Array]:
+    """The rotation of raw features (n, num_features) into their principal axes, and the rows there, (n, r).
+
+    groups: (num_features,) from 0, which features have one measure (see `measure_scale`); one group where None.
+    """
     raw = np.asarray(features, np.float64)
-    mean, deviation = raw.mean(axis=0), raw.std(axis=0)
-    scale = np.where(deviation > 1e-6 * (np.abs(mean) + 1e-12), deviation, 1.0)  # a constant feature says nothing
+    mean, scale = raw.mean(axis=0), measure_scale(raw.std(axis=0), groups)
     rows = (raw - mean) / scale
-    rows[:, deviation <= 1e-6 * (np.abs(mean) + 1e-12)] = 0.0
     wide = rows.shape[1] > rows.shape[0]
     variances, vectors = eigh(rows @ rows.T if wide else rows.T @ rows, driver="evd", check_finite=False)
     chosen = variances > RANK * variances[-1]
     variances, vectors = variances[chosen], vectors[:, chosen]
     axes = rows.T @ vectors / np.sqrt(variances) if wide else vectors
     return Rotation(mean, scale, axes, variances / len(rows)), rows @ axes
+
+
+def measure_scale(deviations: Array, groups: NDArray[np.integer[Any]] | None = None) -> Array:
+    """What each feature is divided by: its deviation, but at least the root mean square of its group's.
+
+    A unit that is silent on a few hundred training pictures speaks on some other; divided by its own tiny deviation it
+    would decide alone (docs/decisions has the numbers).
+    """
+    groups = np.zeros(len(deviations), int) if groups is None else groups
+    typical = np.sqrt(np.bincount(groups, deviations**2) / np.bincount(groups))[groups]
+    return np.where(typical > 0, np.maximum(deviations, typical), 1.0)
 
 
 def loss_and_gradient(

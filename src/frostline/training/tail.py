@@ -123,6 +123,14 @@ def find_columns(base: Base, depth: int, pooling: str, sees: str) -> slice:
     return slice(width - 2 * channels, width - channels) if pooling == "avg" else slice(width - channels, width)
 
 
+def group_columns(base: Base, sees: str) -> NDArray[np.int64]:
+    """Which cut and pooling each of a linear head's columns belongs to, from 0, (num_columns,)."""
+    if sees == "last":
+        return np.zeros(base.cuts[0].shape[-1], np.int64)
+    channels = [cut.shape[-1] for cut in choose_pooled(base) for _ in ("mean", "maximum")]
+    return np.repeat(np.arange(len(channels)), channels)
+
+
 def pool_outputs(outputs: list[Any], sees: str, pooling: str) -> list[Any]:
     """What the head sees of a suffix's output maps: each pooled, (n, columns), or the last one as `pooling` says."""
     if sees == "all":
