@@ -513,6 +513,32 @@ def test_a_worse_model_is_refused_and_force_is_recorded(workspace):
     assert verdicts[2]["reason"] == "the shop asked for it"
 
 
+def test_after_a_class_was_added_the_gate_says_so_and_force_promotes(workspace):
+    run_register()
+    assert call("promote")[0] == 0
+    import keras
+
+    # The same pictures; the third class is called otherwise now, so that one is new and one is gone.
+    classes = [*CLASSES[:2], "newcomers"]
+    save_json(Path("data/prepared/classes.json"), classes)
+    path = Path("reports/evaluation/predictions.csv")
+    path.write_text(path.read_text().replace(f"p({CLASSES[2]})", "p(newcomers)"))
+    model = keras.saving.load_model("models/final.keras")
+    model.layers[-1].set_weights([1.01 * weights for weights in model.layers[-1].get_weights()])
+    model.save("models/final.keras")
+    refit = load_json(Path("models/refit.json"))
+    save_json(Path("models/refit.json"), {**refit, "sha256": sha256_of(Path("models/final.keras"))})
+    assert run_register()["version"] == 2
+    code, said = call("promote")
+    assert code == 1, said
+    assert "FAIL  same_classes" in said
+    assert "new: newcomers" in said
+    code, said = call("promote", "--force", "--reason", "a class more")
+    assert code == 0, said
+    store = open_store(load_params().tracking, workspace)
+    assert number_at(store, "frostline", CHAMPION) == 2
+
+
 def test_an_experiment_moves_no_alias(workspace, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "lucky-cat")
     registration = run_register()
