@@ -37,7 +37,9 @@ def main() -> None:
         say("register", f"not registered, because {registration['reason']}")
     else:
         rules = params.prepare
-        card = Card(classes, facts["image_size"], facts["resize"], rules.min_side, rules.max_megapixels, sha256)
+        card = Card(
+            classes, facts["image_size"], facts["resize"], rules.min_side, rules.max_megapixels, sha256, rules.bits
+        )
         version = register(
             store,
             name,

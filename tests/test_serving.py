@@ -163,7 +163,7 @@ def test_the_requirements_are_exact_and_without_the_project(mlflow_model):
 
 def test_saving_a_model_does_not_import_keras(tiny_model, tmp_path):
     program = (
-        "import sys; from pathlib import Path; from frostline import serving\n"
+        "import sys; from pathlib import Path; from frostline.serving import model as serving\n"
         f"card = serving.Card(('a',), 32, 'squash', 16, 50.0, 'x')\n"
         f"serving.save_model_folder(Path({str(tmp_path / 'model')!r}), Path({str(tiny_model)!r}), card, None)\n"
         "assert not {'keras', 'tensorflow'} & set(sys.modules)"

@@ -56,7 +56,7 @@ def load_file(model: Path) -> "FrostlineModel":
     params = load_params()
     rules, classes = params.prepare, load_json(Path(params.paths.prepared) / "classes.json")
     size = params.base.image_size
-    card = Card(tuple(classes), size, rules.resize, rules.min_side, rules.max_megapixels, sha256_of(model))
+    card = Card(tuple(classes), size, rules.resize, rules.min_side, rules.max_megapixels, sha256_of(model), rules.bits)
     return FrostlineModel.from_file(model, card)
 
 

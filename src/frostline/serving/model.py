@@ -49,6 +49,7 @@ class Card:
     min_side: int
     max_megapixels: float
     sha256: str
+    bits: int = 16
 
 
 class FrostlineModel:
@@ -73,7 +74,12 @@ class FrostlineModel:
         """The picture as the model was trained on it; raises UnreadableImage."""
         card = self.card
         return decode_image(
-            data, card.image_size, card.resize, min_side=card.min_side, max_megapixels=card.max_megapixels
+            data,
+            card.image_size,
+            card.resize,
+            min_side=card.min_side,
+            max_megapixels=card.max_megapixels,
+            bits=card.bits,
         )
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":

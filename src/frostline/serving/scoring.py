@@ -97,6 +97,7 @@ def _images_for(card: Card, split: Path, raw: Path) -> NDArray[np.uint8]:
             card.resize,
             min_side=card.min_side,
             max_megapixels=card.max_megapixels,
+            bits=card.bits,
         )
         for name in loaded.ids
     ]
