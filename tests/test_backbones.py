@@ -599,3 +599,99 @@ def test_the_whole_network_labels_and_needs_its_top(network, tmp_path):
     np.testing.assert_allclose(numbers(built(pixels)), numbers(whole(pixels / np.float32(127.5) - 1)), rtol=1e-4)
     with pytest.raises(Refused, match=r"predictions \(absent\)"):
         build_whole("MobileNetV2", 32, options=SMALL, weights=tmp_path / "part.weights.h5")
+
+
+# --- names and files from elsewhere -----------------------------------------------------------------------------------
+
+
+def test_names_of_a_users_layers_never_meet_ours(tmp_path):
+    """Names that we use, that TensorFlow takes for no scope, and that differ only in what is made safe."""
+    x = inputs = keras.Input((32, 32, 3), name="pixels")
+    names = ["scaling", "_conv", "features", "pool", "lögits", "a b", "a_b", "logits", "flip"]
+    for index, name in enumerate(names):
+        x = keras.layers.Conv2D(4, 3, padding="same", strides=2 if index in (2, 5) else 1, name=name)(x)
+    path = tmp_path / "own.keras"
+    keras.Model(inputs, x, name="custom").save(path)
+    for scaling in ("none", "caffe"):
+        base = build_base("custom", 32, weights=path, options={"scaling": scaling})
+        assert [cut.name for cut in base.cuts] == ["flip", "lögits".replace("ö", "_"), "_conv"]
+        pictures = draw_pictures(32)
+        prefix, suffix = build_prefix(base, [1], None), build_suffix(base, 1)
+        joined = join_base(base, 1, suffix)
+        assert_close(joined(pictures), suffix(prefix(pictures)[0], training=False))
+        joined.save(tmp_path / "joined.keras")
+        assert_close(keras.saving.load_model(tmp_path / "joined.keras")(pictures), joined(pictures))
+    assert build_base("custom", 32, weights=path, output_layer="_conv").cuts[0].name == "_conv"
+
+
+def test_a_keras_2_file_with_the_base_inside_is_read(tmp_path):
+    """As Keras 2 wrote it: one group for the base, first the weights that were trained, then the others."""
+    import h5py
+
+    network = build_base("MobileNetV2", 32, options={"alpha": 0.35}, seed=1).model
+    stir_statistics(network)
+    with h5py.File(tmp_path / "classifier.h5", "w") as file:
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = [b"mobilenetv2_0.35_32", b"pool", b"dense"]
+        for name in ("mobilenetv2_0.35_32", "pool", "dense"):
+            root.create_group(name).attrs["weight_names"] = []
+        inner = []
+        for trained in (True, False):
+            for layer in network.layers:
+                for weight in layer.weights:
+                    if (weight.name in ("moving_mean", "moving_variance")) != trained:
+                        inner.append((f"{layer.name}/{weight.name}:0", numbers(weight)))
+        # What keras.applications leaves off HDF5's limit of 64 kB in an attribute, too.
+        root["mobilenetv2_0.35_32"].attrs["weight_names"] = [name.encode() for name, _ in inner]
+        for name, values in inner:
+            root["mobilenetv2_0.35_32"][name] = values
+        root["dense"].attrs["weight_names"] = [b"dense/kernel:0"]
+        root["dense"]["dense/kernel:0"] = np.zeros((1280, 2), np.float32)
+    filled = build_base("MobileNetV2", 32, options={"alpha": 0.35}, weights=tmp_path / "classifier.h5")
+    pictures = draw_pictures(32).astype(np.float32)
+    assert_close(filled.model(pictures), network(pictures))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "config", "words"),
+    [
+        ({"keras_version": "2.15.0"}, {"class_name": "Functional"}, "saved by Keras 2.15.0"),
+        ({"keras_version": "3.0.0"}, {"class_name": "Mine", "module": "mine", "config": {}}, "holds a Mine"),
+        (
+            {"keras_version": "3.0.0"},
+            {
+                "class_name": "Functional",
+                "config": {"layers": [{"class_name": "Lambda", "module": "keras.layers", "config": {}}]},
+            },
+            "holds Lambda",
+        ),
+        (
+            {"keras_version": "3.0.0"},
+            {
+                "class_name": "Sequential",
+                "config": {"layers": [{"class_name": "Swish", "module": "mine", "config": {}}]},
+            },
+            "holds Swish",
+        ),
+    ],
+)
+def test_a_custom_file_that_cannot_be_a_base_is_refused_before_anything_runs(tmp_path, metadata, config, words):
+    import json
+    import zipfile
+
+    path = tmp_path / "own.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", json.dumps(metadata))
+        archive.writestr("config.json", json.dumps(config))
+    with pytest.raises(Refused, match=words):
+        fetch_weights(section(tmp_path, name="custom", weights=str(path), options={}), tmp_path / "out", 1)
+
+
+def test_what_a_library_says_is_cut_to_a_line(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise ValueError("first line\n" + 100_000 * "x")
+
+    monkeypatch.setattr(keras.models, "load_model", fail)
+    with pytest.raises(Refused) as refusal:
+        build_base("custom", 32, weights=tmp_path / "own.keras")
+    assert len(str(refusal.value)) < 600

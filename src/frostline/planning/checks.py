@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from frostline.bases.families import BUNDLED_BASE, FAMILIES, base_problems, cuts_of
+from frostline.bases.families import BUNDLED_BASE, CUSTOM, FAMILIES, base_problems, cuts_of
+from frostline.bases.files import check_custom_file
 from frostline.errors import Refused, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.archives import check_archive
@@ -248,6 +249,11 @@ def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
             f"base.weights: given was {weights!r}, which is no file{nearest(weights, WEIGHTS)}; "
             f"allowed: {', '.join(WEIGHTS)}, or the path of a .weights.h5, .h5 or .keras file"
         ]
+    if base.name == CUSTOM and path.is_file():
+        try:
+            check_custom_file(path)
+        except Refused as refusal:
+            return [str(refusal)]
     if path.suffix not in (".h5", ".keras"):
         return [f"base.weights: {weights!r} ends in neither .weights.h5, .h5 nor .keras"]
     return []
