@@ -20,6 +20,7 @@ import click
 from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
 from frostline.params import Params, load_document, load_params
+from frostline.planning.settings import ignored_settings, settings_problems
 from frostline.process import project_root
 
 # What is compared with the lock besides the libraries that change results.
@@ -67,6 +68,7 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Finding]:
             "fail", str(refusal).replace("\n", "\n      "), "Correct params.yaml; `frostline check` reads it again."
         )
         params = None
+    yield from examine_settings()
     yield from examine_stale_store(root)
     if params:
         yield from guarded("the base's weights", examine_base, root, params)
@@ -142,6 +144,13 @@ def examine_devices(deep: bool) -> Iterator[Finding]:
             yield Finding("warn", f"{cards}, but TensorFlow is installed without CUDA", "make env GPU=1")
         else:
             yield Finding("ok", cards)
+
+
+def examine_settings() -> Iterator[Finding]:
+    for problem in settings_problems():
+        yield Finding("fail", problem, "Correct that file, or remove it.")
+    for line in ignored_settings():
+        yield Finding("warn", line, "Nothing to do, unless it was meant for this project.")
 
 
 def examine_base(root: Path, params: Params) -> Iterator[Finding]:

@@ -28,6 +28,7 @@ from frostline.params import (
     parse_section,
     schema_problems,
 )
+from frostline.planning.settings import settings_problems
 from frostline.planning.workspace import find_overlaps, stranger_problems
 
 # MLflow's file store is closed: a path or file:// would fail at the first run.
@@ -46,7 +47,7 @@ STORES = (
 
 def refuse_problems(path: Path = Path("params.yaml"), *, transforms: bool = True) -> None:
     """Raises Refused that lists every problem of the file, by schema and beyond; `transforms` as in `find_problems`."""
-    problems = find_problems(load_document(path), path.parent, transforms=transforms)
+    problems = settings_problems() + find_problems(load_document(path), path.parent, transforms=transforms)
     if problems:
         raise Refused(list_problems(str(path), problems))
 

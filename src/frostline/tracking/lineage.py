@@ -16,6 +16,12 @@ from frostline.params import load_lock
 
 # What is written about each library, because it can change results.
 LIBRARIES = ("keras", "tensorflow", "jax", "numpy", "optuna", "albumentations", "opencv-python-headless", "mlflow")
+# Settings that may change a result in its last digits, and are a user's to choose.
+RECORDED = (
+    *("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE"),
+    *("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS"),
+    *("KERAS_BACKEND", "NPY_DISABLE_CPU_FEATURES", "OPENCV_IPP", "OPENBLAS_CORETYPE", "FROSTLINE_IGNORED"),
+)
 
 
 def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: Path | None = None) -> dict[str, str]:
@@ -50,6 +56,9 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
     for path, digest in load_lock(workspace / "dvc.lock").items():
         if path.startswith("data/"):
             tags[f"frostline.md5.{path.removeprefix('data/')}"] = digest
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name in RECORDED]
+    if settings:
+        tags["frostline.environment"] = ", ".join(settings)
     for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         if os.environ.get(variable):
             tags[f"frostline.{variable.lower()}"] = os.environ[variable]
