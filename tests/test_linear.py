@@ -1,11 +1,10 @@
 """The linear head: it is the optimum, its gradient is the loss's, its kernel takes raw features, folds see nothing of their own."""
 
+import linear
 import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-
-import linear
 
 STRENGTHS = (1.0, 0.1, 0.01)
 
@@ -29,7 +28,8 @@ def optimum_of_sklearn(features, labels, strength, weights=None):
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_features", "num_classes"), [(60, 200, 2), (90, 150, 5), (300, 40, 4), (120, 30, 2), (150, 300, 30)]
+    ("num_rows", "num_features", "num_classes"),
+    [(60, 200, 2), (90, 150, 5), (300, 40, 4), (120, 30, 2), (150, 300, 30)],
 )
 def test_the_path_holds_the_optimum_of_scikit_learn(num_rows, num_features, num_classes):
     features, labels = make_features(num_rows, num_features, num_classes)

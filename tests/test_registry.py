@@ -128,6 +128,42 @@ def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, 
     assert list_versions(store, "clf") == []
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        "delete_version",
+        "delete_model",
+        "rename_model",
+        "delete_alias",
+        "delete_tags",
+        "delete_run",
+        "delete_logged_model",
+    ],
+)
+def test_whatever_was_done_in_mlflows_pages_registering_goes_on(store, files, what):
+    first = add(store, files[0])
+    client = store.client
+    match what:
+        case "delete_version":
+            client.delete_model_version("clf", "1")
+        case "delete_model":
+            client.delete_registered_model("clf")
+        case "rename_model":
+            client.rename_registered_model("clf", "other")
+        case "delete_alias":
+            client.delete_registered_model_alias("clf", CHALLENGER)
+        case "delete_tags":
+            for key in first.tags:
+                client.delete_model_version_tag("clf", "1", key)
+        case "delete_run":
+            client.delete_run(first.run_id)
+        case "delete_logged_model":
+            client.delete_logged_model(first.model_id)
+    again = add(store, files[0])
+    assert again.sha256 == first.sha256
+    assert number_at(store, "clf", CHALLENGER) == again.number
+
+
 def test_registering_the_champion_again_makes_it_no_challenger(store, files):
     version = add(store, files[0])
     moves.move_champion(store, version, None, "accepted", "")

@@ -37,12 +37,15 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
     # Outputs are ignored by git already; dvc.lock changes while the line runs.
     status = _git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
     commit = _git(workspace, "rev-parse", "HEAD")
-    changed = [line[2:].strip() for line in status.splitlines()]
+    if status is None:
+        changes = "unknown: " + _why_git_fails(workspace)
+    else:
+        changes = ", ".join(line[2:].strip() for line in status.splitlines()) or "none"
     # Only the seed is needed here; the whole file was checked by whoever started the run.
     seed = re.search(r"^seed:\s*(\d+)", params_text, re.MULTILINE)
     tags = {
         "frostline.git.commit": commit or "none",
-        "frostline.git.changes": ", ".join(changed) or "none",
+        "frostline.git.changes": changes,
         "frostline.params.sha256": sha256(params_text.encode()).hexdigest(),
         "frostline.seed": seed.group(1) if seed else "",
         "frostline.device": device or f"cpu, {os.cpu_count()} cores, {platform.machine()}",
@@ -65,13 +68,21 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
     return tags
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    """What git prints; nothing where there is no git or no repository."""
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails, which is no answer."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.rstrip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.rstrip() if done.returncode == 0 else None
+
+
+def _why_git_fails(folder: Path) -> str:
+    try:
+        done = subprocess.run(["git", "status"], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return type(error).__name__
+    return (done.stderr.strip().splitlines() or ["git does not say why"])[0]
 
 
 def _versions() -> str:
