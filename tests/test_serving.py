@@ -170,3 +170,37 @@ def test_saving_a_model_does_not_import_keras(tiny_model, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def asked(data: bytes) -> list[object]:
+    """What MLflow's server hands on for `dataframe_records`, `inputs` and `instances`, and what clients of others send."""
+    text = base64.b64encode(data)
+    return [
+        pd.DataFrame({"image": [data]}),
+        {"image": np.array([text])},
+        {"image": [text.decode()]},
+        {"image": np.bytes_(text)},
+        [{"image": np.bytes_(text)}],
+        {"image": [b"data:image/png;base64," + text]},
+        {"image": [b"{'b64': '" + text + b"'}"]},
+        {"image": [base64.urlsafe_b64encode(data).rstrip(b"=").decode()]},
+    ]
+
+
+def test_a_picture_is_understood_in_every_form_that_mlflow_hands_on(model, images):
+    data = encode(images[0])
+    answers = [model.predict(given).to_dict("records") for given in asked(data)]
+    assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_refusal_does_not_repeat_what_was_sent(model, place):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException) as refusal:
+        model.predict(asked(b"no picture, but a text" * 1000)[place])
+    # As MLflow's server does, with all that was sent.
+    refusal.value.message = f"Failed to predict data '{'x' * 30_000}'. Error '{refusal.value.message}'"
+    assert len(refusal.value.serialize_as_json()) < 400
+    assert "row 0" in refusal.value.message
+    assert refusal.value.get_http_status_code() == 400
