@@ -33,10 +33,11 @@ def main() -> None:
         )
 
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
-    probe = train.images[: extract.batch_size]
-    precision, reason = choose_precision(extract.precision, base, depths, probe, extract.batch_size)
+    batch_size = min(extract.batch_size, len(train.labels))  # the rest of a batch would be computed for nothing
+    probe = train.images[:batch_size]
+    precision, reason = choose_precision(extract.precision, base, depths, probe, batch_size)
     say("extract", describe_precision(precision, reason))
-    extractor = Extractor(base, depths, extract.batch_size, precision)
+    extractor = Extractor(base, depths, batch_size, precision)
     row_bytes = extractor.row_bytes(probe)
     storage = plan_storage(
         {depth: row_bytes[depth_folder(depth)] for depth in depths},

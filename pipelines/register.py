@@ -14,6 +14,7 @@ from frostline.serving.model import Card
 from frostline.tracking.finals import log_final
 from frostline.tracking.messages import describe_registration, explain_experiment, say
 from frostline.tracking.runs import close_run
+from frostline.tracking.server import claim_model
 from frostline.tracking.store import open_store
 
 
@@ -37,7 +38,9 @@ def main() -> None:
         say("register", f"not registered, because {registration['reason']}")
     else:
         rules = params.prepare
-        card = Card(classes, facts["image_size"], facts["resize"], rules.min_side, rules.max_megapixels, sha256)
+        card = Card(
+            classes, facts["image_size"], facts["resize"], rules.min_side, rules.max_megapixels, sha256, rules.bits
+        )
         version = register(
             store,
             name,
@@ -54,6 +57,7 @@ def main() -> None:
                 **lineage_of(store, run_id),
             },
         )
+        claim_model(store, name)
         registration |= {"version": version.number, "model_id": version.model_id, "uri": version.uri}
         say("register", describe_registration(name, version.number, describe_accuracy(evaluation)))
     close_run(store, run_id)

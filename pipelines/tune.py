@@ -14,6 +14,7 @@ from frostline.search.study import open_study
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.owners import sweep_dead_runs
 from frostline.tracking.runs import close_run, open_study_run
+from frostline.tracking.server import check_writing, refuse_server
 from frostline.tracking.store import open_store
 
 
@@ -34,9 +35,11 @@ def main() -> None:
     # What changes a trial: the worker and all that it runs; not this script, nor how a search is summed up.
     code = hash_code(result_code(Path("src/frostline/search/worker.py"), Path("src")))
     store = open_store(params.tracking, root)
+    refuse_server(store, params.register_.name)
     sweep_dead_runs(store)
     tags = lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root)
     parent = open_study_run(store, digest, params=params.model_dump(mode="json", by_alias=True), tags=tags)
+    check_writing(store, parent)
 
     with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
         study = open_study(root / "studies", digest, code, tune.when_code_changed)

@@ -3,6 +3,7 @@ import math
 import random
 import tarfile
 import time
+import zipfile
 
 import pytest
 
@@ -131,7 +132,9 @@ def test_files_that_exist_are_accepted(params_document, tmp_path):
 
 
 def test_a_custom_base_is_a_keras_file(params_document, tmp_path):
-    (tmp_path / "mine.keras").touch()
+    with zipfile.ZipFile(tmp_path / "mine.keras", "w") as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.0.0"}')
+        archive.writestr("config.json", '{"class_name": "Functional", "config": {}}')
     document = changed(params_document, base__name="custom", base__options={}, base__weights="mine.keras")
     assert find_problems(document, tmp_path) == []
     (problem,) = find_problems(changed(document, base__weights="imagenet"), tmp_path)

@@ -35,6 +35,7 @@ def weights(tmp_path_factory):
 def project(weights, params_document, tmp_path, monkeypatch):
     """A folder with small params, drawn pictures and the tiny base; nothing has run in it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("frostline.process.die_with_parent", lambda: None)  # stages run in the tests' own process
     (tmp_path / "dvc.yaml").touch()
     params_document["fetch"] |= {"source": "generated", "images_per_class": 16}
     params_document["base"] |= {"name": "custom", "weights": str(weights), "image_size": 32, "options": {}}

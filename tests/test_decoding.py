@@ -1,5 +1,6 @@
 """Decoding: one function, every kind of file, and a reason for every file that is no picture."""
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from zoo import encode, make_bomb, make_picture, make_readable, make_unreadable
 
-from frostline.images.decoding import UnreadableImage, decode_image, read_header
+from frostline.images.decoding import UnreadableImage, decode_image, read_header, used_bits
 
 READABLE, UNREADABLE = make_readable(), make_unreadable()
 
@@ -142,3 +143,90 @@ def test_real_photographs_decode(shared: Path) -> None:
         image = decode_image(file.read_bytes(), 96)
         reference = cv2.resize(cv2.imread(str(file), cv2.IMREAD_COLOR_RGB), (96, 96), interpolation=cv2.INTER_AREA)
         assert np.abs(image.astype(int) - reference).mean() < 8
+
+
+# --- values and depths ------------------------------------------------------------------------------------------------
+
+
+def gradient() -> NDArray[np.uint8]:
+    return np.tile(np.linspace(10, 250, 64).astype(np.uint8), (64, 1))
+
+
+def with_tag(tiff: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a short tag."""
+    import struct
+
+    data = bytearray(tiff)
+    offset = struct.unpack_from("<I", data, 4)[0]
+    for entry in range(struct.unpack_from("<H", data, offset)[0]):
+        at = offset + 2 + 12 * entry
+        if struct.unpack_from("<H", data, at)[0] == tag:
+            struct.pack_into("<H", data, at + 8, value)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+def test_twelve_bits_in_sixteen_are_brought_to_light_where_params_say_so(kind: str) -> None:
+    grey = gradient()
+    data = cv2.imencode(kind, grey.astype(np.uint16) << 4)[1].tobytes()
+    assert decode_image(data, 64).mean() < 12
+    assert abs(decode_image(data, 64, bits=12).mean() - grey.mean()) < 1
+    assert used_bits(data, read_header(data)) == 12
+    colour = cv2.imencode(kind, np.dstack([grey.astype(np.uint16) << 4] * 3))[1].tobytes()
+    assert abs(decode_image(colour, 64, bits=12).mean() - grey.mean()) < 1
+    # Sixteen used bits stay what they were, and eight are none of this.
+    whole = cv2.imencode(kind, grey.astype(np.uint16) * 257)[1].tobytes()
+    assert abs(decode_image(whole, 64).mean() - grey.mean()) < 1
+    assert used_bits(whole, read_header(whole)) == 16
+    plain = cv2.imencode(kind, grey)[1].tobytes()
+    assert used_bits(plain, read_header(plain)) == 0
+    assert np.array_equal(decode_image(plain, 64, bits=12), decode_image(plain, 64))
+
+
+@pytest.mark.parametrize("peak", [15, 255, 1023, 4095, 65535])
+def test_a_depth_that_the_file_tells_is_followed(peak: int) -> None:
+    grey = gradient()
+    values = (grey.astype(np.uint32) * peak // 255).astype(">u2" if peak > 255 else np.uint8)
+    data = f"P5 # a comment\n64 64 {peak}\n".encode() + values.tobytes()
+    assert abs(decode_image(data, 64).mean() - grey.mean()) < 9 if peak == 15 else 1
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12])
+def test_an_avif_of_any_depth_has_its_brightness(depth: int) -> None:
+    grey = np.dstack([gradient()] * 3)
+    pixels = grey if depth == 8 else grey.astype(np.uint16) << (depth - 8)
+    data = cv2.imencode(".avif", pixels, [cv2.IMWRITE_AVIF_DEPTH, depth, cv2.IMWRITE_AVIF_QUALITY, 95])[1].tobytes()
+    assert abs(decode_image(data, 64).mean() - grey.mean()) < 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_in_which_zero_is_white_is_turned(dtype: type) -> None:
+    values = gradient().astype(dtype) * (1 if dtype is np.uint8 else 257)
+    data = with_tag(cv2.imencode(".tiff", values, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes(), 262, 0)
+    assert abs(decode_image(data, 64).mean() - (255 - gradient()).mean()) < 1.5
+
+
+def test_floating_point_is_refused_with_a_way_out() -> None:
+    data = cv2.imencode(".tiff", gradient().astype(np.float32) / 255)[1].tobytes()
+    with pytest.raises(UnreadableImage, match=r"float32.*Convert it"):
+        decode_image(data, 64)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_jpeg_that_was_cut_and_closed_is_not_whole(progressive: bool, share: float) -> None:
+    pixels = cv2.resize(make_picture(0), (320, 256), interpolation=cv2.INTER_CUBIC)
+    data = encode(pixels, "JPEG", quality=90, progressive=progressive)
+    assert decode_image(data, 64).shape == (64, 64, 3)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode_image(data[: int(share * len(data))] + b"\xff\xd9", 64)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_grey_picture_is_whole(progressive: bool, mode: str) -> None:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (100, 75), (128, 128, 128)).convert(mode).save(file, "JPEG", progressive=progressive)
+    assert decode_image(file.getvalue(), 64).shape == (64, 64, 3)

@@ -1,6 +1,8 @@
 """Exports of a tiny model, each run by its own runtime."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -95,3 +97,28 @@ def test_pictures_are_spread_over_a_split_or_come_with_the_version(images, tmp_p
         export.load_pictures(tmp_path, 64)
     with pytest.raises(Refused, match="holds no pictures"):
         export.load_pictures(tmp_path / "nowhere", SIZE)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from frostline.serving.export import export_model
+from frostline.serving.model import load_network
+model, form, folder = sys.argv[1:]
+images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+export_model(load_network(Path(model), None), form, Path(folder), images, {})
+"""
+
+
+@pytest.mark.parametrize("form", sorted(export.FORMS))
+def test_each_form_is_made_alone_in_a_fresh_process(form, tiny_model, tmp_path):
+    """Nothing that an earlier export did to the model may be needed."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tiny_model), form, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "export.json").is_file()

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from zoo import encode, make_picture, make_readable, make_unreadable
 
-from frostline.arrays import load_split
+from frostline.arrays import load_array, load_split
 from frostline.errors import Refused
 from frostline.files import load_json, require_complete
 from frostline.images import shards
@@ -400,3 +400,24 @@ def test_the_reference_labs_pictures_pass_without_a_leak(tmp_path: Path, shared:
     assert not summary.left_out
     for counts in summary.counts.values():
         assert max(counts.values()) < 1.6 * min(counts.values())
+
+
+def test_sixteen_bit_pictures_that_use_twelve_are_noted_and_the_param_mends_them(tmp_path: Path) -> None:
+    import cv2
+
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = rng.integers(0, 4096, (40, 40), dtype=np.uint16)
+            cv2.imwrite(str(tmp_path / "raw" / name / f"{index}.png"), pixels)
+    dark, light = (
+        prepare_images(
+            tmp_path / "raw", tmp_path / f"out{bits}", Prepare(bits=bits), size=32, seed=1, work=tmp_path / "w"
+        )
+        for bits in (16, 12)
+    )
+    assert "set prepare.bits: 12" in "; ".join(dark.notes)
+    assert "prepare.bits" not in "; ".join(light.notes)
+    means = [load_array(tmp_path / f"out{bits}" / "train" / "images.npy").mean() for bits in (16, 12)]
+    assert means[0] < 10 < 120 < means[1]

@@ -128,6 +128,42 @@ def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, 
     assert list_versions(store, "clf") == []
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        "delete_version",
+        "delete_model",
+        "rename_model",
+        "delete_alias",
+        "delete_tags",
+        "delete_run",
+        "delete_logged_model",
+    ],
+)
+def test_whatever_was_done_in_mlflows_pages_registering_goes_on(store, files, what):
+    first = add(store, files[0])
+    client = store.client
+    match what:
+        case "delete_version":
+            client.delete_model_version("clf", "1")
+        case "delete_model":
+            client.delete_registered_model("clf")
+        case "rename_model":
+            client.rename_registered_model("clf", "other")
+        case "delete_alias":
+            client.delete_registered_model_alias("clf", CHALLENGER)
+        case "delete_tags":
+            for key in first.tags:
+                client.delete_model_version_tag("clf", "1", key)
+        case "delete_run":
+            client.delete_run(first.run_id)
+        case "delete_logged_model":
+            client.delete_logged_model(first.model_id)
+    again = add(store, files[0])
+    assert again.sha256 == first.sha256
+    assert number_at(store, "clf", CHALLENGER) == again.number
+
+
 def test_registering_the_champion_again_makes_it_no_challenger(store, files):
     version = add(store, files[0])
     moves.move_champion(store, version, None, "accepted", "")
@@ -511,6 +547,32 @@ def test_a_worse_model_is_refused_and_force_is_recorded(workspace):
     verdicts = [json.loads(line) for line in call("history", "--json")[1].splitlines()]
     assert [move["verdict"] for move in verdicts] == ["accepted", "refused", "forced", "rollback"]
     assert verdicts[2]["reason"] == "the shop asked for it"
+
+
+def test_after_a_class_was_added_the_gate_says_so_and_force_promotes(workspace):
+    run_register()
+    assert call("promote")[0] == 0
+    import keras
+
+    # The same pictures; the third class is called otherwise now, so that one is new and one is gone.
+    classes = [*CLASSES[:2], "newcomers"]
+    save_json(Path("data/prepared/classes.json"), classes)
+    path = Path("reports/evaluation/predictions.csv")
+    path.write_text(path.read_text().replace(f"p({CLASSES[2]})", "p(newcomers)"))
+    model = keras.saving.load_model("models/final.keras")
+    model.layers[-1].set_weights([1.01 * weights for weights in model.layers[-1].get_weights()])
+    model.save("models/final.keras")
+    refit = load_json(Path("models/refit.json"))
+    save_json(Path("models/refit.json"), {**refit, "sha256": sha256_of(Path("models/final.keras"))})
+    assert run_register()["version"] == 2
+    code, said = call("promote")
+    assert code == 1, said
+    assert "FAIL  same_classes" in said
+    assert "new: newcomers" in said
+    code, said = call("promote", "--force", "--reason", "a class more")
+    assert code == 0, said
+    store = open_store(load_params().tracking, workspace)
+    assert number_at(store, "frostline", CHAMPION) == 2
 
 
 def test_an_experiment_moves_no_alias(workspace, monkeypatch):

@@ -48,7 +48,7 @@ def run(file: StudyFile, tune: Tune, seed: int = 7, die_at: int | None = None) -
     """A search whose score is a formula; `die_at` leaves that trial as a killed process would."""
     study = file.load()
     while asked := ask(study, tune, seed):
-        trial, number = asked
+        trial = asked[0]
         hparams = suggest(trial, tune.space)
         if number == die_at:
             return
@@ -92,7 +92,7 @@ def test_a_trial_killed_after_its_record_is_not_trained_again(tmp_path: Path, tu
     study = file.load()
     asked = ask(study, tune, 7)
     assert asked
-    trial, number = asked
+    trial = asked[0]
     keep_record(trial, TrialRecord(0, suggest(trial, tune.space), "COMPLETE", 0.5))
     again = open_study(tmp_path)
     run(again, tune)
@@ -127,7 +127,7 @@ def test_a_diverged_trial_counts_and_cannot_win(tmp_path: Path, tune: Tune) -> N
     study = file.load()
     asked = ask(study, tune, 7)
     assert asked
-    trial, number = asked
+    trial = asked[0]
     record = TrialRecord(0, suggest(trial, tune.space), "FAIL", reason="diverged")
     keep_record(trial, record)
     tell(study, trial.number, record)

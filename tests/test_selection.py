@@ -219,6 +219,36 @@ def test_answers_that_are_no_probabilities_are_refused_not_scored():
     assert not verdict.accepted and "no probabilities" in check_of(verdict, "predictions").message
 
 
+def test_changed_classes_fail_a_check_of_their_own_and_the_rest_is_judged_on_the_shared_ones():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, 600)
+    good = make_predictions(labels, rng.random(600) < 0.95, num_classes=3)
+    # The champion never heard of birds: on cats and dogs it is as good.
+    old = good.copy()
+    old[:, 2] = 0
+    verdict = decide_promotion(
+        labels, good, old, ("cat", "dog", "bird"), Promote(), champion_classes=("cat", "dog", "fish"), **MEASURED
+    )
+    assert [check.name for check in verdict.checks if not check.passed] == ["same_classes"]
+    message = check_of(verdict, "same_classes").message
+    assert "new: bird" in message and "gone: fish" in message and "--force" in message
+    assert check_of(verdict, "comparison").numbers["num_images"] == (labels < 2).sum()
+    assert set(check_of(verdict, "classes").numbers) == {"drop.cat", "drop.dog"}
+    # Without a shared class there is nothing to compare.
+    alone = decide_promotion(labels, good, 0 * old, ("a", "b", "c"), Promote(), champion_classes=("x", "y"), **MEASURED)
+    assert "comparison" not in {check.name for check in alone.checks}
+
+
+def test_a_champion_that_cannot_be_scored_is_a_failed_check_with_its_reason():
+    labels = np.arange(400) % 2
+    good = make_predictions(labels, np.arange(400) % 20 > 0)
+    verdict = decide_promotion(
+        labels, good, None, CLASSES, Promote(), champion_problem="its files are lost", **MEASURED
+    )
+    assert [check.name for check in verdict.checks if not check.passed] == ["champion"]
+    assert "its files are lost" in check_of(verdict, "champion").message
+
+
 def test_a_verdict_is_plain_values():
     labels = np.tile([0, 1], 100)
     good = make_predictions(labels, np.arange(200) % 20 > 0)

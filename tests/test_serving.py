@@ -163,10 +163,44 @@ def test_the_requirements_are_exact_and_without_the_project(mlflow_model):
 
 def test_saving_a_model_does_not_import_keras(tiny_model, tmp_path):
     program = (
-        "import sys; from pathlib import Path; from frostline import serving\n"
+        "import sys; from pathlib import Path; from frostline.serving import model as serving\n"
         f"card = serving.Card(('a',), 32, 'squash', 16, 50.0, 'x')\n"
         f"serving.save_model_folder(Path({str(tmp_path / 'model')!r}), Path({str(tiny_model)!r}), card, None)\n"
         "assert not {'keras', 'tensorflow'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def asked(data: bytes) -> list[object]:
+    """What MLflow's server hands on for `dataframe_records`, `inputs` and `instances`, and what clients of others send."""
+    text = base64.b64encode(data)
+    return [
+        pd.DataFrame({"image": [data]}),
+        {"image": np.array([text])},
+        {"image": [text.decode()]},
+        {"image": np.bytes_(text)},
+        [{"image": np.bytes_(text)}],
+        {"image": [b"data:image/png;base64," + text]},
+        {"image": [b"{'b64': '" + text + b"'}"]},
+        {"image": [base64.urlsafe_b64encode(data).rstrip(b"=").decode()]},
+    ]
+
+
+def test_a_picture_is_understood_in_every_form_that_mlflow_hands_on(model, images):
+    data = encode(images[0])
+    answers = [model.predict(given).to_dict("records") for given in asked(data)]
+    assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_refusal_does_not_repeat_what_was_sent(model, place):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException) as refusal:
+        model.predict(asked(b"no picture, but a text" * 1000)[place])
+    # As MLflow's server does, with all that was sent.
+    refusal.value.message = f"Failed to predict data '{'x' * 30_000}'. Error '{refusal.value.message}'"
+    assert len(refusal.value.serialize_as_json()) < 400
+    assert "row 0" in refusal.value.message
+    assert refusal.value.get_http_status_code() == 400

@@ -14,4 +14,26 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+# What a user has set for other work, and would change results or break a stage here. `frostline check` and `doctor` say so.
+BACKENDS = ("tensorflow", "jax")
+IGNORED = (
+    # Keras would train so many epochs or steps, and no more.
+    *("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED"),
+    # JAX would compute in other types, or without compiling.
+    *("JAX_ENABLE_X64", "JAX_DEFAULT_DTYPE_BITS", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_DISABLE_JIT", "JAX_DEBUG_NANS"),
+    # Runs would be written later, elsewhere, or refused for a long value.
+    *("MLFLOW_ENABLE_ASYNC_LOGGING", "MLFLOW_TRUNCATE_LONG_VALUES", "MLFLOW_REGISTRY_URI"),
+    *("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
+    # OpenCV would refuse pictures that prepare.max_megapixels allows.
+    *("OPENCV_IO_MAX_IMAGE_PIXELS", "OPENCV_IO_MAX_IMAGE_WIDTH", "OPENCV_IO_MAX_IMAGE_HEIGHT"),
+)
+# Kept for the processes that this one starts: they see an environment that is clean already.
+TOLD = "FROSTLINE_IGNORED"
+_dropped = [f"{_name}={os.environ.pop(_name)}" for _name in IGNORED if _name in os.environ]
+if os.environ["KERAS_BACKEND"] not in BACKENDS:
+    _dropped.append(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}")
+    os.environ["KERAS_BACKEND"] = BACKENDS[0]
+if _dropped:
+    os.environ[TOLD] = "; ".join([*filter(None, [os.environ.get(TOLD)]), *_dropped])
+
 __version__ = "0.1.0"

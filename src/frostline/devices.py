@@ -18,6 +18,12 @@ Tensor = Any  # a tensor of the active backend
 # Eigen's forward pass on the CPU is bound by memory, and the activations of a small batch stay in the cache.
 CPU_BATCH = 8
 
+# Whatever ~/.keras/keras.json says for other work: the layers and their weights are of this layout and these types.
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)
+keras.config.set_dtype_policy("float32")
+
 BACKEND: str = keras.backend.backend()
 if BACKEND == "tensorflow":
     import tensorflow as tf

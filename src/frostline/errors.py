@@ -20,6 +20,16 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {lowered[close[0]]}?)" if close else ""
 
 
+def first_line(error: Exception, limit: int = 300) -> str:
+    """What an exception says, in one line of bearable length; libraries say it in up to 100 000 characters.
+
+    >>> first_line(ValueError("no such layer\\n" + 9 * "x")), len(first_line(ValueError(9000 * "x")))
+    ('no such layer', 300)
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= limit else lines[0][: limit - 3] + "..."
+
+
 def some(names: Iterable[object], limit: int = 8) -> str:
     """The first names, and how many more there are.
 

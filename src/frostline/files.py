@@ -86,10 +86,10 @@ def require_complete(folder: Path) -> Mapping[str, Any]:
     return facts
 
 
-def publish(work: Path, folder: Path) -> None:
-    """Puts the finished folder `work` in the place of `folder`; Refused where that holds somebody else's files."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / COMPLETE).is_file():
-        raise Refused(f"{folder} holds files without a {COMPLETE}: they are not Frostline's. Move them out of it.")
+def publish(work: Path, folder: Path, marker: str = COMPLETE) -> None:
+    """Puts the finished folder `work` in the place of `folder`; Refused where that holds files, and no marker of a writer's."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise Refused(f"{folder} holds files without a {marker}: they are not Frostline's. Move them out of it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         # Out of the way first: a removal that is broken off must not leave half a folder under the name.

@@ -94,6 +94,8 @@ class Prepare(Section):
     resize: Literal["squash", "crop", "pad"] = "squash"
     val_share: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     test_share: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
+    # How many bits pictures stored in 16 bits really use; 12 for most X-rays and cameras. What is brighter becomes white.
+    bits: Annotated[int, Field(ge=9, le=16)] = 16
     min_side: Positive = 16
     max_megapixels: Annotated[float, Field(gt=0)] = 50.0
     min_per_class: Annotated[int, Field(ge=3)] = 5

@@ -13,7 +13,7 @@ import keras
 from frostline import params
 from frostline.bases.custom import choose_cuts, load_custom
 from frostline.bases.families import CUSTOM, FAMILIES, Scaling, check_base, cuts_of
-from frostline.bases.graph import find_crossings, is_feature_map, name_operations
+from frostline.bases.graph import find_crossings, is_feature_map, name_operations, safe_name
 from frostline.bases.weights import load_weights
 from frostline.errors import Refused
 from frostline.files import load_json, require_complete, sha256_of
@@ -119,7 +119,10 @@ def truncate(model: keras.Model, output_layer: str | None) -> keras.Model:
             raise Refused(f"{model.name} has no feature map (height, width, channels) that all paths pass through.")
         return model if crossings[-1].output is model.outputs[0] else keras.Model(model.inputs, crossings[-1].output)
     names = name_operations(model)
-    match = next((operation for operation in crossings if output_layer in (operation.name, names[id(operation)])), None)
+    wanted = (output_layer, safe_name(output_layer))
+    match = next(
+        (operation for operation in crossings if operation.name == output_layer or names[id(operation)] in wanted), None
+    )
     if match is None:
         allowed = [names[id(operation)] for operation in crossings]
         near = difflib.get_close_matches(output_layer, allowed, n=3, cutoff=0.3) or allowed[-3:]

@@ -5,8 +5,8 @@ from pathlib import Path
 import keras
 from keras import layers
 
-from frostline.bases.graph import copy_graph, find_crossings, is_feature_map, is_graph, name_operations
-from frostline.errors import Refused
+from frostline.bases.graph import OWN, copy_graph, find_crossings, is_feature_map, is_graph, name_operations
+from frostline.errors import Refused, first_line
 
 
 def load_custom(path: Path, image_size: int) -> keras.Model:
@@ -18,7 +18,10 @@ def load_custom(path: Path, image_size: int) -> keras.Model:
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever the file provokes
-        raise Refused(f"base.weights: {path} cannot be loaded in Keras's safe mode: {error}") from error
+        raise Refused(
+            f"base.weights: {path} cannot be loaded in Keras's safe mode: {first_line(error)} "
+            "Load it where it was made, and save it anew with this Keras; Lambda layers and classes of your own cannot be loaded."
+        ) from error
     if not is_graph(model):
         raise Refused(
             f"base.weights: {path} holds a {type(model).__name__}; only functional and Sequential models can be cut."
@@ -31,7 +34,7 @@ def load_custom(path: Path, image_size: int) -> keras.Model:
     ):
         raise Refused(f"base.image_size: {path} takes pictures of shape {shapes[0][1:]}; given was {image_size}.")
     pixels = keras.Input((image_size, image_size, 3), name="scaled_pixels")
-    return keras.Model(pixels, copy_graph(model.inputs[0], model.outputs, pixels), name="custom")
+    return keras.Model(pixels, copy_graph(model.inputs[0], model.outputs, pixels, prefix=OWN), name="custom")
 
 
 def choose_cuts(model: keras.Model) -> tuple[str, ...]:

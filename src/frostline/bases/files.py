@@ -1,12 +1,15 @@
 """`data/base`: the base's weights and the card that says where they come from. Needs Keras for `imagenet` alone."""
 
+import json
 import shutil
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from frostline import params
 from frostline.bases.families import BUNDLED_BASE, CUSTOM, check_base
-from frostline.errors import Refused
+from frostline.errors import Refused, first_line, some
 from frostline.files import load_json, mark_complete, replacing, save_json, sha256_of
 from frostline.process import project_root
 
@@ -49,6 +52,43 @@ def fetch_weights(base: params.Base, folder: Path, seed: int) -> None:
     mark_complete(folder, name=base.name, weights=card["weights"], sha256=card["sha256"])
 
 
+def check_custom_file(path: Path) -> None:
+    """Raises Refused for a `.keras` file that could not be a base, from its description alone: no Keras, no network built."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata, config = (json.loads(archive.read(name)) for name in ("metadata.json", "config.json"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise Refused(f"base.weights: {path} is no .keras file: {first_line(error)}") from None
+    version = str(metadata.get("keras_version", "3"))
+    if version.startswith(("1.", "2.")):
+        raise Refused(
+            f"base.weights: {path} was saved by Keras {version}, which Keras 3 does not read. Load it where it was made and save its "
+            "weights (.h5) for a family of keras.applications, or build it with Keras 3 and save that."
+        )
+    if config.get("class_name") not in ("Functional", "Sequential", "Model"):
+        raise Refused(
+            f"base.weights: {path} holds a {config.get('class_name')}; only functional and Sequential models can be cut."
+        )
+    odd = sorted({kind for module, kind in _classes_in(config) if kind == "Lambda" or not module.startswith("keras")})
+    if odd:
+        raise Refused(
+            f"base.weights: {path} holds {some(odd)}, code that a file cannot bring along and Keras's safe mode refuses. "
+            "Replace it by layers of Keras."
+        )
+
+
+def _classes_in(config: Any) -> Iterator[tuple[str, str]]:
+    """(module, class) of everything that a model's description would build."""
+    if isinstance(config, dict):
+        if isinstance(config.get("class_name"), str) and "config" in config:
+            yield str(config.get("module") or "keras"), config["class_name"]
+        for value in config.values():
+            yield from _classes_in(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _classes_in(value)
+
+
 def _copy_bundled(base: params.Base, folder: Path) -> dict[str, Any]:
     card = load_json(BUNDLED_BASE / "card.json")
     if (card["name"], card["options"]) != (base.name, dict(base.options)):
@@ -75,6 +115,8 @@ def _copy_file(base: params.Base, folder: Path) -> dict[str, Any]:
         raise Refused(f"base.weights: {path.name} does not end in one of {', '.join(SUFFIXES)}.")
     if base.name == CUSTOM and suffix != ".keras":
         raise Refused(f"base.weights: a custom base is a .keras file; given was {path.name}.")
+    if base.name == CUSTOM:
+        check_custom_file(path)
     _copy(path, folder / f"base{suffix}")
     facts = {"weights": "keras" if suffix == ".keras" else "file", "file": f"base{suffix}", "source": path.name}
     return facts | _known_facts(path, base)
@@ -103,7 +145,9 @@ def _download(base: params.Base, folder: Path) -> dict[str, Any]:
             include_top=False, weights="imagenet", input_shape=(size, size, 3), **base.options
         )
     except Exception as error:  # Keras raises bare Exception where a download fails
-        raise Refused(f"base.weights: the ImageNet weights of {base.name} could not be had: {error}") from error
+        raise Refused(
+            f"base.weights: the ImageNet weights of {base.name} could not be had: {first_line(error)}"
+        ) from error
     with replacing(folder / "base.weights.h5") as temporary:
         saved = temporary.with_name("download.weights.h5")
         model.save_weights(saved)

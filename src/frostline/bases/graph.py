@@ -7,7 +7,11 @@ from typing import Any
 
 import keras
 
+from frostline import devices  # noqa: F401 (sets Keras's global settings before any layer is built)
 from frostline.errors import Refused
+
+# Before the names of a user's layers, so that they never meet ours (`scaling`, `pixels`, `logits`), now or later.
+OWN = "own__"
 
 Tensor = Any  # a KerasTensor
 Node = Any  # one call of an operation: keras.src.ops.node.Node
@@ -85,13 +89,22 @@ def name_operations(model: keras.Model) -> dict[int, str]:
         operation = node.operation
         if id(operation) in names:
             continue
-        names[id(operation)] = operation.name
+        names[id(operation)] = given = operation.name.removeprefix(OWN)
         made_up = snake_case(type(operation).__name__)
-        if re.fullmatch(rf"{made_up}(_\d+)?", operation.name):
+        if re.fullmatch(rf"{made_up}(_\d+)?", given):
             rank = counts.get(made_up, 0)
             counts[made_up] = rank + 1
             names[id(operation)] = f"{made_up}_{rank}" if rank else made_up
     return names
+
+
+def safe_name(name: str) -> str:
+    """A layer's name with what TensorFlow allows in a scope; it may begin with anything once OWN stands before it.
+
+    >>> safe_name("_Lögits/a b")
+    '_L_gits_a_b'
+    """
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)
 
 
 def snake_case(name: str) -> str:
@@ -140,7 +153,7 @@ def copy_graph(
 ) -> list[Tensor]:
     """The graph between a tensor and others built anew above `start`: layers of its own with the same weights.
 
-    prefix: of the copies' names; trainable: whether the copies are.
+    prefix: of the copies' names, which it makes safe for TensorFlow; trainable: whether the copies are.
     """
     copies: dict[int, tuple[Operation, Operation]] = {}
     taken: set[str] = set()
@@ -148,7 +161,8 @@ def copy_graph(
     def operation_of(operation: Operation) -> Operation:
         if id(operation) not in copies:
             # Two models taken apart into one may use a name twice, which Keras refuses.
-            name = next(name for name in _names_like(prefix + operation.name) if name not in taken)
+            wanted = prefix + safe_name(operation.name) if prefix else operation.name
+            name = next(name for name in _names_like(wanted) if name not in taken)
             taken.add(name)
             copies[id(operation)] = (operation, copy_operation(operation, name))
         return copies[id(operation)][1]

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frostline.bases.graph import snake_case
-from frostline.errors import Refused
+from frostline.errors import Refused, first_line
 
 DEVIATION = (0.229, 0.224, 0.225)  # of ImageNet's channels, RGB, on 0..1
 SHOWN = 8  # layers named in a refusal
+Group = tuple[str, list[h5py.Dataset]]  # a layer's name in a legacy file, and its numbers
 
 
 def load_weights(path: Path, layers: Sequence[keras.Layer], wanted: Sequence[keras.Layer], name: str) -> None:
@@ -49,7 +50,7 @@ def load_weights(path: Path, layers: Sequence[keras.Layer], wanted: Sequence[ker
                     _fill(layer, attempts[best][id(layer)], path)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise Refused(
-            f"{path} cannot be read as a weights file ({error}). Give a .weights.h5, a legacy .h5 or a .keras."
+            f"{path} cannot be read as a weights file ({first_line(error)}). Give a .weights.h5, a legacy .h5 or a .keras."
         ) from None
 
 
@@ -64,11 +65,24 @@ def _is_legacy(file: h5py.File) -> bool:
     return "layer_names" in file.attrs or "layer_names0" in file.attrs or "model_weights" in file
 
 
-def _legacy_groups(file: h5py.File) -> list[h5py.Group]:
-    """Groups of layers that have weights, in the file's order."""
+def _legacy_groups(file: h5py.File) -> list[Group]:
+    """(name, numbers) of the layers that have weights, in the file's order; models inside the saved one are taken apart.
+
+    Keras 2 wrote a model inside a model as one layer with the weights of all its layers: first those that were trained,
+    then the others, each called `layer/weight:0`.
+    """
     root = _inside(file, "model_weights") if "model_weights" in file else file
-    groups = [_inside(root, layer) for layer in _names_in(root, "layer_names")]
-    return [group for group in groups if _names_in(group, "weight_names")]
+    groups: list[Group] = []
+    for layer in _names_in(root, "layer_names"):
+        group = _inside(root, layer)
+        inner: dict[str, list[h5py.Dataset]] = {}
+        for name in _names_in(group, "weight_names"):
+            inner.setdefault(name.rpartition("/")[0], []).append(_dataset(group, name))
+        is_model = len(inner) > 1
+        groups += [
+            (name.rpartition("/")[2] if is_model else layer.rpartition("/")[2], found) for name, found in inner.items()
+        ]
+    return groups
 
 
 def _names_in(group: h5py.Group, key: str) -> list[str]:
@@ -81,16 +95,12 @@ def _names_in(group: h5py.Group, key: str) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in group.attrs[part]]
 
 
-def _match_legacy(
-    groups: Sequence[h5py.Group], layers: Sequence[keras.Layer], by: str
-) -> dict[int, list[h5py.Dataset]]:
+def _match_legacy(groups: Sequence[Group], layers: Sequence[keras.Layer], by: str) -> dict[int, list[h5py.Dataset]]:
     weighted = [layer for layer in _leaves(layers) if layer.weights]
     if by == "name":
-        named = {group.name.rsplit("/", 1)[-1]: group for group in groups}
-        pairs = [(layer, named[layer.name]) for layer in weighted if layer.name in named]
-    else:
-        pairs = list(zip(weighted, groups, strict=False))
-    return {id(layer): [_dataset(group, name) for name in _names_in(group, "weight_names")] for layer, group in pairs}
+        named = dict(groups)
+        return {id(layer): named[layer.name] for layer in weighted if layer.name in named}
+    return {id(layer): found for layer, (_, found) in zip(weighted, groups, strict=False)}
 
 
 def _roots(file: h5py.File) -> list[str]:

@@ -9,7 +9,7 @@ import keras
 from frostline.bases.cuts import scale_pixels
 from frostline.bases.families import FAMILIES, check_base
 from frostline.bases.weights import load_weights
-from frostline.errors import Refused
+from frostline.errors import Refused, first_line
 
 
 def build_whole(
@@ -28,7 +28,7 @@ def build_whole(
             include_top=True, weights=None if weights else "imagenet", input_shape=shape, **options
         )
     except Exception as error:  # Keras raises bare Exception where a download fails
-        raise Refused(f"{name} with its top could not be built at {image_size} px: {error}") from error
+        raise Refused(f"{name} with its top could not be built at {image_size} px: {first_line(error)}") from error
     if weights is not None:
         load_weights(weights, network.layers, network.layers, f"{name} with its top")
     pixels = keras.Input(shape, dtype="uint8", name="pixels")

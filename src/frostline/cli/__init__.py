@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "check": "Read params.yaml and name every problem in it.",
     "plan": "What each stage will store and take, before anything runs.",
     "doctor": "What works here, what does not, and what to do.",
+    "mend": "Bring mlflow.db to this MLflow and to this place; with a backup.",
     "blocks": "Where a base can be cut, and what each cut costs.",
     "summary": "The last result: best trial, test accuracy, registered version.",
     "ui": "MLflow's pages on this project's store.",

@@ -11,7 +11,10 @@ def command() -> None:
     """
     from frostline.cli.changes import show_changes
     from frostline.planning.checks import refuse_problems
+    from frostline.planning.settings import ignored_settings
 
     refuse_problems()
     show_changes()
+    for line in ignored_settings():
+        click.echo(line)
     click.echo("params.yaml: no problem")

@@ -20,6 +20,7 @@ import click
 from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
 from frostline.params import Params, load_document, load_params
+from frostline.planning.settings import ignored_settings, settings_problems
 from frostline.process import project_root
 
 # What is compared with the lock besides the libraries that change results.
@@ -67,6 +68,7 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Finding]:
             "fail", str(refusal).replace("\n", "\n      "), "Correct params.yaml; `frostline check` reads it again."
         )
         params = None
+    yield from examine_settings()
     yield from examine_stale_store(root)
     if params:
         yield from guarded("the base's weights", examine_base, root, params)
@@ -144,6 +146,13 @@ def examine_devices(deep: bool) -> Iterator[Finding]:
             yield Finding("ok", cards)
 
 
+def examine_settings() -> Iterator[Finding]:
+    for problem in settings_problems():
+        yield Finding("fail", problem, "Correct that file, or remove it.")
+    for line in ignored_settings():
+        yield Finding("warn", line, "Nothing to do, unless it was meant for this project.")
+
+
 def examine_base(root: Path, params: Params) -> Iterator[Finding]:
     folder = root / params.paths.base
     if not (folder / "card.json").is_file():
@@ -176,7 +185,9 @@ def examine_stale_store(root: Path) -> Iterator[Finding]:
 
 
 def examine_store(root: Path, params: Params) -> Iterator[Finding]:
+    from frostline.tracking.mending import refuse_unfit
     from frostline.tracking.owners import find_dead_runs
+    from frostline.tracking.server import server_problems
     from frostline.tracking.store import open_store, tracking_uri
 
     uri = tracking_uri(params.tracking, root)
@@ -191,7 +202,20 @@ def examine_store(root: Path, params: Params) -> Iterator[Finding]:
         except (OSError, ValueError) as error:
             yield Finding("fail", f"{shown} does not answer: {error}", "Start the server, or change tracking.uri.")
             return
-    store = open_store(params.tracking, root)
+    try:
+        if uri.startswith("sqlite:///"):
+            refuse_unfit(Path(uri.removeprefix("sqlite:///")), root, params.tracking.experiment)
+    except Refused as refusal:
+        yield Finding("fail", str(refusal), "Nothing runs before that: frostline mend")
+        return
+    try:
+        store = open_store(params.tracking, root, create=False)
+    except Refused as refusal:
+        level = "ok" if "no run yet" in str(refusal) else "fail"
+        yield Finding(level, str(refusal))
+        return
+    for problem in server_problems(store, params.register_.name) if uri.startswith("http") else []:
+        yield Finding("fail", f"{shown}: {problem}", "Nothing runs to its end before that.")
     yield Finding("ok", f"tracking store {shown}, experiment {params.tracking.experiment}")
     if dead := find_dead_runs(store):
         advice = "The next `dvc repro tune` closes them; so does `frostline clean --yes`."
@@ -251,7 +275,12 @@ def examine_git(root: Path) -> Iterator[Finding]:
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
 
-    if git("rev-parse", "--git-dir").returncode:
+    asked = git("rev-parse", "--git-dir")
+    if asked.returncode and (root / ".git").exists():
+        said = (asked.stderr.strip().splitlines() or ["it does not say why"])[0]
+        advice = f"Neither DVC nor lineage works without it. Of another owner: git config --global --add safe.directory {root}"
+        yield Finding("fail", f"git refuses this repository: {said}", advice)
+    elif asked.returncode:
         advice = "git init; or, to go on without git and without `dvc exp`: dvc config --local core.no_scm true"
         yield Finding("warn", "this is no git repository", advice)
     elif git("rev-parse", "HEAD").returncode:

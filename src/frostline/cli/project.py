@@ -35,14 +35,17 @@ class Project:
         return open_version(self.store, self.name, number, COPIES)
 
 
-def open_project() -> Project:
-    """The project, for commands that need its runs; Refused where there is none or its store does not answer."""
+def open_project(*, write: bool = False) -> Project:
+    """The project, for commands that need its runs; Refused where there is none or its store does not answer.
+
+    write: may the store be made, or changed? A command that only reads leaves it as it is.
+    """
     from frostline.params import load_params
     from frostline.process import project_root
     from frostline.tracking.store import open_store
 
     params = load_params()
-    return Project(params, open_store(params.tracking, project_root()))
+    return Project(params, open_store(params.tracking, project_root(), create=write))
 
 
 def load_file(model: Path) -> "FrostlineModel":
@@ -56,7 +59,7 @@ def load_file(model: Path) -> "FrostlineModel":
     params = load_params()
     rules, classes = params.prepare, load_json(Path(params.paths.prepared) / "classes.json")
     size = params.base.image_size
-    card = Card(tuple(classes), size, rules.resize, rules.min_side, rules.max_megapixels, sha256_of(model))
+    card = Card(tuple(classes), size, rules.resize, rules.min_side, rules.max_megapixels, sha256_of(model), rules.bits)
     return FrostlineModel.from_file(model, card)
 
 

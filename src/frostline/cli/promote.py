@@ -29,7 +29,7 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
 
     if force and not reason.strip():
         raise Refused('--force needs --reason "why": it is written to the history.')
-    project = open_project()
+    project = open_project(write=True)
     params, store = project.params, project.store
     challenger = find_challenger(store, params, number)
     name = f"{challenger.name} version {challenger.number}"

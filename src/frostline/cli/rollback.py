@@ -12,6 +12,6 @@ def command(to: int | None, reason: str) -> None:
     """Move the alias `champion` back; the files of the version are checked first."""
     from frostline.registry.moves import rollback
 
-    project = open_project()
+    project = open_project(write=True)
     move = rollback(project.store, project.name, to, reason or "rolled back", COPIES)
     click.echo(f"{project.name} version {move.to_version} is the champion again; it was version {move.from_version}.")

@@ -17,7 +17,7 @@ def command(port: int) -> None:
     """
     from frostline.cli.project import free_port
 
-    store = open_project().store
+    store = open_project(write=True).store
     if store.uri.startswith("http"):
         click.echo(f"The runs are on a server already: {store.shown_uri}{view_of(store.experiment_id)}")
         return

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from frostline.errors import some
 from frostline.evidence import comparison
 from frostline.evidence.calibration import Floats, Labels, ece_floor
 from frostline.evidence.scores import check_predictions, measure
@@ -44,6 +45,8 @@ def decide_promotion(
     class_names: Sequence[str],
     rules: Promote,
     *,
+    champion_classes: Sequence[str] | None = None,
+    champion_problem: str | None = None,
     model_mb: float | None = None,
     latency_p95_ms: float | None = None,
     golden_difference: float | None = None,
@@ -54,16 +57,31 @@ def decide_promotion(
     """Whether the challenger takes the champion's place; all checks must hold.
 
     challenger and champion: probabilities (num_images, num_classes) on the same test images; champion is None for the
-    first one. model_mb: size of the challenger's file; latency_p95_ms: of one image on this machine;
-    golden_difference: largest change of a stored probability in a fresh process; leaked: test images that the
-    challenger was trained on, or near duplicates. What was not measured (None) fails its check.
+    first one. champion_classes: those that it knows, where they are others; then both are compared on the shared
+    ones. champion_problem: why it could not be scored, and champion is None. model_mb: size of the challenger's file;
+    latency_p95_ms: of one image on this machine; golden_difference: largest change of a stored probability in a fresh
+    process; leaked: test images that the challenger was trained on, or near duplicates. What was not measured (None)
+    fails its check.
     """
-    sound = _check_sound(labels, challenger, champion, class_names)
+    is_changed = champion is not None and champion_classes is not None and set(champion_classes) != set(class_names)
+    sound = _check_sound(labels, challenger, None if is_changed else champion, class_names)
     checks = [sound]
+    if champion_problem is not None:
+        checks.append(_check_unscored(champion_problem))
     if sound.passed:
         checks.append(_check_test_size(labels, challenger, rules))
         checks.append(_check_floor(labels, challenger, rules))
-        if champion is not None:
+        if is_changed:
+            assert champion is not None and champion_classes is not None
+            shared = [index for index, name in enumerate(class_names) if name in champion_classes]
+            known = np.isin(labels, shared)
+            checks.append(_check_same_classes(class_names, champion_classes, int(known.sum()), len(labels)))
+            if len(shared) > 1 and known.any():
+                ours, theirs = (_restrict(given[known], shared) for given in (challenger, champion))
+                places, names = np.searchsorted(shared, labels[known]), [class_names[index] for index in shared]
+                checks.append(_check_comparison(places, ours, theirs, rules, resamples, seed))
+                checks.append(_check_classes(places, ours, theirs, names, rules))
+        elif champion is not None:
             checks.append(_check_comparison(labels, challenger, champion, rules, resamples, seed))
             checks.append(_check_classes(labels, challenger, champion, class_names, rules))
         checks.append(_check_calibration(labels, challenger, rules))
@@ -90,6 +108,31 @@ def _check_sound(labels: Labels, challenger: Floats, champion: Floats | None, cl
     except ValueError as error:
         return Check("predictions", False, f"The predictions cannot be judged: {error}")
     return Check("predictions", True, "Every prediction is a probability for each class.")
+
+
+def _check_unscored(problem: str) -> Check:
+    message = f"The champion could not be scored, so that nothing is compared with it: {problem}"
+    return Check("champion", False, message)
+
+
+def _check_same_classes(ours: Sequence[str], theirs: Sequence[str], shared: int, total: int) -> Check:
+    """Always failed: another set of classes is another task, and whether that is meant is a person's to say."""
+    new, gone = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+    changes = [f"new: {some(new)}"] * bool(new) + [f"gone: {some(gone)}"] * bool(gone)
+    message = (
+        f"The champion knows other classes ({'; '.join(changes)}). They are compared on the {shared} of {total} test images of "
+        'shared classes alone. If the change is meant: `frostline promote --force --reason "..."`.'
+    )
+    return Check(
+        "same_classes", False, message, {"num_new": len(new), "num_gone": len(gone), "num_shared_images": shared}
+    )
+
+
+def _restrict(probabilities: Floats, columns: Sequence[int]) -> Floats:
+    """The probabilities given that the class is among `columns`."""
+    kept = np.maximum(probabilities[:, columns].astype(np.float64), 1e-12)
+    restricted: Floats = kept / kept.sum(axis=1, keepdims=True)
+    return restricted
 
 
 def _check_test_size(labels: Labels, challenger: Floats, rules: Promote) -> Check:

@@ -43,7 +43,8 @@ class UnreadableImage(ValueError):
 class Header:
     """What a file says of itself before it is decoded.
 
-    width, height: pixels as stored, before EXIF rotation; transparent: may carry alpha; animated: has several frames.
+    width, height: pixels as stored, before EXIF rotation; transparent: may carry alpha; animated: has several frames;
+    peak: the number that stands for white, as far as the file says; inverted: 0 is white, and OpenCV does not turn it.
     """
 
     format: str
@@ -51,20 +52,23 @@ class Header:
     height: int
     transparent: bool = False
     animated: bool = False
+    peak: int = 255
+    inverted: bool = False
 
 
 def decode_image(
-    data: bytes, size: int, resize: str = "squash", *, min_side: int = 16, max_megapixels: float = 50.0
+    data: bytes, size: int, resize: str = "squash", *, min_side: int = 16, max_megapixels: float = 50.0, bits: int = 16
 ) -> NDArray[np.uint8]:
     """The picture in `data` as uint8 RGB of shape (size, size, 3).
 
     EXIF orientation is applied, transparency composited on white, 16 bits scaled to 8, grey and CMYK turned into RGB; of
     an animation the first frame is taken. `resize`: "squash" ignores the aspect ratio, "crop" keeps the centre square,
-    "pad" adds black borders. Raises UnreadableImage, with the reason, for all that is not a whole, usable picture.
+    "pad" adds black borders; `bits`: how many of 16 hold the picture, 12 for most X-rays and cameras. Raises
+    UnreadableImage, with the reason, for all that is not a whole, usable picture.
     """
     header = read_header(data)
     check_header(header, min_side=min_side, max_megapixels=max_megapixels)
-    return decode_checked(data, header, size, resize)
+    return decode_checked(data, header, size, resize, bits)
 
 
 def check_header(header: Header, *, min_side: int, max_megapixels: float) -> None:
@@ -76,11 +80,21 @@ def check_header(header: Header, *, min_side: int, max_megapixels: float) -> Non
         raise UnreadableImage(f"too large: {width}x{height} is over {max_megapixels:g} megapixels")
 
 
-def decode_checked(data: bytes, header: Header, size: int, resize: str) -> NDArray[np.uint8]:
+def decode_checked(data: bytes, header: Header, size: int, resize: str, bits: int = 16) -> NDArray[np.uint8]:
     """As `decode_image`, for data whose header was already read and checked."""
-    image = _decode(data, header, size, resize)
+    image = _decode(data, header, size, resize, bits)
+    if header.format == "JPEG" and _is_cut(data, image):
+        raise UnreadableImage("truncated: the JPEG ends before its picture does")
     image = _fit(image, size, resize)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def used_bits(data: bytes, header: Header) -> int:
+    """How many of a 16-bit picture's bits are used by its brightest pixel; 0 for other pictures, or where it is dark alone."""
+    if header.peak != 65535:
+        return 0
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return int(decoded.max()).bit_length() if decoded is not None and decoded.dtype == np.uint16 else 0
 
 
 def read_header(data: bytes) -> Header:
@@ -152,7 +166,7 @@ def _read_jpeg(data: bytes) -> Header:
 
 
 def _read_png(data: bytes) -> Header:
-    width, height, _, colour = struct.unpack_from(">IIBB", data, 16)
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     transparent, animated = colour in (4, 6), False
     position = 8
     while position + 8 <= len(data):
@@ -162,7 +176,7 @@ def _read_png(data: bytes) -> Header:
         transparent |= kind == b"tRNS"
         animated |= kind == b"acTL"
         position += 12 + length
-    return Header("PNG", width, height, transparent, animated)
+    return Header("PNG", width, height, transparent, animated, 65535 if depth == 16 else 255)
 
 
 def _read_gif(data: bytes) -> Header:
@@ -200,15 +214,23 @@ def _read_webp(data: bytes) -> Header:
 def _read_tiff(data: bytes) -> Header:
     order = "<" if data[:2] == b"II" else ">"
     offset = struct.unpack_from(order + "I", data, 4)[0]
-    sizes = {}
+    facts = {}
     for entry in range(struct.unpack_from(order + "H", data, offset)[0]):
         at = offset + 2 + 12 * entry
-        tag, kind = struct.unpack_from(order + "HH", data, at)
-        if tag in (256, 257):  # ImageWidth, ImageLength (TIFF 6.0, section 8)
-            sizes[tag] = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 8)[0]
-    if len(sizes) < 2:
+        tag, kind, count = struct.unpack_from(order + "HHI", data, at)
+        # ImageWidth, ImageLength, BitsPerSample, PhotometricInterpretation (TIFF 6.0, section 8)
+        if tag in (256, 257, 258, 262):
+            value: int = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 8)[0]
+            if tag == 258 and count > 2:  # one for each channel, elsewhere in the file
+                value = struct.unpack_from(order + "H", data, struct.unpack_from(order + "I", data, at + 8)[0])[0]
+            facts[tag] = value
+    if not {256, 257} <= facts.keys():
         raise UnreadableImage("damaged TIFF: no size")
-    return Header("TIFF", sizes[256], sizes[257], transparent=True)
+    depth = facts.get(258, 1)
+    peak = 2**depth - 1 if 8 < depth <= 16 else 255
+    return Header(
+        "TIFF", facts[256], facts[257], transparent=True, peak=peak, inverted=peak > 255 and facts.get(262) == 0
+    )
 
 
 def _read_avif(data: bytes) -> Header:
@@ -216,25 +238,35 @@ def _read_avif(data: bytes) -> Header:
     if not sizes:
         raise UnreadableImage("damaged AVIF: no size")
     width, height = max(sizes)
-    return Header("AVIF", width, height, transparent=True, animated=data[8:12] == b"avis")
+    # Of `av1C`: the third byte's second and third bit say 10 or 12 bits (AV1 in ISOBMFF, 2.3.3).
+    place = data.find(b"av1C", 0, 65536)
+    flags = data[place + 6] if 0 <= place < len(data) - 6 else 0
+    peak = 255 if not flags & 0x40 else 4095 if flags & 0x20 else 1023
+    return Header("AVIF", width, height, transparent=True, animated=data[8:12] == b"avis", peak=peak)
 
 
 def _read_pnm(data: bytes) -> Header:
-    match = re.match(rb"P[56](?:\s+#[^\n]*)*\s+(\d+)(?:\s+#[^\n]*)*\s+(\d+)\s", data[:1024])
+    gap = rb"(?:\s+#[^\n]*)*\s+(\d+)"
+    match = re.match(rb"P[56]" + 3 * gap + rb"\s", data[:1024])
     if not match:
         raise UnreadableImage("damaged PNM: no size")
-    return Header("PNM", int(match[1]), int(match[2]))
+    width, height, peak = map(int, match.groups())
+    if not 0 < peak < 65536:
+        raise UnreadableImage(f"damaged PNM: the largest value is {peak}")
+    return Header("PNM", width, height, peak=peak)
 
 
-def _decode(data: bytes, header: Header, size: int, resize: str) -> NDArray[np.uint8]:
+def _decode(data: bytes, header: Header, size: int, resize: str, bits: int) -> NDArray[np.uint8]:
     """BGR pixels, perhaps at a reduced scale, upright and opaque."""
+    peak = 2**bits - 1 if header.peak == 65535 else header.peak
     buffer = np.frombuffer(data, np.uint8)
     try:
-        if header.transparent:
+        if header.transparent or header.peak != 255:
             decoded, kinds, metadata = cv2.imdecodeWithMetadata(buffer, flags=cv2.IMREAD_UNCHANGED)
             if decoded is not None:
                 return _rotate(
-                    _flatten(decoded), _orientation_of(kinds, metadata) if header.format in ("PNG", "WebP") else 1
+                    _flatten(_to_8_bits(decoded, peak, header.inverted)),
+                    _orientation_of(kinds, metadata) if header.format in ("PNG", "WebP") else 1,
                 )
         else:
             decoded = cv2.imdecode(
@@ -245,6 +277,41 @@ def _decode(data: bytes, header: Header, size: int, resize: str) -> NDArray[np.u
     except cv2.error as error:
         raise UnreadableImage(f"undecodable {header.format}: {str(error.err)[:80]}") from None
     raise UnreadableImage(f"truncated or damaged {header.format}")
+
+
+def _is_cut(data: bytes, image: NDArray[np.uint8]) -> bool:
+    """True where a JPEG's data ends before its picture, though an end marker was put behind it; libjpeg fills up with grey.
+
+    image: the picture as decoded. Of a progressive one the scans tell. Of another one a grey corner raises the doubt, which
+    more data before the end marker settles: a whole picture does not change by them, a cut one is filled with them.
+    """
+    if scans := _progressive_scans(data):
+        return not all(scans)
+    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.int16)
+    if (np.abs(corners - 128) > 2).any(axis=1).all():
+        return False
+    end = data.rfind(b"\xff\xd9")
+    filled = data[:end] + b"\x00\x35\xa6\x71\x9b\x4c\xd2\x0e" * 32 + data[end:]
+    flag = cv2.IMREAD_REDUCED_COLOR_2
+    plain, other = (cv2.imdecode(np.frombuffer(each, np.uint8), flag) for each in (data, filled))
+    return other is None or not np.array_equal(plain, other)
+
+
+def _progressive_scans(data: bytes) -> list[bool]:
+    """Of a progressive JPEG: came the last bit of each component's mean, and of the first one's highest frequency? Else []."""
+    frame = re.search(rb"\xff\xc2..\x08....([\x01-\x04])", data, re.DOTALL)
+    if frame is None:
+        return []
+    means, highest = set(), False
+    for scan in re.finditer(rb"\xff\xda\x00.([\x01-\x04])", data[frame.end() :], re.DOTALL):
+        count, at = scan[1][0], frame.end() + scan.end()
+        first, last, bits = data[at + 2 * count : at + 2 * count + 3].ljust(3, b"\xff")
+        components = data[at : at + 2 * count : 2]
+        if bits & 15 == 0 and first == 0:
+            means |= set(components)
+        if bits & 15 == 0 and last == 63:
+            highest |= components[:1] == data[frame.end() : frame.end() + 1]
+    return [len(means) >= frame[1][0], highest]
 
 
 def _jpeg_flag(header: Header, size: int, resize: str) -> int:
@@ -263,12 +330,25 @@ def _jpeg_flag(header: Header, size: int, resize: str) -> int:
     return int(cv2.IMREAD_COLOR)
 
 
+def _to_8_bits(decoded: NDArray[Any], peak: int, inverted: bool) -> NDArray[np.uint8]:
+    """The pixels as 0 to 255, where `peak` is white."""
+    if decoded.dtype not in (np.uint8, np.uint16):
+        raise UnreadableImage(f"pixels of type {decoded.dtype}; 8 or 16 bits are read. Convert it to 8 or 16 bits")
+    if decoded.dtype == np.uint16 and peak == 65535:
+        decoded = decoded >> 8
+    elif peak != 255:
+        scaled = (np.minimum(decoded, peak).astype(np.uint32) * 510 + peak) // (2 * peak)
+        # Alpha is not measured in the picture's unit: where it is full, it is full.
+        if decoded.ndim == 3 and decoded.shape[2] == 4 and decoded.dtype == np.uint16:
+            scaled[..., 3] = decoded[..., 3] >> 8 if decoded[..., 3].max() > peak else scaled[..., 3]
+        decoded = scaled
+    if inverted:
+        decoded = 255 - decoded
+    return np.asarray(decoded, dtype=np.uint8)
+
+
 def _flatten(decoded: NDArray[Any]) -> NDArray[np.uint8]:
-    """8-bit BGR; transparent pixels composited on white."""
-    if decoded.dtype == np.uint16:
-        decoded = (decoded >> 8).astype(np.uint8)
-    if decoded.dtype != np.uint8:
-        raise UnreadableImage(f"pixels of type {decoded.dtype}; 8 or 16 bits are read")
+    """BGR; transparent pixels composited on white."""
     if decoded.ndim == 2:
         return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
     if decoded.shape[2] == 3:

@@ -73,6 +73,7 @@ def prepare_images(
     _check_classes(kept, layout.classes, prepare)
     groups = group_near_duplicates(kept, load_thumbs(shards), prepare.near_duplicate_bits)
     notes = list(layout.notes)
+    notes += _dark_note(kept, prepare)
     notes += _check_leaks(kept, groups, prepare)
     splits, split_note = split_images(kept, groups, prepare, seed)
     notes.append(split_note)
@@ -112,6 +113,18 @@ def _check_classes(records: Sequence[Record], classes: Sequence[str], prepare: P
             f"Too few usable pictures in {', '.join(small)}; prepare.min_per_class asks for {prepare.min_per_class}. "
             "Add pictures or remove the class."
         )
+
+
+def _dark_note(records: Sequence[Record], prepare: Prepare) -> list[str]:
+    """A note where 16-bit pictures leave their upper bits empty, so that they come out dark."""
+    deep = [record.used_bits for record in records if record.used_bits]
+    if not deep or max(deep) >= prepare.bits:
+        return []
+    used = max(9, max(deep))
+    return [
+        f"{len(deep)} pictures have 16 bits, of which at most {max(deep)} are used: they come out dark. If their camera has no more, "
+        f"set prepare.bits: {used}, which makes its brightest white"
+    ]
 
 
 def _check_leaks(records: Sequence[Record], groups: NDArray[np.int64], prepare: Prepare) -> list[str]:

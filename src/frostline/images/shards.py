@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from frostline.arrays import load_array, save_array, take_rows
 from frostline.files import COMPLETE, load_json, mark_complete, save_json
-from frostline.images.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header
+from frostline.images.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header, used_bits
 from frostline.images.walk import Entry
 from frostline.params import Prepare
 from frostline.process import die_with_parent, keep_freed_memory
@@ -51,6 +51,7 @@ class Record:
     height: int = 0
     note: str = ""
     row: int = -1
+    used_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _start_worker() -> None:
 
 def _digest(entries: Sequence[Entry], prepare: Prepare, size: int) -> str:
     """Names what a shard is made of: the files with size and time, and how they are decoded."""
-    how = (size, prepare.resize, prepare.min_side, prepare.max_megapixels, FORMATS, cv2.__version__)
+    how = (size, prepare.resize, prepare.min_side, prepare.max_megapixels, prepare.bits, FORMATS, cv2.__version__)
     digest = hashlib.sha256(repr(how).encode())
     for entry in entries:
         status = os.stat(entry.path)  # noqa: PTH116
@@ -171,7 +172,8 @@ def _decode_entry(
         data = Path(entry.path).read_bytes()
         header = read_header(data)
         check_header(header, min_side=prepare.min_side, max_megapixels=prepare.max_megapixels)
-        image = decode_checked(data, header, size, prepare.resize)
+        image = decode_checked(data, header, size, prepare.resize, prepare.bits)
+        bits = used_bits(data, header)
     except UnreadableImage as error:
         return Record(entry.image_id, entry.class_name, entry.split, error.reason), None, None
     except OSError as error:
@@ -180,6 +182,8 @@ def _decode_entry(
     suffix = Path(entry.name).suffix.lower()
     if suffix not in _SUFFIXES[header.format]:
         notes.append(f"{header.format} named {suffix or 'without a suffix'}")
+    if bits:
+        notes.append(f"16 bits, of which {bits} are used")
     if header.animated:
         notes.append("first frame of an animation")
     if max(header.width, header.height) > 10 * min(header.width, header.height):
@@ -196,5 +200,6 @@ def _decode_entry(
         width=header.width,
         height=header.height,
         note="; ".join(notes),
+        used_bits=bits,
     )
     return record, image, thumb

@@ -1,12 +1,14 @@
 """What is wrong with `params.yaml` beyond its schema, found without running or building anything."""
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from frostline.bases.families import BUNDLED_BASE, FAMILIES, base_problems, cuts_of
-from frostline.errors import Refused, nearest, redact
+from frostline.bases.families import BUNDLED_BASE, CUSTOM, FAMILIES, base_problems, cuts_of
+from frostline.bases.files import check_custom_file
+from frostline.errors import Refused, first_line, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.archives import check_archive
 from frostline.images.downloads import check_url
@@ -27,6 +29,7 @@ from frostline.params import (
     parse_section,
     schema_problems,
 )
+from frostline.planning.settings import settings_problems
 from frostline.planning.workspace import find_overlaps, stranger_problems
 
 # MLflow's file store is closed: a path or file:// would fail at the first run.
@@ -45,9 +48,30 @@ STORES = (
 
 def refuse_problems(path: Path = Path("params.yaml"), *, transforms: bool = True) -> None:
     """Raises Refused that lists every problem of the file, by schema and beyond; `transforms` as in `find_problems`."""
-    problems = find_problems(load_document(path), path.parent, transforms=transforms)
+    problems = (
+        settings_problems()
+        + repository_problems(path.parent)
+        + find_problems(load_document(path), path.parent, transforms=transforms)
+    )
     if problems:
         raise Refused(list_problems(str(path), problems))
+
+
+def repository_problems(root: Path) -> list[str]:
+    """Why git refuses the project's repository, which DVC would find out after the training; none where there is none."""
+    if not (root / ".git").exists():
+        return []
+    try:
+        asked = subprocess.run(["git", "rev-parse", "--git-dir"], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return []  # no git on this machine
+    if asked.returncode == 0:
+        return []
+    said = first_line(ValueError(asked.stderr))
+    return [
+        f"the project: git refuses its repository ({said}). Where it belongs to another user, as in a container: "
+        f"git config --global --add safe.directory {root.resolve()}"
+    ]
 
 
 def find_problems(document: Any, root: Path = Path(), *, transforms: bool = True) -> list[str]:
@@ -248,6 +272,11 @@ def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
             f"base.weights: given was {weights!r}, which is no file{nearest(weights, WEIGHTS)}; "
             f"allowed: {', '.join(WEIGHTS)}, or the path of a .weights.h5, .h5 or .keras file"
         ]
+    if base.name == CUSTOM and path.is_file():
+        try:
+            check_custom_file(path)
+        except Refused as refusal:
+            return [str(refusal)]
     if path.suffix not in (".h5", ".keras"):
         return [f"base.weights: {weights!r} ends in neither .weights.h5, .h5 nor .keras"]
     return []

@@ -185,9 +185,20 @@ def measure(params: Params) -> tuple[Counts, Facts, Pace]:
     UNFINISHED.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="plan-", dir=UNFINISHED) as work:
         images, decode, augment = measure_pictures(params, Path(work))
-        facts, build, prefix, tails = _measure_network(params, images, counts.num_classes, Path(work))
+        facts, build, prefix, tails = _measure_network(
+            _capped(params, counts.train), images, counts.num_classes, Path(work)
+        )
         disk = measure_disk(Path(work))
     return counts, facts, Pace(decode, augment, disk, start, build, prefix, tails)
+
+
+def _capped(params: Params, num_images: int) -> Params:
+    """The params with batches no larger than the pictures, as `extract` and `tune` make them."""
+    sections = {
+        name: section.model_copy(update={"batch_size": max(1, min(section.batch_size, num_images))})
+        for name, section in (("extract", params.extract), ("tune", params.tune))
+    }
+    return params.model_copy(update=sections)
 
 
 def _start_times() -> dict[str, float]:

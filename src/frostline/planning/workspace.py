@@ -187,9 +187,14 @@ class _Cache:
 
     def __init__(self, root: Path) -> None:
         config = configparser.ConfigParser(strict=False, interpolation=None)
-        config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
+        # As DVC reads them: of the machine, of the user, of the project, of this copy; the later one counts.
+        of_machine = Path(os.environ.get("DVC_SYSTEM_CONFIG_DIR") or "/etc/xdg/dvc")
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        of_user = Path(os.environ.get("DVC_GLOBAL_CONFIG_DIR") or home / "dvc")
+        files = [of_machine / "config", of_user / "config", root / ".dvc" / "config", root / ".dvc" / "config.local"]
+        config.read(files, encoding="utf-8")
         given = config.get("cache", "dir", fallback="cache").strip().strip('"')
-        self.folder = root / ".dvc" / given / "files" / "md5"
+        self.folder = root / ".dvc" / Path(given).expanduser() / "files" / "md5"
         self.locked = load_lock(root / "dvc.lock")
         self.listed: dict[str, dict[str, str]] = {}
 

@@ -97,14 +97,26 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
     number = number_at(store, challenger.name, CHAMPION)
     champion = load_version(store, challenger.name, number) if number is not None else None
     versions = [challenger] if champion is None else [challenger, champion]
-    folders = [download_version(store, version, folder / str(version.number)) / DATA for version in versions]
-    scores = score_in_fresh_process(folders, prepared / "test", Path(params.paths.raw), classes)
+    folders = [download_version(store, challenger, folder / str(challenger.number)) / DATA]
+    theirs: Score | str | None = None
+    try:
+        if champion is not None:
+            folders.append(download_version(store, champion, folder / str(champion.number)) / DATA)
+    except Refused as refusal:  # its files are lost or changed: said by the gate, so that --force may replace it
+        theirs = str(refusal)
+    scored = score_in_fresh_process(folders, prepared / "test", Path(params.paths.raw), classes)
+    ours = scored[0]
+    assert isinstance(ours, Score)
+    theirs = scored[1] if len(scored) > 1 else theirs
+    scores = [ours, theirs] if isinstance(theirs, Score) else [ours]
     verdict = decide_promotion(
         np.asarray(test.labels),
-        scores[0].probabilities,
-        scores[1].probabilities if len(scores) > 1 else None,
+        ours.probabilities,
+        theirs.probabilities if isinstance(theirs, Score) else None,
         classes,
         params.promote,
+        champion_classes=theirs.classes if isinstance(theirs, Score) else None,
+        champion_problem=theirs if isinstance(theirs, str) else None,
         model_mb=(folders[0] / MODEL).stat().st_size / 1e6,
         latency_p95_ms=scores[0].latency_p95_ms,
         golden_difference=scores[0].golden_difference,

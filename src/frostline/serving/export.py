@@ -82,7 +82,7 @@ def export_model(network: keras.Model, form: str, folder: Path, images: Images, 
             "versions": {name: metadata.version(name) for name in ("keras", "tensorflow", *chosen.packages)},
         }
         save_json(work / RECORD, record)
-        publish(work, folder)
+        publish(work, folder, RECORD)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return record
@@ -122,6 +122,8 @@ def load_pictures(place: Path, image_size: int) -> Images:
 
 def _convert(network: keras.Model, form: str, artefact: Path) -> None:
     try:
+        # Not every converter calls a model that was only loaded, and Keras refuses one that was never called.
+        network(np.zeros((1, *network.input_shape[1:]), np.uint8))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converters' own, about their own insides
             network.export(artefact, format=FORMS[form].keras_format, verbose=False)

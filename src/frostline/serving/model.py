@@ -36,6 +36,8 @@ BATCH_SIZE = BATCH_SIZES[-1]
 REQUIREMENTS = ("mlflow", "keras", "numpy", "pandas", "opencv-python-headless")
 # A server answers in threads, but not every kernel may run in two at once (`devices.choose_streams`); one fills the cores.
 ONE_BATCH = threading.Lock()
+# Plain, of a data URL, or in TensorFlow Serving's {"b64": ...}; pictures begin with bytes that are none of these.
+BASE64 = re.compile(rb"""(?:\{['"]b64['"]: ['"])?(?:data:[\w/+.-]+;base64,)?([A-Za-z0-9+/_\s-]{8,}=*\s*)(?:['"]\})?""")
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax"}
 
 
@@ -49,6 +51,7 @@ class Card:
     min_side: int
     max_megapixels: float
     sha256: str
+    bits: int = 16
 
 
 class FrostlineModel:
@@ -73,7 +76,12 @@ class FrostlineModel:
         """The picture as the model was trained on it; raises UnreadableImage."""
         card = self.card
         return decode_image(
-            data, card.image_size, card.resize, min_side=card.min_side, max_megapixels=card.max_megapixels
+            data,
+            card.image_size,
+            card.resize,
+            min_side=card.min_side,
+            max_megapixels=card.max_megapixels,
+            bits=card.bits,
         )
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
@@ -236,12 +244,25 @@ def _load_pyfunc(path: str) -> FrostlineModel:
 
 
 def _records(model_input: Any) -> list[dict[str, Any]]:
-    columns = {name: list(model_input[name]) for name in ("image", "pixels") if name in model_input}
+    """The rows of a data frame, of a dict of columns (`inputs`), or of a list of rows (`instances`)."""
+    if isinstance(model_input, (list, tuple)) and model_input and all(isinstance(row, dict) for row in model_input):
+        model_input = {
+            name: [row.get(name) for row in model_input] for name in {key for row in model_input for key in row}
+        }
+    columns = {}
+    if hasattr(model_input, "keys"):
+        columns = {name: _column(model_input[name]) for name in ("image", "pixels") if name in model_input}
     if not columns:
         raise _bad_request(
             "needs a column `image` (an encoded picture, base64 in JSON) or `pixels` (nested lists of 0 to 255)"
         )
+    if len({len(column) for column in columns.values()}) > 1:
+        raise _bad_request("`image` and `pixels` have different numbers of rows")
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _column(values: Any) -> list[Any]:
+    return [values] if isinstance(values, (str, bytes)) else list(values)
 
 
 def _is_missing(value: Any) -> bool:
@@ -249,12 +270,24 @@ def _is_missing(value: Any) -> bool:
 
 
 def _bytes_of(value: Any) -> bytes:
+    """A picture's bytes, of themselves, of base64 as text, or of base64 in bytes.
+
+    MLflow decodes base64 in data frames alone; under `inputs` and `instances` it hands on the text, as bytes.
+    """
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    if isinstance(value, str):
-        # MLflow decodes base64 in data frames, not under `inputs`.
-        return b64decode(re.sub(r"\s", "", value), validate=True)
-    raise ValueError(f"`image` must be the bytes of a picture, base64 in JSON; got {type(value).__name__}")
+        data = bytes(value)
+        if (text := BASE64.fullmatch(data)) is None:
+            return data
+        value = text[1].decode("ascii")
+    elif isinstance(value, str):
+        text_of = BASE64.fullmatch(value.encode(errors="replace"))
+        if text_of is None:
+            raise ValueError("`image` is a text that is no base64")
+        value = text_of[1].decode("ascii")
+    else:
+        raise ValueError(f"`image` must be the bytes of a picture, base64 in JSON; got {type(value).__name__}")
+    plain = re.sub(r"\s", "", value).translate(str.maketrans("-_", "+/")).rstrip("=")
+    return b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 def _checked_pixels(value: Any, size: int) -> NDArray[np.uint8]:
@@ -270,7 +303,17 @@ def _checked_pixels(value: Any, size: int) -> NDArray[np.uint8]:
 
 
 def _bad_request(message: str) -> Exception:
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
-    exception: Exception = MlflowException.invalid_parameter_value(message)
-    return exception
+    class BadRequest(MlflowException):
+        """A refusal that says what it says: the server would put all that was sent, pictures too, before it."""
+
+        @property
+        def message(self) -> str:
+            return message
+
+        @message.setter
+        def message(self, _: str) -> None:
+            pass
+
+    return BadRequest(message, error_code=INVALID_PARAMETER_VALUE)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frostline.arrays import load_split
-from frostline.errors import Refused
+from frostline.errors import Refused, first_line
 from frostline.files import load_json, save_json
-from frostline.serving.model import GOLDEN, Card, FrostlineModel, load_card
+from frostline.images.decoding import UnreadableImage, decode_image
+from frostline.serving.model import GOLDEN, Card, FrostlineModel
 
 WARM_UP, TIMED = 3, 40  # answers before, and during, the measurement of latency
 
@@ -27,21 +28,25 @@ WARM_UP, TIMED = 3, 40  # answers before, and during, the measurement of latency
 class Score:
     """What one model did in its own process.
 
-    probabilities: float32 (num_images, num_classes), columns in the order asked for; latency: p50 and p95 in ms of one
-    encoded picture, from bytes to answer; golden_difference: the largest change of a stored probability, None where the
-    version has none stored.
+    probabilities: float32 (num_images, num_classes), columns in the order asked for, 0 for a class that the model does not
+    know; classes: those that it knows; latency: p50 and p95 in ms of one encoded picture, from bytes to answer;
+    golden_difference: the largest change of a stored probability, None where the version has none stored.
     """
 
     probabilities: NDArray[np.float32]
+    classes: tuple[str, ...]
     latency_p50_ms: float
     latency_p95_ms: float
     golden_difference: float | None
 
 
-def score_in_fresh_process(folders: Sequence[Path], split: Path, raw: Path, classes: Sequence[str]) -> list[Score]:
+def score_in_fresh_process(
+    folders: Sequence[Path], split: Path, raw: Path, classes: Sequence[str]
+) -> list[Score | str]:
     """The scores of the models in `folders` (as in a registered version) on the pictures of `split`, all in one process.
 
-    Raises Refused with that process's last words where a model cannot be loaded or knows other classes.
+    A later model that cannot be scored has the reason in its place. Raises Refused with that process's last words where
+    the first one cannot.
     """
     with tempfile.TemporaryDirectory() as temporary:
         request, answer = Path(temporary) / "request.json", Path(temporary) / "answer"
@@ -56,31 +61,30 @@ def score_in_fresh_process(folders: Sequence[Path], split: Path, raw: Path, clas
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise Refused(f"A model could not be scored in a fresh process: {said[-1].removeprefix('frostline: ')}")
-        return [
-            Score(np.load(answer / f"{index}.npy"), **load_json(answer / f"{index}.json"))
-            for index in range(len(folders))
-        ]
+        return [_read_answer(answer, index) for index in range(len(folders))]
+
+
+def _read_answer(answer: Path, index: int) -> Score | str:
+    facts = load_json(answer / f"{index}.json")
+    if "error" in facts:
+        return str(facts["error"])
+    return Score(np.load(answer / f"{index}.npy"), **{**facts, "classes": tuple(facts["classes"])})
 
 
 def score(folder: Path, split: Path, raw: Path, classes: Sequence[str]) -> Score:
-    """One model's score, in this process; raises Refused where it knows other classes."""
+    """One model's score, in this process; raises Refused where it cannot be loaded."""
     model = FrostlineModel(folder)
-    if sorted(model.card.classes) != sorted(classes):
-        raise Refused(
-            f"{folder} knows the classes {', '.join(model.card.classes)}; the test split has {', '.join(classes)}. "
-            "They cannot be compared on it."
-        )
-    columns = [model.card.classes.index(name) for name in classes]
     images = _images_for(model.card, split, raw)
-    probabilities = model.probabilities(images)[:, columns]
-    latencies = _measure_latency(model, images)
-    p50, p95 = np.percentile(latencies, [50, 95])
-    return Score(probabilities, float(p50), float(p95), _golden_difference(model, folder))
+    known = model.probabilities(images)
+    probabilities = np.zeros((len(images), len(classes)), np.float32)
+    for column, name in enumerate(classes):
+        if name in model.card.classes:
+            probabilities[:, column] = known[:, model.card.classes.index(name)]
+    p50, p95 = np.percentile(_measure_latency(model, images), [50, 95])
+    return Score(probabilities, model.card.classes, float(p50), float(p95), _golden_difference(model, folder))
 
 
 def _images_for(card: Card, split: Path, raw: Path) -> NDArray[np.uint8]:
-    from frostline.images.decoding import decode_image
-
     facts = load_json(split.parent / "complete.json")
     loaded = load_split(split)
     if loaded.images.shape[1] == card.image_size and facts.get("resize", card.resize) == card.resize:
@@ -93,6 +97,7 @@ def _images_for(card: Card, split: Path, raw: Path) -> NDArray[np.uint8]:
             card.resize,
             min_side=card.min_side,
             max_megapixels=card.max_megapixels,
+            bits=card.bits,
         )
         for name in loaded.ids
     ]
@@ -123,18 +128,19 @@ def _golden_difference(model: FrostlineModel, folder: Path) -> float | None:
 def main(request_file: Path, answer: Path) -> None:
     """Predictions a request of `score_in_fresh_process`."""
     request: dict[str, Any] = load_json(request_file)
-    for index, folder in enumerate(request["folders"]):
-        load_card(Path(folder))
-        found = score(Path(folder), Path(request["split"]), Path(request["raw"]), request["classes"])
-        np.save(answer / f"{index}.npy", found.probabilities)
-        save_json(
-            answer / f"{index}.json",
-            {
-                "latency_p50_ms": found.latency_p50_ms,
-                "latency_p95_ms": found.latency_p95_ms,
-                "golden_difference": found.golden_difference,
-            },
-        )
+    for index, folder in enumerate(map(Path, request["folders"])):
+        facts: dict[str, Any]
+        try:
+            found = score(folder, Path(request["split"]), Path(request["raw"]), request["classes"])
+        except (Refused, UnreadableImage, OSError, ValueError) as error:
+            if index == 0:
+                raise Refused(first_line(error)) from error
+            facts = {"error": first_line(error)}
+        else:
+            np.save(answer / f"{index}.npy", found.probabilities)
+            names = ("classes", "latency_p50_ms", "latency_p95_ms", "golden_difference")
+            facts = {name: getattr(found, name) for name in names}
+        save_json(answer / f"{index}.json", facts)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,12 @@ from frostline.params import load_lock
 
 # What is written about each library, because it can change results.
 LIBRARIES = ("keras", "tensorflow", "jax", "numpy", "optuna", "albumentations", "opencv-python-headless", "mlflow")
+# Settings that may change a result in its last digits, and are a user's to choose.
+RECORDED = (
+    *("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE"),
+    *("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS"),
+    *("KERAS_BACKEND", "NPY_DISABLE_CPU_FEATURES", "OPENCV_IPP", "OPENBLAS_CORETYPE", "FROSTLINE_IGNORED"),
+)
 
 
 def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: Path | None = None) -> dict[str, str]:
@@ -31,12 +37,15 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
     # Outputs are ignored by git already; dvc.lock changes while the line runs.
     status = _git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
     commit = _git(workspace, "rev-parse", "HEAD")
-    changed = [line[2:].strip() for line in status.splitlines()]
+    if status is None:
+        changes = "unknown: " + _why_git_fails(workspace)
+    else:
+        changes = ", ".join(line[2:].strip() for line in status.splitlines()) or "none"
     # Only the seed is needed here; the whole file was checked by whoever started the run.
     seed = re.search(r"^seed:\s*(\d+)", params_text, re.MULTILINE)
     tags = {
         "frostline.git.commit": commit or "none",
-        "frostline.git.changes": ", ".join(changed) or "none",
+        "frostline.git.changes": changes,
         "frostline.params.sha256": sha256(params_text.encode()).hexdigest(),
         "frostline.seed": seed.group(1) if seed else "",
         "frostline.device": device or f"cpu, {os.cpu_count()} cores, {platform.machine()}",
@@ -50,19 +59,30 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
     for path, digest in load_lock(workspace / "dvc.lock").items():
         if path.startswith("data/"):
             tags[f"frostline.md5.{path.removeprefix('data/')}"] = digest
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name in RECORDED]
+    if settings:
+        tags["frostline.environment"] = ", ".join(settings)
     for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         if os.environ.get(variable):
             tags[f"frostline.{variable.lower()}"] = os.environ[variable]
     return tags
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    """What git prints; nothing where there is no git or no repository."""
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails, which is no answer."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.rstrip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.rstrip() if done.returncode == 0 else None
+
+
+def _why_git_fails(folder: Path) -> str:
+    try:
+        done = subprocess.run(["git", "status"], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return type(error).__name__
+    return (done.stderr.strip().splitlines() or ["git does not say why"])[0]
 
 
 def _versions() -> str:

@@ -12,12 +12,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
-from frostline.errors import Refused, redact
+from frostline.errors import Refused, first_line, redact
 from frostline.hparams import HPARAMS
 from frostline.params import Tracking
 from frostline.process import locked
+from frostline.tracking.mending import refuse_unfit
 
 EXPERIMENT_NOTE = (
     "A **study** is a parent run with one child run per trial; a **final** run is the winner, trained again and tested.\n\n"
@@ -72,24 +74,48 @@ def tracking_uri(tracking: Tracking, root: Path) -> str:
     return uri
 
 
-def open_store(tracking: Tracking, root: Path) -> Store:
-    """The store and its experiment, both created where they are missing.
+def open_store(tracking: Tracking, root: Path, *, create: bool = True) -> Store:
+    """The store and its experiment, both created where they are missing; with `create` False nothing is written.
 
-    Safe for any number of processes at once. Raises Refused where a server does not answer or the experiment
-    was deleted.
+    Safe for any number of processes at once. Raises Refused where a server does not answer, the experiment was deleted,
+    the database is of another MLflow or another place, or where there is nothing and nothing is to be created.
     """
     root = root.resolve()
     uri = tracking_uri(tracking, root)
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if path.is_file() and path.stat().st_size:
+            refuse_unfit(path, root, tracking.experiment)
+        elif not create:
+            raise Refused(f"There is no run yet: {path} is missing. `dvc repro` makes the first ones.")
+    if not create:
+        return _look(uri, tracking.experiment, root)
     with locked(root / ".frostline" / "store.lock"):
         if uri.startswith("sqlite:///"):
             create_database(Path(uri.removeprefix("sqlite:///")), root)
         try:
             return Store(uri, _experiment(client_of(uri), tracking.experiment, uri, root), root)
         except MlflowException as error:
-            reason = f"The tracking store {uri} cannot be used: {str(error).splitlines()[0]}"
-            raise Refused(
-                f"{redact(reason)} Start the server, or change tracking.uri or MLFLOW_TRACKING_URI."
-            ) from error
+            raise _unusable(uri, error) from error
+
+
+def _look(uri: str, name: str, root: Path) -> Store:
+    """The store as it is."""
+    try:
+        found = client_of(uri).get_experiment_by_name(name)
+    except MlflowException as error:
+        raise _unusable(uri, error) from error
+    if found is None:
+        raise Refused(
+            f"There is no run yet: {redact(uri)} has no experiment {name!r}. `dvc repro` makes the first ones."
+        )
+    _refuse_deleted(found)
+    return Store(uri, str(found.experiment_id), root)
+
+
+def _unusable(uri: str, error: MlflowException) -> Refused:
+    reason = f"The tracking store {uri} cannot be used: {first_line(error)}"
+    return Refused(f"{redact(reason)} Start the server, or change tracking.uri or MLFLOW_TRACKING_URI.")
 
 
 def create_database(path: Path, root: Path) -> None:
@@ -134,14 +160,18 @@ def _experiment(client: MlflowClient, name: str, uri: str, root: Path) -> str:
         }
         identifier: str = client.create_experiment(name, place, tags)
         return identifier
-    if found.lifecycle_stage != "active":
-        raise Refused(
-            f"The experiment {name!r} was deleted. `mlflow experiments restore --experiment-id {found.experiment_id}` "
-            "brings it back; or choose another name as tracking.experiment."
-        )
+    _refuse_deleted(found)
     if found.tags.get(VIEW_TAG) != _make_view():
         client.set_experiment_tag(found.experiment_id, VIEW_TAG, _make_view())
     return str(found.experiment_id)
+
+
+def _refuse_deleted(found: Experiment) -> None:
+    if found.lifecycle_stage != "active":
+        raise Refused(
+            f"The experiment {found.name!r} was deleted. `mlflow experiments restore --experiment-id {found.experiment_id}` "
+            "brings it back; or choose another name as tracking.experiment."
+        )
 
 
 def pages(search: Callable[..., Any], *arguments: object, **options: object) -> Iterator[Any]:

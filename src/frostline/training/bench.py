@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from frostline.arrays import load_split
 from frostline.bases.base import Base, load_base
+from frostline.files import require_complete
 from frostline.hparams import Hparams
 from frostline.params import Params
 from frostline.seeding import derive_seed
@@ -44,6 +45,12 @@ class Bench:
             self._base = load_base(self.params.base, Path(self.params.paths.base))
         return self._base
 
+    @property
+    def batch_size(self) -> int:
+        """`tune.batch_size`, but no more than there are pictures: the rest of a batch would be computed for nothing."""
+        numbers = require_complete(Path(self.params.paths.prepared))["num_images"]
+        return min(self.params.tune.batch_size, int(numbers["train"] + numbers["val"]))
+
     def sees(self, hparams: Hparams) -> str:
         """What a head sees: as the trial says, the last cut alone where it is not pooled."""
         return "last" if self.params.tune.pooling == "flatten" else hparams.head_input
@@ -55,7 +62,7 @@ class Bench:
             base, tune = self.base, self.params.tune
             started = time.monotonic()
             tail = build_tail(base, key[0], self.num_classes, units=key[1], pooling=tune.pooling, sees=key[3])
-            trainer = Trainer(tail, hparams.optimizer, tune.batch_size, self.num_classes)
+            trainer = Trainer(tail, hparams.optimizer, self.batch_size, self.num_classes)
             trainer.seconds["trace"] = time.monotonic() - started
             self._trainers[key] = trainer
         return self._trainers[key]

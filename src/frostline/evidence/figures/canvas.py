@@ -49,7 +49,9 @@ STYLE = {
 @contextmanager
 def sheet(path: Path, title: str, height: float, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
     """A titled figure with its axes, written to `path` as PNG when the block ends; the same numbers give the same bytes."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()  # a user's matplotlibrc is for the user's own figures
+        mpl.rcParams.update(STYLE)
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots(**subplots)
