@@ -7,13 +7,13 @@ import numpy as np
 
 from frostline.arrays import load_split
 from frostline.evidence.predictions import Predictions, save_predictions
+from frostline.evidence.ranking import list_candidates
 from frostline.evidence.trials import SearchRecord
 from frostline.files import digest_facts, load_json, require_complete, save_json
 from frostline.params import load_params
 from frostline.planning.closure import hash_code, result_code
 from frostline.planning.storage import trains_on_val
 from frostline.process import UNFINISHED, run_stage
-from frostline.search.ranking import list_candidates
 from frostline.tracking.messages import describe_candidates, say
 from frostline.training.refit import Refitter
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from frostline.evidence.figures.search import draw_study
+from frostline.evidence.ranking import choose_best
 from frostline.evidence.trials import SearchRecord
 from frostline.files import digest_facts, load_json, require_complete, save_json, size_of
 from frostline.params import load_params
 from frostline.planning.closure import hash_code, result_code
 from frostline.process import held, project_root, run_stage
 from frostline.search.outcome import run_study
-from frostline.search.ranking import choose_best
 from frostline.search.study import open_study
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.owners import sweep_dead_runs

@@ -3,6 +3,7 @@
 from typing import Any
 
 from frostline.evidence.evaluation import Evaluation, Gain
+from frostline.evidence.refits import Candidate, RefitRecord
 from frostline.evidence.scores import METRICS, Score
 from frostline.evidence.trials import SearchRecord, TrialRecord
 from frostline.hparams import HPARAMS, Hparams
@@ -15,6 +16,7 @@ DRAWN: dict[str, Any] = {
     "label_smoothing": 0.0,
     "optimizer": "adam",
     "head_units": 0,
+    "head_input": "all",
 }
 
 
@@ -53,3 +55,27 @@ def make_evaluation(num_images: int = 120, accuracy: float = 0.9) -> Evaluation:
 def make_search(*trials: TrialRecord, best: int = 0) -> SearchRecord:
     """A search of these trials."""
     return SearchRecord("feed", best, 2, trials)
+
+
+def make_refit(trial: int = 0, sha256: str = "f" * 64, **facts: Any) -> RefitRecord:
+    """A refit whose tails are those of one trial; hyperparameters among `facts` are drawn, the rest are its fields."""
+    drawn = {name: facts.pop(name) for name in list(facts) if name in HPARAMS}
+    candidate = Candidate(f"trial {trial}", trial, 0.9, 0.87, 0.93, 0.3, 0.02, 0.0, 0.04)
+    known: dict[str, Any] = {
+        "study": "feed",
+        "trial_run": "",
+        "folds": 5,
+        "combine": "mean",
+        "num_images": 600,
+        "share": 0.5,
+        "mirrored": False,
+        "temperature": 1.0,
+        "accuracy": 0.9,
+        "log_loss": 0.3,
+        "candidates": (candidate,),
+        "curves": {name: [0.5, 0.4] for name in ("loss", "val_loss", "accuracy", "val_accuracy")},
+        "strengths": {"all": {"strength": 0.1, "edge": None, "log_loss": 0.35, "accuracy": 0.88}},
+        "sha256": {"final": sha256, "baseline": "b" * 64, "every_cut": "c" * 64},
+        "join_difference": 0.001,
+    }
+    return RefitRecord(trial=trial, hparams=make_hparams(**drawn), **{**known, **facts})

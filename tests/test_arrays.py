@@ -105,12 +105,13 @@ def test_publishing_replaces_the_old_folder_as_a_whole(tmp_path):
 def test_a_split_comes_back_as_it_was_saved(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     labels, ids = np.array([0, 1, 0, 1, 2], np.int32), ["a/1.jpg", "b/2.jpg", "a/ü 3.jpg", "b/4.jpg", "c/5.jpg"]
-    save_split(tmp_path / "train", [images[:3], images[3:]], 4, labels, ids)
+    save_split(tmp_path / "train", [images[:3], images[3:]], 4, labels, ids, np.arange(len(ids)))
     split = load_split(tmp_path / "train")
     np.testing.assert_array_equal(split.images, images)
     np.testing.assert_array_equal(split.labels, labels)
     assert split.labels.dtype == np.int32
     assert split.ids == tuple(ids)
+    assert split.groups.tolist() == list(range(len(ids)))
 
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):

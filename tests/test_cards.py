@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from samples import make_search, make_trial
+from samples import make_refit, make_search, make_trial
 
 from frostline.evidence.card import Records, make_model_card
 from frostline.evidence.evaluation import make_evaluation
@@ -40,15 +40,8 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
         },
         search=make_search(make_trial(), make_trial(1, "PRUNED", unfrozen_blocks=4)),
         study={"cuts": [{"depth": 2, "name": "block_15_add"}]},
-        refit={
-            "hparams": {"unfrozen_blocks": 2, "dropout": 0.25},
-            "study": "feed",
-            "trial": 1,
-            "seeds": [{"val_accuracy": 0.9}, {"val_accuracy": 0.91}],
-            "kept": 1,
-            "sha256": "f" * 64,
-        },
-        evaluation=make_evaluation(answers, answers, search_score=0.9, temperature=1.2, **options),
+        refit=make_refit(1, unfrozen_blocks=2, dropout=0.25),
+        evaluation=make_evaluation(answers, answers, None, search_score=0.9, temperature=1.2, **options),
     )
 
 

@@ -35,7 +35,7 @@ def test_it_shows_the_winner_the_interval_the_version_and_what_to_do_next(projec
     text = " ".join(answer.out.split())
     assert "1 of 3 (2 ran to the end): 3 blocks unfrozen, dropout 0.31, validation accuracy 0.912" in text
     assert "0.938, 95 % interval 0.900 to 0.960 on 320 pictures" in text
-    assert "head only 0.850" in text
+    assert "bare head 0.850" in text
     assert "registered frostline version 4" in text
     for command in ("frostline ui", "frostline compare", "frostline promote"):
         assert command in text

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -9,19 +10,21 @@ import pytest
 from click.testing import CliRunner
 from keras import layers
 from ruamel.yaml import YAML
-from samples import make_search, make_trial
+from samples import make_refit, make_search, make_trial
 
 from frostline.arrays import save_split
 from frostline.cli.diff import command as diff
 from frostline.errors import Refused
+from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.predictions import load_predictions
-from frostline.files import mark_complete, save_json, sha256_of
+from frostline.evidence.refits import RefitRecord
+from frostline.files import load_json, mark_complete, save_json, sha256_of
 from frostline.params import load_params
+from frostline.tracking.finals import log_final
 from frostline.tracking.runs import log_to_run, open_final_run
 from frostline.tracking.store import open_store
 
 SIZE, CLASSES = 32, ("blue", "red")
-HPARAMS = {"dropout": 0.1, "unfrozen_blocks": 1}
 
 
 def make_images(num_images, seed):
@@ -55,7 +58,8 @@ def project(mlflow_root, params_document, monkeypatch):
     YAML().dump(params_document, mlflow_root / "params.yaml")
     images, labels = make_images(120, 0)
     prepared = mlflow_root / "data/prepared"
-    save_split(prepared / "test", [images], SIZE, labels, [f"{CLASSES[k]}/{i}.png" for i, k in enumerate(labels)])
+    ids = [f"{CLASSES[k]}/{i}.png" for i, k in enumerate(labels)]
+    save_split(prepared / "test", [images], SIZE, labels, ids, np.arange(120))
     save_json(prepared / "classes.json", CLASSES)
     counts = {"train": 10, "val": 10, "test": 120}
     mark_complete(prepared, num_images=counts, image_size=SIZE, resize="squash", content_sha256="0" * 64, left_out={})
@@ -68,24 +72,24 @@ def refit_models(root, error):
     models, study = root / "models", root / "reports/tune"
     models.mkdir(exist_ok=True)
     curves = {name: [0.5, 0.6] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
-    trial = make_trial(3, score=0.97, curves=curves, **HPARAMS)
+    trial = make_trial(3, score=0.97, curves=curves, dropout=0.1, unfrozen_blocks=1)
     save_json(study / "trials.json", make_search(trial, best=3).to_record())
     save_json(study / "study.json", {"cuts": []})
-    store = open_store(load_params().tracking, root)
-    refit = {
-        "run_id": open_final_run(store, name="final", params=HPARAMS, tags={}),
-        "study": "feed",
-        "trial": 3,
-        "hparams": HPARAMS,
-        "seeds": [{"seed": 1, "val_accuracy": 0.9, "val_loss": 0.3}],
-        "kept": 0,
-        "temperature": 2.0,
-        "sha256": save_model(models / "final.keras", error),
-        "curves": curves,
-        "baseline": {"sha256": save_model(models / "baseline.keras", 4.0)},
+    sha256 = {
+        name: save_model(models / f"{name}.keras", its)
+        for name, its in (("final", error), ("baseline", 4.0), ("every_cut", 2.0))
     }
-    save_json(models / "refit.json", refit)
-    return refit
+    refit = make_refit(3, dropout=0.1, unfrozen_blocks=1, temperature=2.0, curves=curves)
+    save_json(models / "refit.json", replace(refit, sha256=sha256).to_record())
+    (models / "out_of_fold.csv").touch()
+
+
+def log(root):
+    """The id of the final run that `register` would log."""
+    refit = RefitRecord.from_record(load_json(root / "models/refit.json"))
+    evaluation = Evaluation.from_record(load_json(root / "reports/evaluation/evaluation.json"))
+    store = open_store(load_params().tracking, root)
+    return log_final(store, refit, evaluation, "", root / "models", root / "reports/evaluation")
 
 
 def evaluate(root):
@@ -96,7 +100,6 @@ def evaluate(root):
 
 
 def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(project, root, capsys):
-    first = json.loads((project / "models/refit.json").read_text())
     evaluate(root)
     assert "test accuracy" in capsys.readouterr().out
     out = project / "reports/evaluation"
@@ -105,29 +108,32 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert record["accuracy"]["value"] == pytest.approx(answers.correct.mean(), abs=1e-6)
     assert 0.6 < record["accuracy"]["value"] < 1.0
     assert record["selection_optimism"] == pytest.approx(0.97 - answers.correct.mean(), abs=1e-6)
-    assert record["gain"]["wins"] > 0
+    assert record["gain"]["wins"] > 0 and record["every_cut_gain"]["wins"] > 0
     assert "# frostline" in (out / "model_card.md").read_text()
 
     store = open_store(load_params().tracking, project)
-    logged = {item.path for item in store.client.list_artifacts(first["run_id"])}
-    assert {"model_card.md", "evaluation.json", "predictions.csv", "figures"} <= logged
-    pictures = {item.path.split("/")[1] for item in store.client.list_artifacts(first["run_id"], "figures")}
+    first = log(project)
+    assert log(project) == first  # a register that was killed goes on in the same run
+    logged = {item.path for item in store.client.list_artifacts(first)}
+    assert {"model_card.md", "evaluation.json", "predictions.csv", "refit.json", "out_of_fold.csv", "figures"} <= logged
+    pictures = {item.path.split("/")[1] for item in store.client.list_artifacts(first, "figures")}
     assert pictures == {file.name for file in out.glob("*.png")} and len(pictures) == 7
-    metrics = store.client.get_run(first["run_id"]).data.metrics
+    metrics = store.client.get_run(first).data.metrics
     assert metrics["test_accuracy"] == record["accuracy"]["value"]
 
-    second = refit_models(project, error=0.0)
+    refit_models(project, error=0.0)
     evaluate(root)
-    answer = CliRunner().invoke(diff, [first["run_id"][:10], second["run_id"]], catch_exceptions=False)
+    second = log(project)
+    answer = CliRunner().invoke(diff, [first[:10], second], catch_exceptions=False)
     assert answer.exit_code == 0 and "mended" in answer.output and "McNemar" in answer.output
-    folder = project / "reports/diff" / f"{first['run_id'][:8]}-{second['run_id'][:8]}"
+    folder = project / "reports/diff" / f"{first[:8]}-{second[:8]}"
     found = json.loads((folder / "diff.json").read_text())
     new = load_predictions(out / "predictions.csv")
     assert found["difference"]["value"] == pytest.approx(new.correct.mean() - answers.correct.mean())
     rows = (folder / "flips.csv").read_text().splitlines()[1:]
     assert len(rows) == found["mended"] + found["broken"] == (new.predicted != answers.predicted).sum()
-    place = f"diff/{first['run_id'][:8]}"
-    logged = {item.path for item in store.client.list_artifacts(second["run_id"], place)}
+    place = f"diff/{first[:8]}"
+    logged = {item.path for item in store.client.list_artifacts(second, place)}
     assert logged == {f"{place}/{name}" for name in ("diff.json", "flips.csv", "flips.png")}
 
 

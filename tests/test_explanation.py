@@ -26,7 +26,8 @@ def make_model(size=32):
 
 def make_mirrored(size=32):
     """The same, which answers with the mean of the picture's and its mirror image's probabilities."""
-    network = keras.Model(*((one := make_model(size)).inputs, one.outputs), name="network")
+    one = make_model(size)
+    network = keras.Model(one.input, one.output, name="network")
     pixels = keras.Input((size, size, 3), dtype="uint8")
     return keras.Model(pixels, layers.Average()([network(pixels), network(keras.ops.flip(pixels, axis=2))]))
 

@@ -273,7 +273,7 @@ def test_an_evaluation_says_how_much_too_good_the_search_looked_and_what_scaling
     worse = plain.probabilities[:, [1, 0, 2]]
     plain = Predictions(plain.files, plain.labels, worse, plain.class_names, "test")
     options = {"resamples": 200, "confidence": 0.95, "seed": 0}
-    found = make_evaluation(final, plain, search_score=0.95, temperature=2.0, **options)
+    found = make_evaluation(final, plain, None, search_score=0.95, temperature=2.0, **options)
     assert found.selection_optimism == pytest.approx(0.95 - final.correct.mean(), abs=1e-6)
     assert found.gain.value == pytest.approx(final.correct.mean() - plain.correct.mean())
     assert found.gain.low > 0 and found.gain.p_value < 1e-6

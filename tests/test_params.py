@@ -23,9 +23,9 @@ def with_value(document, path: str, value):
     return changed
 
 
-def test_the_repositorys_own_params_are_valid_and_frozen(root):
-    params = load_params(root / "params.yaml")
-    assert params.tune.space.head_learning_rate == Range(low=1e-4, high=1e-2, log=True)
+def test_the_default_params_are_valid_and_frozen(root):
+    params = load_params(root / "presets" / "default.yaml")
+    assert params.tune.space.head_learning_rate == Range(low=1e-5, high=1e-3, log=True)
     with pytest.raises(ValidationError, match="frozen"):
         params.tune.num_trials = 3
 
@@ -93,20 +93,20 @@ def test_one_depth_and_one_optimiser_stand_for_themselves(params_document):
 
 
 def test_numbers_and_words_mean_what_dvc_takes_them_for(tmp_path, root):
-    text = (root / "params.yaml").read_text()
+    text = (root / "presets" / "default.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("margin: 0.01", "margin: 1e-3"))
     assert load_params(tmp_path / "params.yaml").promote.margin == 0.001
 
 
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path, root):
-    text = (root / "params.yaml").read_text()
+    text = (root / "presets" / "default.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text + "\nseed: 8\n")
     with pytest.raises(Refused, match=r"duplicate key|line"):
         load_params(tmp_path / "params.yaml")
 
 
 def test_a_tag_that_would_run_code_is_refused_and_nothing_runs(tmp_path, root):
-    text = (root / "params.yaml").read_text()
+    text = (root / "presets" / "default.yaml").read_text()
     victim = tmp_path / "touched"
     evil = f"!!python/object/apply:os.mkdir ['{victim}']"
     (tmp_path / "params.yaml").write_text(text.replace("source: generated", f"source: {evil}"))

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from samples import make_evaluation, make_trial
+from samples import make_evaluation, make_refit, make_trial
 
 from frostline.arrays import save_split
 from frostline.cli import group
@@ -273,7 +273,7 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     import keras
 
     (mlflow_root / "params.yaml").write_text(
-        (root / "params.yaml").read_text().replace("image_size: 96", "image_size: 32")
+        (root / "presets" / "default.yaml").read_text().replace("image_size: 96", "image_size: 32")
     )
     (mlflow_root / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.chdir(mlflow_root)
@@ -296,7 +296,9 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     ids = [f"{CLASSES[label]}/{index}.png" for index, label in enumerate(labels)]
     rows = []
     for split, part in {"train": slice(0, 40), "val": slice(40, 60), "test": slice(60, 180)}.items():
-        save_split(Path("data/prepared") / split, [images[part]], SIZE, labels[part], ids[part])
+        save_split(
+            Path("data/prepared") / split, [images[part]], SIZE, labels[part], ids[part], np.arange(len(ids))[part]
+        )
         rows += [
             {
                 "image_id": ids[i],
@@ -309,10 +311,9 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     write_rows(Path("data/prepared/manifest.csv"), rows)
     save_json(Path("data/prepared/classes.json"), list(CLASSES))
     mark_complete(Path("data/prepared"), content_sha256="d" * 64, image_size=SIZE, resize="squash")
-    store = open_store(Tracking(), mlflow_root)
-    run = open_final_run(store, name="final · trial 03", params={"dropout": 0.3}, tags={})
-    hparams = {"dropout": 0.3, "unfrozen_blocks": 2}
-    save_json(Path("models/refit.json"), {"run_id": run, "trial": 3, "hparams": hparams, "sha256": sha256_of(final)})
+    refit = make_refit(3, sha256_of(final), dropout=0.3, unfrozen_blocks=2)
+    save_json(Path("models/refit.json"), refit.to_record())
+    Path("models/out_of_fold.csv").touch()
     Path("reports/evaluation").mkdir(parents=True)
     save_json(Path("reports/evaluation/evaluation.json"), make_evaluation(120, 0.95).to_record())
     Path("reports/evaluation/model_card.md").write_text("# frostline\n\nTells three classes apart.\n")
@@ -527,8 +528,7 @@ def test_a_worse_model_is_refused_and_force_is_recorded(workspace):
     model = keras.saving.load_model("models/final.keras")
     model.layers[-1].set_weights([-weights for weights in model.layers[-1].get_weights()])
     model.save("models/final.keras")
-    refit = load_json(Path("models/refit.json"))
-    save_json(Path("models/refit.json"), {**refit, "sha256": sha256_of(Path("models/final.keras"))})
+    save_json(Path("models/refit.json"), make_refit(3, sha256_of(Path("models/final.keras"))).to_record())
     assert run_register()["version"] == 2
     code, said = call("promote")
     assert code == 1, said
@@ -562,8 +562,7 @@ def test_after_a_class_was_added_the_gate_says_so_and_force_promotes(workspace):
     model = keras.saving.load_model("models/final.keras")
     model.layers[-1].set_weights([1.01 * weights for weights in model.layers[-1].get_weights()])
     model.save("models/final.keras")
-    refit = load_json(Path("models/refit.json"))
-    save_json(Path("models/refit.json"), {**refit, "sha256": sha256_of(Path("models/final.keras"))})
+    save_json(Path("models/refit.json"), make_refit(3, sha256_of(Path("models/final.keras"))).to_record())
     assert run_register()["version"] == 2
     code, said = call("promote")
     assert code == 1, said

@@ -48,7 +48,7 @@ def run(file: StudyFile, tune: Tune, seed: int = 7, die_at: int | None = None) -
     """A search whose score is a formula; `die_at` leaves that trial as a killed process would."""
     study = file.load()
     while asked := ask(study, tune, seed):
-        trial = asked[0]
+        trial, number = asked
         hparams = suggest(trial, tune.space)
         if number == die_at:
             return

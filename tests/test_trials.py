@@ -4,18 +4,23 @@ import json
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from samples import make_trial
+from scipy.special import softmax
 
-from frostline.arrays import load_array, load_split, save_split
+from frostline.arrays import JoinedRows, load_array, load_split, save_split
 from frostline.bases.base import load_base
 from frostline.bases.features import Extractor, choose_dtype
 from frostline.bases.files import fetch_weights
 from frostline.errors import Refused
+from frostline.evidence.explanation import explain
+from frostline.evidence.trials import SearchRecord
 from frostline.files import mark_complete, save_json
 from frostline.hparams import Hparams
 from frostline.params import Params, load_document, parse_params
@@ -23,12 +28,13 @@ from frostline.search.outcome import run_study
 from frostline.search.space import make_baseline
 from frostline.search.study import list_records, open_study
 from frostline.search.worker import Job, run_trials
+from frostline.seeding import derive_seed
 from frostline.tracking.runs import open_study_run
 from frostline.tracking.store import open_store
 from frostline.training import refit as refit_module
-from frostline.training.bench import Bench, fit_shared_probe
+from frostline.training.bench import Bench, fit_shared_heads
 from frostline.training.receipt import check_equivalence
-from frostline.training.refit import refit
+from frostline.training.refit import CrossFit, Refitter
 
 SIZE, VIEWS = 32, 2
 NUM = {"train": 48, "val": 24}
@@ -47,16 +53,31 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             + (labels * 130).astype(np.uint8)[:, None, None, None]
         )
         save_split(
-            Path(params.paths.prepared) / split, [images], SIZE, labels, [f"{split}/{i}.png" for i in range(num)]
+            Path(params.paths.prepared) / split,
+            [images],
+            SIZE,
+            labels,
+            [f"{split}/{i}.png" for i in range(num)],
+            np.arange(num) + 1000 * (split == "val"),
         )
     save_json(Path(params.paths.prepared) / "classes.json", ["dark", "bright"])
     fetch_weights(params.base, Path(params.paths.base), params.seed)
     base = load_base(params.base, Path(params.paths.base))
-    train, val = (load_split(Path(params.paths.prepared) / split) for split in NUM)
-    sources = {"view-000": train.images, "view-001": np.asarray(train.images)[:, :, ::-1], "val": val.images}
-    assert list(Extractor(base, [0, 1, 2], "avg", 20).save(sources, Path(params.paths.features))) == list(sources)
+    sources = make_sources(folder)
+    assert list(Extractor(base, [0, 1, 2], 20).save(sources, Path(params.paths.features))) == list(sources)
+    mark_complete(Path(params.paths.prepared), num_images=NUM, val_is_drawn=True)
     mark_complete(Path(params.paths.features), stored=[0, 1, 2], views=VIEWS)
     return folder
+
+
+def make_sources(folder: Path) -> dict[str, JoinedRows]:
+    """Plain pictures, one view and mirror images, of train and val."""
+    images = [np.asarray(load_split(folder / "data/prepared" / split).images) for split in NUM]
+    return {
+        "view-000": JoinedRows(*images),
+        "view-001": JoinedRows(*(255 - (255 - each) // 2 for each in images)),
+        "mirror": JoinedRows(*images, mirrored=True),
+    }
 
 
 def make_params(folder: Path, **tune: Any) -> Params:
@@ -66,25 +87,35 @@ def make_params(folder: Path, **tune: Any) -> Params:
     document["augment"]["views"] = VIEWS
     document["tune"] |= {"epochs": 2, "batch_size": 16, "num_trials": 3} | tune
     document["tune"]["space"]["unfrozen_blocks"] = [0, 2]
-    document["refit"]["seeds"] = 3
+    document["refit"] |= {"folds": 3, "candidates": 1}
     return parse_params(document)
 
 
 @pytest.fixture(scope="module")
 def bench(project: Path) -> Bench:
-    return Bench(make_params(project), 2, None)
+    bench = Bench(make_params(project), 2, {})
+    bench.heads = fit_shared_heads(bench)
+    return bench
 
 
-def hparams_at(depth: int) -> Hparams:
-    return make_baseline(make_params(Path("anywhere")).tune.space, depth)
+def hparams_at(depth: int, head_input: str = "all") -> Hparams:
+    return make_baseline(make_params(Path("anywhere")).tune.space, depth, head_input)
+
+
+def make_search_of(depth: int, head_input: str = "all", **facts: Any) -> SearchRecord:
+    """The bare head and one trial of this depth."""
+    trials = (make_trial(0, head_input="last"), replace(make_trial(1, **facts), hparams=hparams_at(depth, head_input)))
+    return SearchRecord("feed", 1, 2, trials)
 
 
 def test_features_are_what_the_base_gives(project: Path, bench: Bench) -> None:
     images = load_split(project / "data/prepared/val").images
     scaled = np.asarray(images, np.float32) / 127.5 - 1
     whole = keras.ops.convert_to_numpy(bench.base.model(scaled, training=False))
-    stored = load_array(project / "data/features/depth-00/val.npy")
-    np.testing.assert_allclose(stored, whole.mean(axis=(1, 2)), rtol=5e-3, atol=1e-3 * np.abs(stored).max())
+    stored = load_array(project / "data/features/depth-00/view-000.npy")[NUM["train"] :]
+    np.testing.assert_allclose(stored, whole, rtol=5e-3, atol=1e-3 * np.abs(stored).max())
+    pooled = bench.data(0, "last").views[0][NUM["train"] :]
+    np.testing.assert_allclose(pooled, whole.mean(axis=(1, 2)), rtol=5e-3, atol=1e-3 * np.abs(pooled).max())
 
 
 def test_features_are_float16_unless_that_loses_them() -> None:
@@ -99,31 +130,32 @@ def test_an_extraction_goes_on_where_it_was_killed(project: Path, bench: Bench, 
     shutil.copytree(project / "data/features", features)
     kept = features / "depth-00/view-000.npy"
     stamp = kept.stat().st_mtime_ns
-    (features / "depth-01/val.npy").unlink()
-    splits = {split: load_split(project / f"data/prepared/{split}").images for split in NUM}
-    sources = {"view-000": splits["train"], "val": splits["val"]}
-    assert list(Extractor(bench.base, [0, 1, 2], "avg", 20).save(sources, features)) == ["view-000", "val"]
+    (features / "depth-01/mirror.npy").unlink()
+    sources = make_sources(project)
+    assert list(Extractor(bench.base, [0, 1, 2], 20).save(sources, features)) == list(sources)
     assert kept.stat().st_mtime_ns == stamp
-    for name in ("depth-00", "depth-01"):
+    for name in ("depth-00", "depth-01", "pooled"):
         again, before = (
-            np.asarray(load_array(root / name / "val.npy")) for root in (features, project / "data/features")
+            np.asarray(load_array(root / name / "mirror.npy")) for root in (features, project / "data/features")
         )
         np.testing.assert_array_equal(again, before)
 
 
 def test_cached_path_and_whole_network_have_the_same_loss_and_gradients(bench: Bench) -> None:
-    for depth in (0, 2):
-        receipt = bench.receipt(hparams_at(depth))
+    for depth, head_input in ((0, "last"), (0, "all"), (2, "last"), (2, "all")):
+        receipt = bench.receipt(hparams_at(depth, head_input))
         assert receipt.holds
         assert receipt.loss_difference < 1e-3
 
 
 def test_features_of_another_base_get_no_receipt(project: Path, bench: Bench) -> None:
-    trainer, val = bench.trainer(hparams_at(0)), load_split(project / "data/prepared/val")
-    head = [np.full((1280, 2), 0.1, np.float32) * [[1, -1]], np.zeros(2, np.float32)]
-    wrong = np.asarray(load_array(project / "data/features/depth-00/val.npy")) * 1.5
+    hparams = hparams_at(0, "last")
+    trainer, data = bench.trainer(hparams), bench.data(0, "last")
+    val = load_split(project / "data/prepared/val")
+    state = trainer.start(bench.start_head(hparams, 0), 0)
+    wrong = np.asarray(data.views[0][data.held_out[:8]]) * 1.5
     with pytest.raises(Refused, match="do not stand for the base"):
-        check_equivalence(bench.base, trainer, trainer.start(head, 0), val.images[:8], wrong[:8], val.labels[:8], "avg")
+        check_equivalence(bench.base, trainer, state, val.images[:8], wrong, val.labels[:8])
 
 
 def test_identical_trials_are_identical_whatever_ran_between(bench: Bench) -> None:
@@ -132,55 +164,158 @@ def test_identical_trials_are_identical_whatever_ran_between(bench: Bench) -> No
     assert bench.train(hparams_at(1), seed=5).curves == first
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("head_input", ["last", "all"])
+def test_training_begins_at_the_linear_head(bench: Bench, depth: int, head_input: str) -> None:
+    """With rates of nothing, a tail answers as the linear head does, at every depth."""
+    hparams = replace(hparams_at(depth, head_input), head_learning_rate=1e-30, suffix_learning_rate=1e-30, dropout=0.0)
+    trainer, data = bench.trainer(hparams), bench.data(depth, head_input)
+    logits = trainer.predict(trainer.start(bench.start_head(hparams, 0), 0), data.views[0])
+    kernel, bias = bench.heads[head_input].whole
+    wanted = np.asarray(bench.data(0, head_input).views[0][:], np.float32) @ kernel + bias
+    np.testing.assert_allclose(logits, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+@pytest.fixture(scope="module")
+def refitter(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Refitter:
+    return make_refitter(project, tmp_path_factory.mktemp("work"))
+
+
+def make_refitter(project: Path, work: Path, **rules: Any) -> Refitter:
+    params = make_params(project)
+    params = params.model_copy(update={"refit": params.refit.model_copy(update=rules)})
+    splits = [load_split(project / "data/prepared" / split) for split in NUM]
+    return Refitter(params, ("dark", "bright"), splits, work)
+
+
+def val_images(project: Path) -> np.ndarray:
+    return np.asarray(load_split(project / "data/prepared/val").images)
+
+
+@pytest.mark.parametrize("combine", ["mean", "average_weights", "single"])
+def test_the_whole_model_is_the_mean_of_its_parts_in_stock_layers(
+    project: Path, refitter: Refitter, tmp_path: Path, combine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tails and heads in equal parts, with the mirror image, whatever the out-of-fold loss would choose.
+    monkeypatch.setattr(refit_module, "SHARES", [0.5])
+    monkeypatch.setattr(refitter, "_mirrored", lambda _: [True])
+    refitter.params = refitter.params.model_copy(
+        update={"refit": refitter.params.refit.model_copy(update={"combine": combine})}
+    )
+    images, search = val_images(project), make_search_of(2)
+    record, probabilities = refitter.run(search, search.trials[1:], tmp_path, images)
+    assert record.join_difference < 1e-2 and (record.share, record.mirrored) == (0.5, True)
+    assert set(record.sha256) == {"final", "baseline", "every_cut"}
+    model = keras.saving.load_model(tmp_path / "final.keras", safe_mode=True)
+    answers = keras.ops.convert_to_numpy(model(images, training=False))
+    assert answers.shape == (NUM["val"], 2)
+    np.testing.assert_allclose(answers.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(answers, keras.ops.convert_to_numpy(model(images[:, :, ::-1])), atol=1e-5)
+    layers = [layer for layer in model._flatten_layers() if layer is not model]
+    assert not [layer for layer in layers if type(layer).__module__.startswith("frostline")]
+    assert not model.compiled  # no optimizer state travels with it
+    assert probabilities.shape == (NUM["train"] + NUM["val"], 2)
+    assert record.accuracy == (probabilities.argmax(axis=1) == refitter.labels).mean()
+    json.dumps(record.to_record(), allow_nan=False)
+    assert type(record).from_record(json.loads(json.dumps(record.to_record()))).to_record() == record.to_record()
+    heat = explain(model, images[:2], np.array([0, 1]))
+    assert heat.shape == (2, SIZE, SIZE) and heat.max() > 0.5
+
+
+def test_out_of_fold_answers_are_those_of_the_networks_that_have_not_seen_the_picture(
+    project: Path, tmp_path: Path
+) -> None:
+    refitter = make_refitter(project, tmp_path / "work")
+    bench, hparams = refitter.bench, hparams_at(1)
+    crossed = refit_module.cross_fit_trial(
+        bench, replace(make_trial(1), hparams=hparams), refitter.rows, refitter.folds, tmp_path / "work"
+    )
+    own, others = np.flatnonzero(refitter.folds == 1), np.flatnonzero(refitter.folds != 1)
+    seed = derive_seed(bench.params.seed, "refit", 1, 1)
+    alone = bench.train(hparams, seed, rows=(others, own), head=bench.start_head(hparams, seed, 1))
+    logits = bench.trainer(hparams).predict(alone.state, bench.data(1, "all").views[0], own)
+    np.testing.assert_allclose(crossed.plain[own], softmax(logits.astype(float), axis=1), atol=1e-6)
+
+
+def test_a_killed_refit_goes_on_at_its_fold(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, images = make_search_of(1), val_images(project)
+    whole, _ = make_refitter(project, tmp_path / "whole").run(search, search.trials[1:], tmp_path / "a", images)
+    killed, fitted = make_refitter(project, tmp_path / "work"), []
+    train = Bench.train
+
+    def die_at_the_third(self: Bench, *given: Any, **named: Any) -> Any:
+        fitted.append(given)
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return train(self, *given, **named)
+
+    monkeypatch.setattr(Bench, "train", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(search, search.trials[1:], tmp_path / "b", images)
+    again, _ = make_refitter(project, tmp_path / "work").run(search, search.trials[1:], tmp_path / "b", images)
+    assert len(fitted) == 4  # of three folds the third alone is fitted again
+    assert again.sha256 == whole.sha256
+
+
 def test_a_model_that_differs_from_what_was_trained_is_refused(
-    project: Path, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, refitter: Refitter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = np.asarray(load_split(project / "data/prepared/val").images)
-    exact = refit(bench, hparams_at(1), bench.params.refit, tmp_path / "model.keras", images).join_difference
-    monkeypatch.setattr(refit_module, "JOIN_TOLERANCE", exact - 1e-6)
+    monkeypatch.setattr(refit_module, "JOIN_TOLERANCE", -1.0)
+    search = make_search_of(1)
     with pytest.raises(Refused, match=r"in a probability.*extract\.precision"):
-        refit(bench, hparams_at(1), bench.params.refit, tmp_path / "refused.keras", images)
-    assert not (tmp_path / "refused.keras").exists()
+        refitter.run(search, search.trials[1:], tmp_path, val_images(project))
+    assert not (tmp_path / "final.keras").exists()
 
 
-def test_exported_model_agrees_with_prefix_and_tail(project: Path, bench: Bench, tmp_path: Path) -> None:
-    images = np.asarray(load_split(project / "data/prepared/val").images)
-    for depth in (0, 2):
-        result = refit(bench, hparams_at(depth), bench.params.refit, tmp_path / f"{depth}.keras", images)
-        model = keras.saving.load_model(tmp_path / f"{depth}.keras", safe_mode=True)
-        probabilities = keras.ops.convert_to_numpy(model(images, training=False))
-        assert result.join_difference < 1e-2
-        assert probabilities.shape == (24, 2)
-        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-        accuracy = (probabilities.argmax(axis=1) == load_split(project / "data/prepared/val").labels).mean()
-        assert accuracy == pytest.approx(result.val_accuracy)
-        assert not [layer for layer in model.layers if type(layer).__module__.startswith("frostline")]
-        assert not model.compiled  # no optimizer state travels with it
+def test_where_no_flip_is_among_the_transforms_no_mirror_image_answers(project: Path, tmp_path: Path) -> None:
+    refitter = make_refitter(project, tmp_path, mirrored="yes")
+    bench = refitter.bench
+    bench._data = {(0, sees): replace(bench.data(0, sees), mirror=None) for sees in ("last", "all")}
+    heads = {
+        sees: refit_module.cross_fit_head(bench, sees, sees, refitter.rows, refitter.folds) for sees in bench.heads
+    }
+    assert refitter._mirrored(heads["last"]) == [False]
 
 
-def test_refit_keeps_the_median_of_its_seeds(bench: Bench, project: Path, tmp_path: Path) -> None:
-    images = np.asarray(load_split(project / "data/prepared/val").images[:4])
-    result = refit(bench, hparams_at(0), bench.params.refit, tmp_path / "m.keras", images)
-    ranked = sorted((seed["val_accuracy"], -seed["val_loss"]) for seed in result.seeds)
-    assert (result.val_accuracy, -result.val_loss) == ranked[1]
-    json.dumps(result.to_record())
+def test_the_lowest_out_of_fold_log_loss_is_chosen() -> None:
+    labels = np.array([0, 1, 0, 1, 1, 0], np.int32)
+
+    def answer(sure: float, name: str, tails: bool) -> CrossFit:
+        right = np.full((6, 2), 1 - sure)
+        right[np.arange(6), labels] = sure
+        trial = make_trial(3) if tails else None
+        return CrossFit(name, trial, right, right[:, ::-1].copy(), [], {})
+
+    heads = {"last": answer(0.6, "bare head", False), "all": answer(0.8, "head on every cut", False)}
+    choice = refit_module.choose(labels, heads, [answer(0.7, "trial 3", True)], [False, True])
+    assert (choice.share, choice.sees, choice.mirrored, choice.temperature) == (0.0, "all", False, 1.0)
+    assert choice.tails is None and choice.heads is heads["all"]
+    choice = refit_module.choose(labels, heads, [answer(0.9, "trial 3", True)], [False])
+    assert choice.share == 1.0 and choice.heads is None
 
 
-def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved(
-    bench: Bench, project: Path, tmp_path: Path
-) -> None:
+def test_flattened_maps_are_learnt_and_joined(project: Path, tmp_path: Path) -> None:
+    params = make_params(project, pooling="flatten")
+    splits = [load_split(project / "data/prepared" / split) for split in NUM]
+    refitter = Refitter(params, ("dark", "bright"), splits, tmp_path / "work")
+    assert refitter.bench.heads == {}
+    search = make_search_of(1, "last")
+    record, _ = refitter.run(search, search.trials[1:], tmp_path, val_images(project))
+    assert record.join_difference < 1e-2 and record.share == 1.0
+    assert set(record.sha256) == {"final", "baseline"}
+
+
+def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved(project: Path, tmp_path: Path) -> None:
     """Or the registry would take a rerun for a new model: Keras writes the date and drawn seeds into its files."""
-    images = np.asarray(load_split(project / "data/prepared/val").images[:4])
-    first = refit(bench, hparams_at(1), bench.params.refit, tmp_path / "a.keras", images)
+    search, images = make_search_of(1), val_images(project)
+    first, _ = make_refitter(project, tmp_path / "1").run(search, search.trials[1:], tmp_path / "a", images)
     time.sleep(1.1)  # dates in metadata.json have seconds
     # As another process would: the base is loaded again, and Python's generator, from which Keras draws seeds, went on.
     keras.backend.clear_session()
     random.seed(4)
-    again = refit(
-        Bench(bench.params, 2, None), hparams_at(1), bench.params.refit, tmp_path / "elsewhere" / "b.keras", images
-    )
+    again, _ = make_refitter(project, tmp_path / "2").run(search, search.trials[1:], tmp_path / "elsewhere", images)
     assert again.sha256 == first.sha256
-    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["b.keras"]
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {f"{name}.keras" for name in first.sha256}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -190,12 +325,12 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
     params = make_params(project, workers=workers, num_trials=4, pruning="halving" if workers > 1 else "none")
     space = params.tune.space.model_copy(update={"unfrozen_blocks": (0, 0)})
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"space": space})})
-    study = open_study(mlflow_root / "studies", "d", "c", "ask", space)
+    study = open_study(mlflow_root / "studies", "d", "c", "ask")
     store = open_store(params.tracking, mlflow_root)
     parent = open_study_run(store, "d", params={}, tags={})
-    probe = fit_shared_probe(params)
-    job = Job(params, study, store, parent, ("dark", "bright"), probe)
-    run_trials(job, Bench(params, 2, probe))
+    bench = Bench(params, 2, {})
+    bench.heads = fit_shared_heads(bench)
+    run_trials(Job(params, study, store, parent, ("dark", "bright"), bench.heads), bench)
     records = list_records(study.load(), 4)
     assert [record.number for record in records] == [0, 1, 2, 3]
     children = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
@@ -205,11 +340,11 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:
     params = make_params(project, num_trials=2)
-    study = open_study(mlflow_root / "studies", "timed", "c", "ask", params.tune.space)
+    study = open_study(mlflow_root / "studies", "timed", "c", "ask")
     store = open_store(params.tracking, mlflow_root)
     parent = open_study_run(store, "timed", params={}, tags={})
     report = run_study(params, study, store, parent, ("dark", "bright")).to_record()
-    assert set(report["seconds"]) == {"base", "probe", "receipt", "trace", "train", "validate", "bookkeeping"}
+    assert set(report["seconds"]) == {"base", "heads", "receipt", "trace", "train", "validate", "bookkeeping"}
     assert all(taken > 0 for taken in report["seconds"].values())
     assert 0 < report["achieved_over_limit"] < 1
     assert 0 < report["bookkeeping_seconds_per_trial"] < 5

@@ -60,13 +60,11 @@ def _introduce(records: Records, params: Params) -> str:
 
 
 def _describe_trained(refit: RefitRecord) -> str:
-    folds = f"{refit.folds} " if refit.combine == "mean" else ""
-    heads = f"{folds}linear heads on it"
     if refit.share == 0:
-        return heads
-    depth = refit.hparams.unfrozen_blocks
-    tails = f"{folds}tails of its last {depth} blocks and a head" if depth else f"{folds}heads"
-    return f"{tails}, on one frozen part" + (f", mixed with {heads}" if refit.share < 1 else "")
+        return "a linear head on it"
+    depth, count = refit.hparams.unfrozen_blocks, refit.folds if refit.combine == "mean" else 1
+    kind = f"tail{'s' * (count > 1)} of its last {depth} blocks and a head" if depth else f"head{'s' * (count > 1)}"
+    return f"{count} {kind}, on one frozen part" + (", mixed with a linear head on it" if refit.share < 1 else "")
 
 
 def _describe_results(evaluation: Evaluation) -> str:

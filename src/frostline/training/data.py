@@ -103,7 +103,7 @@ def load_features(folder: Path, depth: int, columns: slice, base: Callable[[], B
     names = sorted(path.stem for path in (folder / POOLED).glob("*.npy"))
     names = [name for name in names if name != MIRROR] + [name for name in names if name == MIRROR]
     pooled = {name: load_array(folder / POOLED / f"{name}.npy") for name in names}
-    if depth == 0 and 0 not in facts["stored"]:
+    if depth == 0 and columns != slice(0, 0):  # a pooled head sees columns alone
         return {name: FeatureRows(rows, columns) for name, rows in pooled.items()}
     source = depth if depth in facts["stored"] else min(stored for stored in facts["stored"] if stored > depth)
     maps = {name: load_array(folder / depth_folder(source) / f"{name}.npy") for name in names}
