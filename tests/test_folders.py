@@ -54,6 +54,16 @@ SPLIT = {(split, name): 2 for split in ("train", "test") for name in ("cats", "d
             {("train", "cats"): 2, ("train", "dogs"): 2},
             "left out, because they have no labels: test",
         ),
+        (
+            pictures("train/cats", "train/dogs", "test/test"),
+            {("train", "cats"): 2, ("train", "dogs"): 2},
+            "left out, because they have no labels: test",
+        ),
+        (
+            [f"train/train/{name}.{n}.jpg" for name in ("cats", "dogs") for n in (1, 2)] + pictures("test1/test1"),
+            CLASSES,
+            "test1",
+        ),
         # The split within the class.
         (pictures("cats/train", "cats/test", "dogs/train", "dogs/test"), SPLIT, "each class folder holds the splits"),
         (pictures("images/cats", "images/dogs") + ["annotations/1.xml", "README.md"], CLASSES, "annotations"),
@@ -71,6 +81,12 @@ def test_a_layout_that_people_have_is_recognised_and_said(tmp_path, names, wante
     copy_layout(layout, tmp_path / "raw")
     again = read_layout(tmp_path / "raw", layout.splits)
     assert [entry.image_id for entry in again.entries] == [entry.image_id for entry in layout.entries]
+
+
+def test_pictures_that_were_read_are_not_said_to_be_left_out(tmp_path):
+    layout = find_layout(make(tmp_path, *[f"{name}.{n}.jpg" for name in ("cats", "dogs") for n in (1, 2)]))
+    assert counts(layout) == CLASSES
+    assert "left out" not in "; ".join(layout.notes)
 
 
 @pytest.mark.parametrize(

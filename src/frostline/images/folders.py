@@ -54,7 +54,8 @@ def find_layout(root: Path, *, follow_links: bool = False, encoding: str | None 
     walk, notes = Walk(root, follow_links, encoding), list[str]()
     top, folders, files = _unwrap(root, walk, notes)
     entries, tables = _read(top, folders, files, walk, notes)
-    if files := [file for file in files if file not in tables]:
+    used = {entry.path for entry in entries}
+    if files := [file for file in files if file not in tables and str(file) not in used]:
         notes.append(f"{len(files)} files beside the class folders were left out: {some(file.name for file in files)}")
     return _make(root, entries, walk, notes, tables)
 
@@ -146,8 +147,16 @@ def _train_is_flat(named: dict[Path, str], flat: dict[Path, list[Path]]) -> bool
 
 
 def _flat_pictures(folder: Path, walk: Walk) -> list[Path]:
-    """The pictures of a folder that holds no folder; [] where it holds some."""
+    """The pictures of a folder that holds no folder, but for one of its own split's name (test/test); [] where it holds some."""
     folders, files = walk.children(folder)
+    while (
+        len(folders) == 1
+        and not any(is_picture(file.name) for file in files)
+        and split_of(folder.name) is not None
+        and split_of(folders[0].name) == split_of(folder.name)
+    ):
+        folder = folders[0]
+        folders, files = walk.children(folder)
     return [] if folders else [file for file in files if is_picture(file.name)]
 
 
@@ -240,7 +249,7 @@ def _read_splits(top: Path, folders: list[Path], named: dict[Path, str], walk: W
         notes.append(f"taken for splits by their names: {some(f'{folder.name} ({named[folder]})' for folder in odd)}")
     aside = [folder for folder in folders if folder not in named]
     for split, folder in list(splits.items()):
-        if split != "train" and not walk.children(folder)[0]:
+        if split != "train" and (not walk.children(folder)[0] or _flat_pictures(folder, walk)):
             aside.append(splits.pop(split))
     if aside:
         notes.append(

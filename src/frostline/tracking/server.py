@@ -126,7 +126,7 @@ def _meeting_problems(store: Store, experiment: str, tags: dict[str, str], model
     if not taken:
         return []
     return [
-        f"{' and '.join(taken)} there belong to another project or copy of it, under the name that all begin with. "
+        f"in use by another project, or by another copy of this one: {' and '.join(taken)}, the names that all begin with. "
         "Give yours a name of its own in params.yaml; copies of one project share it then"
     ]
 
