@@ -258,12 +258,12 @@ def test_a_killed_refit_goes_on_at_its_fold(project: Path, tmp_path: Path, monke
 
 
 def test_a_model_that_differs_from_what_was_trained_is_refused(
-    project: Path, refitter: Refitter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refit_module, "JOIN_TOLERANCE", -1.0)
     search = make_search_of(1)
     with pytest.raises(Refused, match=r"in a probability.*extract\.precision"):
-        refitter.run(search, search.trials[1:], tmp_path, val_images(project))
+        make_refitter(project, tmp_path / "work").run(search, search.trials[1:], tmp_path, val_images(project))
     assert not (tmp_path / "final.keras").exists()
 
 
@@ -339,7 +339,7 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
 
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:
-    params = make_params(project, num_trials=2)
+    params = make_params(project, num_trials=3)
     study = open_study(mlflow_root / "studies", "timed", "c", "ask")
     store = open_store(params.tracking, mlflow_root)
     parent = open_study_run(store, "timed", params={}, tags={})

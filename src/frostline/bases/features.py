@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from frostline.arrays import ArrayWriter, Rows, take_rows
 from frostline.bases.base import Base
-from frostline.bases.cuts import build_prefix
+from frostline.bases.cuts import build_prefix, choose_pooled
 from frostline.devices import Tensor, choose_streams, compile_frozen, measure_speed_up
 from frostline.files import load_json, part_of, save_json
 from frostline.seeding import in_order
@@ -48,6 +48,8 @@ class Extractor:
         self.folders = (*(depth_folder(depth) for depth in depths), POOLED)
         self.shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
         self._forward = compile_frozen(prefix)
+        # Where the columns of each pooled cut end.
+        self._ends = np.cumsum([2 * cut.shape[-1] for cut in choose_pooled(base)])
         self._types: list[type[np.floating[Any]]] = []
 
     def run(self, images: Rows, first: int = 0) -> Iterator[list[NDArray[np.float32]]]:
@@ -67,8 +69,10 @@ class Extractor:
     def types(self, images: Rows) -> list[type[np.floating[Any]]]:
         """The type in which each output is stored, by the features of the first pictures; asked once."""
         if not self._types:
-            first = take_rows(images, slice(0, self.batch_size))
-            self._types = [choose_dtype(values) for values in next(self.run(first))]
+            *maps, pooled = next(self.run(take_rows(images, slice(0, self.batch_size))))
+            self._types = [choose_dtype(values) for values in maps]
+            cuts = [choose_dtype(values) for values in np.split(pooled, self._ends[:-1], axis=1)]
+            self._types.append(np.float32 if np.float32 in cuts else np.float16)
         return self._types
 
     def row_bytes(self, images: Rows) -> dict[str, int]:

@@ -80,7 +80,18 @@ def build_model(
     )
     model = keras.Model(pixels, layers.Softmax(name="probabilities", dtype="float32")(logits), name="frostline")
     model.trainable = False
+    _name_operations(model)
     return model
+
+
+def _name_operations(model: keras.Model) -> None:
+    """Names the operations that are no layers after their place: Keras counts them through the whole process, so that
+    the same model would get another file."""
+    for place, operation in enumerate(model.operations):
+        if isinstance(operation, keras.Model):
+            _name_operations(operation)
+        elif not isinstance(operation, layers.Layer):
+            operation.name = f"{type(operation).__name__.lower()}_{place}"
 
 
 def _answer_of_tail(
