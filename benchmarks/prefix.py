@@ -5,9 +5,9 @@
 decode: `decode_shards` (header, decoding, hashes, fingerprints, shards on disk) beside a bare loop of `cv2.imdecode` and
 `cv2.resize` on one core, times the cores, and the time of each of its steps; INTER_AREA is the one that skips no pixels.
 augment: `save_views` (files on disk) beside a bare loop of Albumentations' `Compose`, times the cores. Both write some
-gigabytes. prefix: `Extractor` with its four cuts beside the same network unfolded and in one large batch, and beside
-`model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts. One JSON line per way:
-pictures per second of wall time and of processor time, and the ratio to the plain way.
+gigabytes. prefix: `Extractor` with the maps of four cuts and every cut pooled, beside the four cuts unfolded and in one
+large batch, and beside `model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts.
+One JSON line per way: pictures per second of wall time and of processor time, and the ratio to the plain way.
 """
 
 import argparse
