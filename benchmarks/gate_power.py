@@ -34,7 +34,9 @@ def share_better(gain: float, discordance: float, num_images: int) -> float:
             low, high = int(discordant) // 2, int(discordant) + 1
             while low < high:
                 middle = (low + high) // 2
-                low, high = (low, middle) if mcnemar(middle, discordant - middle) < SIGNIFICANCE else (middle + 1, high)
+                low, high = (
+                    (low, middle) if mcnemar(middle, int(discordant) - middle) < SIGNIFICANCE else (middle + 1, high)
+                )
             total += weight * stats.binom.sf(low - 1, discordant, wins_share)
     return total
 
@@ -103,9 +105,10 @@ def make_tables() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the tables into docs/promotion.md")
+    given = parser.parse_args()
     tables = make_tables()
     print(tables)
-    if parser.parse_args().write:
+    if given.write:
         text = PAGE.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")

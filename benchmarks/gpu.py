@@ -2,17 +2,20 @@
 
     python benchmarks/gpu.py [--shared ../shared] [--backend jax] [--workload W1] [--per-class 1000]
 
-Only Frostline runs, whole; see search.py for the workloads. One JSON line. It was written without a GPU at hand: so far it
+Only Frostline runs, whole; see workloads.py for what it runs. One JSON line. It was written without a GPU at hand: so far it
 has run on CPUs alone, and a GPU's numbers are for whoever has one to add.
 """
 
 import argparse
 import json
 import os
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workloads import Sources, Trial
 
 
 def main() -> None:
@@ -27,7 +30,7 @@ def main() -> None:
     if given.backend:
         os.environ["KERAS_BACKEND"] = given.backend
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from search import WORKLOADS, Sources, draw_trials
+    from workloads import WORKLOADS, Sources, draw_trials
 
     changes = {"per_class": given.per_class, "val_per_class": given.per_class, "num_trials": given.trials}
     changes |= {"epochs": given.epochs, "views": given.epochs}
@@ -35,9 +38,9 @@ def main() -> None:
     measure(Sources(work, given.shared), draw_trials(work, 7))
 
 
-def measure(sources: "Sources", trials: list["Trial"]) -> None:  # noqa: F821
+def measure(sources: "Sources", trials: list["Trial"]) -> None:
     """Runs the workload once and prints the line."""
-    from search_frostline import run_frostline
+    from side_frostline import run_frostline
 
     from frostline.devices import BACKEND, describe_device, share_memory
 
@@ -47,9 +50,8 @@ def measure(sources: "Sources", trials: list["Trial"]) -> None:  # noqa: F821
         line = run_frostline(sources, trials, rules)
     work, costs = sources.work, sources.costs()
     num, val = len(sources.train), len(sources.val)
-    num_prefix = num * work.views + val
-    prefix_flops = num_prefix * max(costs.prefix.values())
-    study_flops = costs.ours(trials, line["epochs"], num, val, work.views) - prefix_flops
+    num_prefix, prefix_flops = sources.num_prefix, sources.num_prefix * costs.total
+    study_flops = costs.ours(trials, line["epochs"], num, val, num_prefix) - prefix_flops
     phases = line["phases"]
     computing = phases["train"] + phases["validate"]
     report = {
@@ -73,4 +75,4 @@ def measure(sources: "Sources", trials: list["Trial"]) -> None:  # noqa: F821
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

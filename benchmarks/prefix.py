@@ -5,9 +5,9 @@
 decode: `decode_shards` (header, decoding, hashes, fingerprints, shards on disk) beside a bare loop of `cv2.imdecode` and
 `cv2.resize` on one core, times the cores, and the time of each of its steps; INTER_AREA is the one that skips no pixels.
 augment: `save_views` (files on disk) beside a bare loop of Albumentations' `Compose`, times the cores. Both write some
-gigabytes. prefix: `Extractor` with its four cuts beside the same network unfolded and in one large batch, and beside
-`model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts. One JSON line per way:
-pictures per second of wall time and of processor time, and the ratio to the plain way.
+gigabytes. prefix: `Extractor` with the maps of four cuts and every cut pooled, beside the four cuts unfolded and in one
+large batch, and beside `model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts.
+One JSON line per way: pictures per second of wall time and of processor time, and the ratio to the plain way.
 """
 
 import argparse
@@ -17,17 +17,16 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from search import TRANSFORMS
+from workloads import TRANSFORMS
 
 # Heavy libraries are imported inside functions: the processes that decode and render import this file again.
 ROUNDS = 3
@@ -139,7 +138,7 @@ def profile_decode(entries: list[Any], size: int, out: Path) -> dict[str, Any]:
     from frostline.process import keep_freed_memory
 
     keep_freed_memory()
-    steps: Counter[str] = Counter()
+    steps: dict[str, float] = defaultdict(float)
 
     def measure(step: str, function: Callable[[Any], Any], things: list[Any]) -> list[Any]:
         started = time.perf_counter()
@@ -159,7 +158,7 @@ def profile_decode(entries: list[Any], size: int, out: Path) -> dict[str, Any]:
         data = measure("reading", lambda entry: Path(entry.path).read_bytes(), entries[start : start + 200])
         headers = measure("header", check, data)
         pairs = list(zip(data, headers, strict=True))
-        images = measure("decoding, resizing", lambda pair: decode_checked(*pair, size, "squash"), pairs)
+        images = measure("decoding, resizing", lambda pair: decode_checked(pair[0], pair[1], size, "squash"), pairs)
         measure("fingerprints", make_fingerprints, images)
         measure("sha256 of the file", lambda one: hashlib.sha256(one).hexdigest(), data)
         measure("sha256 of the pixels", lambda image: hashlib.sha256(image.data).hexdigest(), images)
@@ -197,7 +196,7 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
 
     def ours() -> int:
         with redirect_stdout(io.StringIO()):
-            list(save_views(file, ids, TRANSFORMS, out, num_views=num_views, seed=0, workers=cores))
+            list(save_views([file], ids, TRANSFORMS, out, num_views=num_views, seed=0, workers=cores))
         return len(images) * (num_views - 1)
 
     def write() -> int:
@@ -236,7 +235,7 @@ def measure_prefix(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]
     base = build_base(given.base, given.size, weights=weights, output_layer=output)
     images = load_pictures(given, given.pictures)
     depths, batch = [0, 1, 2, 3], 64
-    extractor = Extractor(base, depths, "avg", batch)
+    extractor = Extractor(base, depths, batch)
     pixels = keras.Input(images.shape[1:], dtype="uint8")
     cuts = [base.model.operations[base.cuts[depth].index].output for depth in depths]
     plain = keras.Model(base.model.inputs, cuts)(scale_pixels(pixels, base.scaling))
@@ -274,4 +273,4 @@ def measure_prefix(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""What pruning costs and brings: the same searches with none, Optuna's median pruner and halving, at an equal budget of epochs.
+"""What pruning costs and brings: the same searches with none, with the median pruner and with halving, at an equal budget of epochs.
 
     cd PROJECT; dvc repro extract; python benchmarks/pruning.py [--seeds 4] [--trials 16] [--json FILE]
 
@@ -22,7 +22,7 @@ import numpy as np
 from frostline.files import load_json
 from frostline.params import load_params
 from frostline.search.outcome import run_study
-from frostline.search.study import BRACKET, open_study
+from frostline.search.study import open_study
 from frostline.tracking.runs import open_study_run
 from frostline.tracking.store import open_store
 
@@ -65,24 +65,16 @@ def run_search(pruning: str, seed: int, num_trials: int, budget: int) -> dict[st
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root.resolve()}/mlflow.db"
         store = open_store(params.tracking, root)
         parent = open_study_run(store, "pruning", params={}, tags={})
-        file = open_study(root / "studies", "pruning", "code", "ask", params.tune.space)
-        records = run_study(params, file, store, parent, classes, root / "work").records
-    within = [record for record, spent in zip(records, _spent(records, pruning), strict=True) if spent <= budget]
+        file = open_study(root / "studies", "pruning", "code", "ask")
+        trials = run_study(params, file, store, parent, classes).trials
+    spent = accumulate(trial.epochs for trial in trials)
+    within = [trial for trial, epochs in zip(trials, spent, strict=True) if epochs <= budget]
     return {
         "trials": len(within),
-        "epochs": sum(record["epochs"] for record in within),
-        "seconds": round(sum(record["seconds"] for record in within), 1),
-        "best": max(record["score"] for record in within if record["score"] is not None),
+        "epochs": sum(trial.epochs for trial in within),
+        "seconds": round(sum(trial.seconds for trial in within), 1),
+        "best": max(trial.score for trial in within if trial.score is not None),
     }
-
-
-def _spent(records: list[dict[str, Any]], pruning: str) -> list[int]:
-    """Epochs of the whole search when each trial has ended; trials of one bracket end together."""
-    epochs = list(accumulate(record["epochs"] for record in records))
-    if pruning != "halving":
-        return epochs
-    ends = [min(len(epochs), (place // BRACKET + 1) * BRACKET) - 1 for place in range(len(epochs))]
-    return [epochs[end] for end in ends]
 
 
 if __name__ == "__main__":

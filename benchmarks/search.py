@@ -6,7 +6,8 @@
 W1: cats_vs_dogs, MobileNetV2 1.0 at 160 px, 12 trials over depths 0 to 3. W2: InceptionV3 at 150 px up to mixed8, the
 same. W3: as W1 with 50 trials at depth 0. All: the same list of (depth, dropout, learning rate), 8 epochs, 8 views.
 
-Frostline runs whole and is charged with everything: decoding, views, features, probe, receipt, traces, training,
+Heads see the last cut, as in the tutorials. Frostline runs whole and is charged with everything: decoding, views, features of
+every cut, the linear heads that a study begins with and every head starts from, receipt, traces, training,
 MLflow and Optuna. Of the others a sample is timed (one trial per depth: its build, its trace, some steps) and
 extrapolated to all trials and epochs; the sample is printed. No system is charged with the import of TensorFlow. CPU
 seconds stand beside wall seconds: they say more where other programs use the machine. One JSON line per system.
@@ -16,143 +17,15 @@ KerasTuner is no dependency (`pip install keras-tuner tensorboard`): where it is
 import argparse
 import json
 import math
-import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from workloads import WORKLOADS, Sources, Workload, draw_trials, say
 
-# Heavy libraries are imported inside functions: the processes that render views import this file again.
-
-TRANSFORMS = [
-    {"HorizontalFlip": {"p": 0.5}},
-    {
-        "Affine": {
-            "scale": [0.8, 1.2],
-            "rotate": [-20, 20],
-            "translate_percent": [-0.1, 0.1],
-            "border_mode": 4,
-            "p": 0.8,
-        }
-    },
-    {"RandomBrightnessContrast": {"brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.5}},
-]
-DROPOUT = (0.0, 0.6)
-LEARNING_RATE = (1e-4, 1e-3)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One search. `per_class`: training pictures per class, all where None; validation likewise."""
-
-    name: str
-    base: str
-    weights: str
-    image_size: int
-    output_layer: str | None
-    depths: tuple[int, ...]
-    num_trials: int
-    epochs: int = 8
-    views: int = 8
-    batch_size: int = 32
-    per_class: int | None = None
-    val_per_class: int | None = None
-
-
-MOBILENET = ("MobileNetV2", "weights/mobilenet_v2_100/mobilenet_v2_100_notop.weights.h5", 160, None)
-INCEPTION = ("InceptionV3", "weights/inception_v3/inception_v3_mixed8.weights.h5", 150, "mixed8")
-WORKLOADS = {
-    "W1": Workload("W1", *MOBILENET, depths=(0, 1, 2, 3), num_trials=12),
-    "W2": Workload("W2", *INCEPTION, depths=(0, 1, 2, 3), num_trials=12),
-    "W3": Workload("W3", *MOBILENET, depths=(0,), num_trials=50),
-}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What every system tries; one learning rate for head and suffix, as in the tutorials."""
-
-    depth: int
-    dropout: float
-    learning_rate: float
-
-
-def draw_trials(work: Workload, seed: int) -> list[Trial]:
-    """The list of all systems: depths in turn; the first is the middle of each range, where Frostline begins."""
-    rng = np.random.default_rng(seed)
-    low, high = np.log(LEARNING_RATE)
-    drawn = [
-        Trial(work.depths[i % len(work.depths)], float(rng.uniform(*DROPOUT)), float(np.exp(rng.uniform(low, high))))
-        for i in range(work.num_trials)
-    ]
-    return [Trial(work.depths[0], sum(DROPOUT) / 2, math.sqrt(math.prod(LEARNING_RATE))), *drawn[1:]]
-
-
-def list_files(folder: Path, per_class: int | None) -> list[tuple[str, int]]:
-    """(path, label) of the first pictures of every class folder."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    return [
-        (str(path), label)
-        for label, one in enumerate(classes)
-        for path in sorted(path for path in one.iterdir() if path.is_file())[:per_class]
-    ]
-
-
-class Sources:
-    """What all systems share: the files, and the base with its weights (whose reading is charged to nobody)."""
-
-    def __init__(self, work: Workload, shared: Path) -> None:
-        self.work, self.shared = work, shared
-        folder = shared / "data" / "cats_vs_dogs"
-        self.train = list_files(folder / "train", work.per_class)
-        self.val = list_files(folder / "validation", work.val_per_class)
-
-    @cached_property
-    def base(self) -> Any:
-        from frostline.bases.base import build_base
-
-        work = self.work
-        weights = self.shared / work.weights
-        return build_base(work.base, work.image_size, output_layer=work.output_layer, weights=weights)
-
-    def costs(self) -> "Costs":
-        """Forward FLOPs of the base, its prefixes and a head of two classes."""
-        from frostline.bases.cost import flops_of
-
-        found = flops_of(self.base)
-        head = 2 * self.base.cuts[0].shape[-1] * 2
-        return Costs(found["total"], {depth: found["prefix"][depth] for depth in self.work.depths}, head)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Forward FLOPs per image: the whole base, the frozen prefix of each depth, the head."""
-
-    total: int
-    prefix: dict[int, int]
-    head: int
-
-    def naive(self, trials: Sequence[Trial], epochs: int, num: int, val: int) -> float:
-        """The formula of every system that runs the whole network at every step."""
-        return sum(
-            epochs
-            * (num * (3 * self.total - 2 * self.prefix[t.depth] + 3 * self.head) + val * (self.total + self.head))
-            for t in trials
-        )
-
-    def ours(self, trials: Sequence[Trial], epochs: Sequence[int], num: int, val: int, views: int) -> float:
-        """The formula of a prefix that runs once. epochs: of each trial."""
-        once = (num * views + val) * max(self.prefix.values())
-        above = {depth: self.total - below for depth, below in self.prefix.items()}
-        return once + sum(
-            e * (num * 3 * (above[t.depth] + self.head) + val * (above[t.depth] + self.head))
-            for t, e in zip(trials, epochs, strict=True)
-        )
+# Both sides are imported inside functions: the processes that draw views import this file again.
 
 
 def main() -> None:
@@ -186,8 +59,8 @@ def main() -> None:
 
 def compare_speed(work: Workload, given: argparse.Namespace) -> list[dict[str, Any]]:
     """One line per system, printed as it comes; the ratio is to `plain`."""
-    from search_frostline import measure_limit, run_frostline
-    from search_plain import run_system
+    from side_frostline import measure_limit, run_frostline
+    from side_plain import run_system
 
     sources = Sources(work, given.shared)
     costs = sources.costs()
@@ -199,8 +72,8 @@ def compare_speed(work: Workload, given: argparse.Namespace) -> list[dict[str, A
     for system in given.systems:
         if system == "frostline":
             line = run_frostline(sources, trials, given)
-            flops = costs.ours(trials, line.pop("epochs"), num, val, work.views)
-            limit = measure_limit(sources, trials, line.pop("epochs_by_depth"), num * work.views + val)
+            flops = costs.ours(trials, line.pop("epochs"), num, val, sources.num_prefix)
+            limit = measure_limit(sources, trials, line.pop("epochs_by_depth"), sources.num_prefix)
             reached = {"segments": limit["seconds"] / line["seconds"]}
             reached["segments, CPU seconds"] = limit["cpu_seconds"] / line["cpu_seconds"]
             line |= {"limit": limit, "achieved_over_limit": reached}
@@ -223,8 +96,8 @@ def compare_speed(work: Workload, given: argparse.Namespace) -> list[dict[str, A
 def compare_accuracy(work: Workload, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Whole runs of both systems for every seed; the difference of their scores with its 95 % interval."""
     from scipy import stats
-    from search_frostline import run_frostline
-    from search_plain import run_system
+    from side_frostline import run_frostline
+    from side_plain import run_system
 
     sources = Sources(work, given.shared)
     say({**asdict(work), "N": len(sources.train), "V": len(sources.val), "seeds": given.seeds})
@@ -237,7 +110,8 @@ def compare_accuracy(work: Workload, given: argparse.Namespace) -> list[dict[str
             "frostline": run_frostline(sources, trials, given, folder=given.work / f"seed-{seed}"),
         }
         kept = ("mean_val_accuracy", "best_val_accuracy", "seconds")
-        line = {"seed": seed} | {name: {key: one[key] for key in kept} for name, one in scores.items()}
+        line: dict[str, Any] = {"seed": seed}
+        line |= {name: {key: one[key] for key in kept} for name, one in scores.items()}
         say(line)
         lines.append(line)
     for name in ("mean_val_accuracy", "best_val_accuracy"):
@@ -249,21 +123,5 @@ def compare_accuracy(work: Workload, given: argparse.Namespace) -> list[dict[str
     return lines
 
 
-def say(line: dict[str, Any]) -> None:
-    print(json.dumps(line, default=float), flush=True)
-
-
-def clocks() -> np.ndarray:
-    """(wall, CPU) seconds: on a shared machine the second says more."""
-    return np.array([time.monotonic(), time.process_time()])
-
-
-def timed(phases: dict[str, float], name: str, started: float) -> float:
-    """Adds the seconds since `started` to a phase and returns the time now."""
-    now = time.monotonic()
-    phases[name] = phases.get(name, 0.0) + now - started
-    return now
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,16 +13,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
-from frostline.generated import BUNDLED_BASE
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from frostline.bases.base import Base, build_base
 from frostline.bases.cuts import build_prefix
+from frostline.bases.families import BUNDLED_BASE
 from frostline.images.decoding import decode_image
 from frostline.images.generated.sets import TARGET_CLASSES, draw_target
 from frostline.seeding import derive_seed
@@ -60,13 +61,14 @@ def make_target(per_class: int, seeds: int, size: int) -> Task:
 
 def load_task(folder: Path, per_class: int, size: int) -> Task:
     """A folder with train/<class> and validation/<class>; tested on validation."""
-    splits = []
+    splits: list[NDArray[Any]] = []
     for split in ("train", "validation"):
         classes = sorted(path for path in (folder / split).iterdir() if path.is_dir())
         files = [(file, label) for label, path in enumerate(classes) for file in sorted(path.iterdir())]
         splits.append(np.stack([decode_image(file.read_bytes(), size) for file, _ in files]))
         splits.append(np.array([label for _, label in files]))
-    return Task(folder.name, per_class, *splits)
+    images, labels, test_images, test_labels = splits
+    return Task(folder.name, per_class, images, labels, test_images, test_labels)
 
 
 def sample(task: Task, seed: int) -> NDArray[np.intp]:
@@ -134,7 +136,10 @@ def _build(weights: Path | None, task: Task, seed: int, pictures: NDArray[np.uin
     base = build_base("MobileNetV2", task.images.shape[1], options={"alpha": ALPHA}, weights=weights, seed=seed)
     if pictures is not None:
         calibrate(base, pictures)
-    return build_prefix(base, [0], "avg")
+    prefix = build_prefix(base, [])
+    # Of every cut the mean and the maximum, the output's last: its mean alone.
+    channels = base.cuts[0].shape[-1]
+    return keras.Model(prefix.inputs, prefix.outputs[-1][:, -2 * channels : -channels])
 
 
 def main() -> None:

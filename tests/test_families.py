@@ -17,7 +17,7 @@ def test_every_family_of_keras_applications_is_in_the_table():
     assert names == set(FAMILIES)
 
 
-def test_the_cuts_that_the_design_names_are_there():
+def test_the_cuts_are_the_blocks_of_the_published_networks():
     assert [f"mixed{block}" for block in range(11)] == list(cuts_of("InceptionV3", {})[-11:])
     assert cuts_of("VGG16", {}) == tuple(f"block{block}_pool" for block in range(1, 6))
     blocks = [name for name in cuts_of("ResNet50", {}) if name.startswith("conv") and name.endswith("_out")]

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import tensorflow as tf
 from keras import layers
-from search import Sources, Trial, clocks
+from workloads import Sources, Trial, clocks
 
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_suffix
@@ -199,8 +199,8 @@ def run_system(
     line: dict[str, Any] = {"system": system}
     if steps is None:
         return line | {
-            "seconds": sum(seconds)[0],
-            "cpu_seconds": sum(seconds)[1],
+            "seconds": np.sum(seconds, axis=0)[0],
+            "cpu_seconds": np.sum(seconds, axis=0)[1],
             "mean_val_accuracy": float(np.mean(scores)),
             "best_val_accuracy": max(scores),
         }
@@ -231,7 +231,7 @@ def _extrapolate(
             phases[name] += alike * work.epochs * batches[name] * per_step
         shown = {name: per_step.round(4).tolist() for name, per_step in step.items()}
         sample[f"depth {trial.depth}"] = {**shown, "build_and_trace": rest.round(2).tolist(), "trials": alike}
-    total = sum(phases.values())
+    total = np.sum(list(phases.values()), axis=0)
     return {
         "seconds": total[0],
         "cpu_seconds": total[1],

@@ -4,26 +4,30 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from keras import ops
-from search import DROPOUT, LEARNING_RATE, TRANSFORMS, Sources, Trial, clocks, timed
+from numpy.typing import NDArray
+from workloads import DROPOUT, LEARNING_RATE, TRANSFORMS, Sources, Trial, clocks, timed
 
-from frostline.arrays import load_array, load_split, save_split
+from frostline.arrays import JoinedRows, load_array, load_split, save_split
 from frostline.bases.base import load_base
 from frostline.bases.cuts import build_suffix
-from frostline.bases.features import Extractor
+from frostline.bases.features import MIRROR, Extractor
 from frostline.bases.files import fetch_weights
 from frostline.devices import compile_function, value_and_grad
 from frostline.files import load_json, mark_complete, save_json
-from frostline.images.folders import Entry
 from frostline.images.shards import decode_shards, gather_images
 from frostline.images.views import save_views
+from frostline.images.walk import Entry
 from frostline.params import Params, load_document, parse_params
+from frostline.planning.storage import flips, list_depths
 from frostline.process import count_cores
 from frostline.search.outcome import run_study
+from frostline.search.space import list_baselines
 from frostline.search.study import open_study
 from frostline.tracking.runs import open_study_run
 from frostline.tracking.store import open_store
@@ -34,7 +38,7 @@ LOOP_SECONDS = 2.0  # how long a segment is run alone
 
 
 def make_params(sources: Sources, num_trials: int, given: argparse.Namespace, folder: Path) -> Params:
-    """The default params with the workload's base, sizes and space."""
+    """The default params with the workload's base, sizes and space, and room for `num_trials` after the baselines."""
     work = sources.work
     document = load_document(Path(__file__).parents[1] / "presets" / "default.yaml")
     document["paths"] = {name: str(folder / path) for name, path in document["paths"].items()}
@@ -64,8 +68,11 @@ def make_params(sources: Sources, num_trials: int, given: argparse.Namespace, fo
             "label_smoothing": 0.0,
             "optimizer": "adam",
             "head_units": 0,
+            "head_input": "last",  # what the heads of all systems see
         },
     }
+    params = parse_params(document)
+    document["tune"]["num_trials"] += len(list_baselines(params.tune.space, params.tune.pooling))
     return parse_params(document)
 
 
@@ -87,27 +94,29 @@ def run_frostline(
     store = open_store(params.tracking, root)
     started = timed(phases, "new MLflow database", started)
     parent = open_study_run(store, "benchmark", params={}, tags={})
-    file = open_study(root / "studies", "benchmark", "code", "ask", params.tune.space)
+    file = open_study(root / "studies", "benchmark", "code", "ask")
     study = file.load()
-    for trial in trials[1:]:  # a study begins with the first by itself
+    baselines = len(list_baselines(params.tune.space, params.tune.pooling))
+    for _ in range(baselines):  # a study begins with the linear heads, which draw nothing
+        study.enqueue_trial({})
+    for trial in trials:
         drawn = {"dropout": trial.dropout, "head_learning_rate": trial.learning_rate}
         drawn |= {"suffix_learning_rate": trial.learning_rate} if trial.depth else {}
         study.enqueue_trial(drawn | ({"unfrozen_blocks": trial.depth} if len(sources.work.depths) > 1 else {}))
     started = timed(phases, "bookkeeping", started)
-    outcome = run_study(params, file, store, parent, CLASSES, root / "work")
+    outcome = run_study(params, file, store, parent, CLASSES)
     total, cpu = time.monotonic() - started, cpu + time.process_time() - cpu_started
 
-    records = outcome.records
+    records = outcome.trials[baselines:]
     for record, trial in zip(records, trials, strict=True):
-        hparams = record["hparams"]
-        found = (hparams["unfrozen_blocks"], hparams["dropout"], hparams["head_learning_rate"])
+        found = (record.depth, record.hparams.dropout, record.hparams.head_learning_rate)
         assert np.allclose(found, (trial.depth, trial.dropout, trial.learning_rate)), "the systems must run one list"
     for name, taken in outcome.seconds.items():
         phases[name] = phases.get(name, 0.0) + taken
     phases["bookkeeping"] += total - sum(outcome.seconds.values())
     seconds = sum(phases.values())
-    scores = [record["score"] for record in records if record["score"] is not None]
-    epochs = [record["epochs"] for record in records]
+    scores = [record.score for record in records if record.score is not None]
+    epochs = [record.epochs for record in records]
     return {
         "system": "frostline",
         "seconds": seconds,
@@ -124,8 +133,8 @@ def run_frostline(
             d: sum(e for e, t in zip(epochs, trials, strict=True) if t.depth == d) for d in sources.work.depths
         },
         "records": [
-            {key: record[key] for key in ("score", "seconds", "epochs", "state")} | {"depth": trial.depth}
-            for record, trial in zip(records, trials, strict=True)
+            {key: getattr(record, key) for key in ("score", "seconds", "epochs", "state", "depth")}
+            for record in records
         ],
     }
 
@@ -148,23 +157,26 @@ def make_features(sources: Sources, params: Params) -> dict[str, float]:
         labels = np.array([label for _, label in kept], np.int32)
         save_split(prepared / split, images, work.image_size, labels, [r.image_id for r, _ in kept])
     save_json(prepared / "classes.json", CLASSES)
-    mark_complete(prepared)
+    train, val = load_split(prepared / "train"), load_split(prepared / "val")
+    mark_complete(prepared, num_images={"train": len(train.labels), "val": len(val.labels)})
     started = timed(phases, "decode", started)
 
-    train, val = load_split(prepared / "train"), load_split(prepared / "val")
-    views, images_file = Path(paths.views), prepared / "train" / "images.npy"
-    list(save_views(images_file, train.ids, params.augment.transforms, views, num_views=work.views, seed=params.seed))
+    views, files_of = Path(paths.views), [prepared / "train" / "images.npy"]
+    list(save_views(files_of, train.ids, params.augment.transforms, views, num_views=work.views, seed=params.seed))
     started = timed(phases, "augment", started)
 
     fetch_weights(params.base, Path(paths.base), params.seed)
     base = load_base(params.base, Path(paths.base))
-    named = {f"view-{view:03d}": load_array(views / f"view-{view:03d}.npy") for view in range(1, work.views)}
-    given = {"view-000": train.images, **named, "val": val.images}
-    depths = sorted({0, *work.depths})
-    extractor = Extractor(base, depths, params.tune.pooling, params.extract.batch_size)
+    given = {"view-000": JoinedRows(train.images, val.images)}
+    for view in range(1, work.views):
+        given[f"view-{view:03d}"] = JoinedRows(load_array(views / f"view-{view:03d}.npy"))
+    if flips(params.augment):
+        given[MIRROR] = JoinedRows(train.images, val.images, mirrored=True)
+    depths = list_depths(params.tune)
+    extractor = Extractor(base, depths, params.extract.batch_size)
     for _ in extractor.save(given, Path(paths.features)):
         pass
-    mark_complete(Path(paths.features))
+    mark_complete(Path(paths.features), stored=depths)
     timed(phases, "prefix", started)
     phases["cpu"] = _cpu() - cpu
     save_json(note, phases)
@@ -188,7 +200,7 @@ def measure_limit(
     size, batch = work.image_size, work.batch_size
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (512, size, size, 3)).astype(np.uint8)
-    extractor = Extractor(base, sorted({0, *work.depths}), "avg", 64)
+    extractor = Extractor(base, [depth for depth in work.depths if depth], 64)
     per_image = {"prefix": _loop(lambda: [None for _ in extractor.run(pixels)]) / len(pixels)}
     total = num_prefix * per_image["prefix"]
     num, val = len(sources.train), len(sources.val)
@@ -200,19 +212,19 @@ def measure_limit(
         fixed = [ops.convert_to_tensor(value) for value in suffix.non_trainable_variables]
         params = [ops.convert_to_tensor(value) for value in suffix.trainable_variables]
         fused = make_forward(suffix)
-        kinds = {
-            "stock": lambda v, x, s=suffix, f=fixed: s.stateless_call(v, f, x, training=False)[0],
-            "fused": lambda v, x, s=fused, f=fixed: s(v, f, x),
+        # The last output is the base's own, which a head that sees the last cut stands on.
+        kinds: dict[str, Callable[[Any, Any], Any]] = {
+            "stock": partial(_call_stock, suffix, fixed),
+            "fused": partial(_call_fused, fused, fixed),
         }
-        best = {}
+        best: dict[str, NDArray[np.float64]] = {}
         for kind, forward in kinds.items():
-            loss = lambda v, x, run=forward: (ops.mean(run(v, x)), x)  # noqa: E731
-            both = compile_function(lambda v, x, f=value_and_grad(loss): f(v, x)[1])
-            only = compile_function(lambda v, x, f=forward: [f(v, x)])
+            both = compile_function(partial(_gradients, forward))
+            only = compile_function(partial(_outputs, forward))
             for name, run in (("forward", only), ("forward and backward", both)):
-                taken = _loop(lambda run=run, p=params, x=x: ops.convert_to_numpy(run(p, x)[-1])) / batch
+                taken = _loop(partial(_finish, run, params, x)) / batch
                 per_image[f"suffix {depth} {kind} {name}"] = taken
-                best[name] = min(best.get(name, taken), taken, key=lambda pair: pair[0])
+                best[name] = min(best.get(name, taken), taken, key=lambda pair: float(pair[0]))
         total += epochs_of[depth] * (num * best["forward and backward"] + val * best["forward"])
     return {
         "seconds": total[0],
@@ -221,12 +233,35 @@ def measure_limit(
     }
 
 
-def _loop(run: Callable[[], Any]) -> np.ndarray:
+def _call_stock(suffix: Any, fixed: Any, params: Any, x: Any) -> Any:
+    return suffix.stateless_call(params, fixed, x, training=False)[0][-1]
+
+
+def _call_fused(fused: Any, fixed: Any, params: Any, x: Any) -> Any:
+    return fused(params, fixed, x)[-1]
+
+
+def _gradients(forward: Callable[[Any, Any], Any], params: Any, x: Any) -> Any:
+    # All of them are returned: a graph leaves out what nobody asks for.
+    loss = value_and_grad(lambda v, x: (ops.mean(forward(v, x)), x))
+    return loss(params, x)[1]
+
+
+def _outputs(forward: Callable[[Any, Any], Any], params: Any, x: Any) -> Any:
+    return [forward(params, x)]
+
+
+def _finish(run: Callable[[Any, Any], Any], params: Any, x: Any) -> None:
+    """Runs a compiled call and waits for what it gives."""
+    ops.convert_to_numpy(run(params, x)[-1])
+
+
+def _loop(run: Callable[[], Any]) -> NDArray[np.float64]:
     """Median (wall, CPU) seconds of a call, after two."""
-    taken = []
+    taken: list[NDArray[np.float64]] = []
     stop = time.monotonic() + LOOP_SECONDS
     while len(taken) < 5 or time.monotonic() < stop:
         started = clocks()
         run()
         taken.append(clocks() - started)
-    return np.median(taken[2:], axis=0)
+    return np.asarray(np.median(taken[2:], axis=0))
