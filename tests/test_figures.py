@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from samples import make_search, make_trial
 from scipy.special import softmax
+from sklearn import metrics as sk
 
 from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.figures.canvas import shorten
 from frostline.evidence.figures.evaluation import draw_evaluation
+from frostline.evidence.figures.predictions import rank_curves
 from frostline.evidence.figures.search import draw_study, frost_line, learning_curves
 from frostline.evidence.figures.sheets import flips, overlay, preview_sheet
 from frostline.evidence.predictions import Predictions
@@ -111,3 +113,16 @@ def test_the_overlay_is_stronger_where_the_heat_is():
 @pytest.mark.parametrize(("text", "shown"), [("short", "short"), ("abcdefghij", "abc…hij"), ("", "")])
 def test_long_names_lose_their_middle(text, shown):
     assert shorten(text, 7) == shown
+
+
+@pytest.mark.parametrize("num_scores", [3, 1000])
+def test_the_curves_are_those_of_scikit_learn(num_scores):
+    """With ties, too: a score that several images share is one point."""
+    rng = np.random.default_rng(0)
+    truth, scores = rng.random(200) < 0.3, rng.integers(0, num_scores, 200) / num_scores
+    false, true, precision = rank_curves(truth, scores)
+    for wanted, found in zip(sk.roc_curve(truth, scores, drop_intermediate=False)[:2], (false, true), strict=True):
+        np.testing.assert_allclose(found, wanted)
+    for wanted, found in zip(sk.precision_recall_curve(truth, scores)[:2], (precision, true), strict=True):
+        np.testing.assert_allclose(found[::-1], wanted)
+    assert np.diff(true) @ precision[1:] == pytest.approx(sk.average_precision_score(truth, scores))

@@ -1,19 +1,77 @@
 """The backend and its devices: gradients and compiled functions for TensorFlow and JAX. The one home of both."""
 
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from frostline.process import count_cores
 
 Tensor = Any  # a tensor of the active backend
+
+
+@contextlib.contextmanager
+def _lean(names: Sequence[str]) -> Iterator[None]:
+    """Within the block these libraries, if nobody has loaded them, seem not to be installed.
+
+    Keras and TensorFlow load them where they find them, for wrappers and converters that nothing here calls; that is
+    nearly half of the seconds that a stage starts in.
+    """
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: "not found", by the import system's rules
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _without_lines(words: Sequence[bytes]) -> Iterator[None]:
+    """Holds back what the block writes to file descriptor 2, and lets it go without the lines that contain such words."""
+    standard = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(standard, 2)
+            os.close(standard)
+            held.seek(0)
+            for line in held:
+                if not any(word in line for word in words):
+                    os.write(2, line)
+
+
+_UNUSED = ("sklearn", "pandas", "matplotlib", *(["jax"] if os.environ.get("KERAS_BACKEND") != "jax" else []))
+# TensorFlow's C++ says these before any setting reaches it; nobody has to do anything about them.
+_GREETING = (b"before absl::InitializeLog()", b"Could not find cuda drivers", b"oneDNN custom operations are on")
+# A later version that cannot do without those libraries loads them below.
+with _without_lines(_GREETING), contextlib.suppress(ImportError), _lean(_UNUSED):
+    importlib.import_module("keras")
+import keras as keras  # noqa: E402 - the others take it from here
+from keras import layers as layers  # noqa: E402
+from keras import ops as ops  # noqa: E402
+
+
+class _NoRetracing(logging.Filter):
+    """Drops TensorFlow's advice on retracing: each model and each batch size is traced once, on purpose."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "triggered tf.function retracing" not in record.getMessage()
+
+
+logging.getLogger("tensorflow").addFilter(_NoRetracing())
 
 # Eigen's forward pass on the CPU is bound by memory, and the activations of a small batch stay in the cache.
 CPU_BATCH = 8

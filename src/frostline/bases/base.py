@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from frostline import params
 from frostline.bases.custom import choose_cuts, load_custom
 from frostline.bases.families import CUSTOM, FAMILIES, Scaling, check_base, cuts_of
 from frostline.bases.graph import find_crossings, is_feature_map, name_operations, safe_name
 from frostline.bases.weights import load_weights
+from frostline.devices import keras
 from frostline.errors import Refused
 from frostline.files import load_json, require_complete, sha256_of
 

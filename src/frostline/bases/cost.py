@@ -3,11 +3,9 @@
 import math
 from typing import Any
 
-import keras
-from keras import layers
-
 from frostline.bases.base import Base
 from frostline.bases.graph import nodes_of
+from frostline.devices import keras, layers
 
 Shape = tuple[int | None, ...]
 

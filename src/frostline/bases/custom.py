@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import keras
-from keras import layers
-
 from frostline.bases.graph import OWN, copy_graph, find_crossings, is_feature_map, is_graph, name_operations
+from frostline.devices import keras, layers
 from frostline.errors import Refused, first_line
 
 

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, ops
 
 from frostline.bases.base import Base, Cut
 from frostline.bases.families import Scaling
 from frostline.bases.folding import fold_graph
 from frostline.bases.graph import copy_graph
+from frostline.devices import keras, layers, ops
 
 # A head sees so many cuts at most; a network of a hundred blocks would give it a hundred thousand columns.
 MAX_POOLED = 24

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from frostline.arrays import ArrayWriter, Rows, take_rows
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_prefix, choose_pooled
-from frostline.devices import Tensor, choose_streams, compile_frozen, measure_speed_up
+from frostline.devices import Tensor, choose_streams, compile_frozen, measure_speed_up, ops
 from frostline.files import load_json, part_of, save_json
 from frostline.seeding import in_order
 

@@ -137,7 +137,7 @@ def _known_facts(path: Path, base: params.Base) -> dict[str, Any]:
 
 
 def _download(base: params.Base, folder: Path) -> dict[str, Any]:
-    import keras
+    from frostline.devices import keras
 
     size = base.image_size
     try:

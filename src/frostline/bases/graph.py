@@ -5,9 +5,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import keras
-
 from frostline import devices  # noqa: F401 (sets Keras's global settings before any layer is built)
+from frostline.devices import keras
 from frostline.errors import Refused
 
 # Before the names of a user's layers, so that they never meet ours (`scaling`, `pixels`, `logits`), now or later.

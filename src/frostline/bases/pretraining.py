@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from frostline import __version__
 from frostline.arrays import load_array, load_split, save_array
 from frostline.bases.cuts import scale_pixels
 from frostline.bases.families import FAMILIES, check_base
-from frostline.devices import describe_device
+from frostline.devices import describe_device, keras
 from frostline.files import COMPLETE, load_json, save_json, sha256_of
 from frostline.images.generated.sets import draw_source, source_digest, target_digest
 from frostline.images.preparation import prepare_images

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from frostline.bases.graph import snake_case
+from frostline.devices import keras
 from frostline.errors import Refused, first_line
 
 DEVIATION = (0.229, 0.224, 0.225)  # of ImageNet's channels, RGB, on 0..1

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from frostline.bases.cuts import scale_pixels
 from frostline.bases.families import FAMILIES, check_base
 from frostline.bases.weights import load_weights
+from frostline.devices import keras
 from frostline.errors import Refused, first_line
 
 

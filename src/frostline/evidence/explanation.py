@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
-from frostline.devices import value_and_grad
+from frostline.devices import keras, ops, value_and_grad
 from frostline.errors import Refused
 
 BATCH_SIZE = 16

@@ -25,7 +25,6 @@ RESULT_LIBRARIES = {
     "numpy": "numpy",
     "optuna": "optuna",
     "scipy": "scipy",
-    "sklearn": "scikit-learn",
     "tensorflow": "tensorflow",
 }
 

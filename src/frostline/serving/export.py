@@ -9,12 +9,11 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from frostline.arrays import load_split
-from frostline.devices import BACKEND, run_litert, run_saved_model
+from frostline.devices import BACKEND, keras, run_litert, run_saved_model
 from frostline.errors import Refused
 from frostline.files import hash_folder, publish, save_json, sha256_of
 from frostline.serving.model import GOLDEN, predict_probabilities

@@ -9,12 +9,9 @@ Source of the folding: Jacob et al., CVPR 2018, section 3.2.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
-from keras import layers, ops
-
 from frostline.bases.folding import find_pairs
 from frostline.bases.graph import Operation, replay
-from frostline.devices import Tensor
+from frostline.devices import Tensor, keras, layers, ops
 
 
 def make_forward(suffix: keras.Model) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
 
-import keras
 import numpy as np
-from keras import layers, ops
 from numpy.typing import NDArray
 
 from frostline.bases.base import Base
 from frostline.bases.cuts import copy_prefix, copy_suffix, pool_maps
+from frostline.devices import keras, layers, ops
 from frostline.files import replacing
 from frostline.training.linear import Head
 from frostline.training.tail import HeadStart, Tail

@@ -7,7 +7,7 @@ exchanges state needs no new trace (docs/decisions/0002-functional-training.md).
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras import ops
+from frostline.devices import ops
 
 Tensor = Any
 Slots = list[Tensor]

@@ -3,14 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from frostline.bases.base import Base
 from frostline.bases.cuts import copy_prefix, pool_maps
-from frostline.devices import compile_function, value_and_grad
+from frostline.devices import compile_function, keras, ops, value_and_grad
 from frostline.errors import Refused
 from frostline.training.tail import pool_outputs
 from frostline.training.trainer import State, Trainer

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from frostline.arrays import ImageSplit
+from frostline.devices import keras, ops
 from frostline.errors import Refused
 from frostline.evidence.calibration import apply_temperature, fit_temperature
 from frostline.evidence.comparison import paired_difference, wilson_interval

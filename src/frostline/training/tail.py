@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, ops
 from numpy.typing import NDArray
 
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_suffix, choose_pooled
+from frostline.devices import keras, layers, ops
 from frostline.training.linear import Head
 
 STANDARDISE, MASK_DROPOUT = "standardise", "mask_dropout"

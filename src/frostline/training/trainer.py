@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
-from frostline.devices import Tensor, compile_function, value_and_grad
+from frostline.devices import Tensor, compile_function, ops, value_and_grad
 from frostline.hparams import Hparams
 from frostline.seeding import derive_seed
 from frostline.training.data import Features, TrainingData

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
-from sklearn import metrics as sk
 
 from frostline.evidence.figures.canvas import BLACK, BLUE, COLOURS, GREY, MARKERS, ORANGE, VERMILION, sheet, shorten
 
@@ -50,6 +49,19 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], path: Path) -> N
         figure.colorbar(drawn, ax=axes, label="Share of the true class", format=PERCENT)
 
 
+def rank_curves(truth: Array, scores: Array) -> tuple[Array, Array, Array]:
+    """False and true positive rate and precision, each (k + 1,), at the k distinct scores from the highest down.
+
+    truth: bool (num_images,), of both kinds; scores: float (num_images,). They begin at rates of 0 and a precision of 1.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each score's images
+    true = np.append(0, np.cumsum(truth[order])[last])
+    number = np.append(0, last + 1)
+    false = number - true
+    return false / false[-1], true / true[-1], np.append(1.0, true[1:] / number[1:])
+
+
 def roc_pr(labels: Array, probabilities: Array, class_names: Sequence[str], path: Path) -> None:
     """ROC and precision-recall curves, one class against the rest.
 
@@ -58,25 +70,24 @@ def roc_pr(labels: Array, probabilities: Array, class_names: Sequence[str], path
     num_classes = len(class_names)
     chosen = [1] if num_classes == 2 else range(num_classes)
     drawable = [c for c in chosen if 0 < (labels == c).sum() < len(labels)]
-    areas = {c: float(sk.roc_auc_score(labels == c, probabilities[:, c])) for c in drawable}
+    curves = {c: rank_curves(labels == c, probabilities[:, c]) for c in drawable}
+    areas = {c: float(np.trapezoid(rates[1], rates[0])) for c, rates in curves.items()}
     ranked = sorted(drawable, key=lambda c: areas[c])
     with sheet(path, "Ranking: ROC and precision-recall, one class against the rest", 5.4, ncols=2) as (
         figure,
         (roc, pr),
     ):
         for index, label in reversed(list(enumerate(ranked))):
-            truth, scores = labels == label, probabilities[:, label]
-            false_rate, true_rate, _ = sk.roc_curve(truth, scores)
-            precision, recall, _ = sk.precision_recall_curve(truth, scores)
+            false_rate, true_rate, precision = curves[label]
             told = index < MOST_CURVES
             style: dict[str, Any] = (
                 {"color": COLOURS[index % 7], "lw": 1.8} if told else {"color": "#C8C8C8", "lw": 0.8}
             )
             marks: dict[str, Any] = {"marker": MARKERS[index % 7], "markevery": 0.2, "markersize": 5} if told else {}
-            average = sk.average_precision_score(truth, scores)
+            average = float(np.diff(true_rate) @ precision[1:])
             text = f"{shorten(class_names[label], 20)}: AUC {areas[label]:.3f}, AP {average:.3f}"
             roc.plot(false_rate, true_rate, label=text if told else None, **style, **marks)
-            pr.step(recall, precision, where="post", **style, **marks)
+            pr.step(true_rate[::-1], precision[::-1], where="post", **style, **marks)
         roc.plot([0, 1], [0, 1], ls=":", color=GREY)
         roc.set(
             xlabel="False positives (share of the other classes)",
