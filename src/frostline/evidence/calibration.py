@@ -40,7 +40,11 @@ def fit_temperature(labels: Labels, scores: Floats, *, prior: float = TEMPERATUR
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> NDArray[np.float64]:
-    """The probabilities with their logits divided by `temperature`; 1 / temperature undoes it."""
+    """The probabilities with their logits divided by `temperature`; 1 / temperature undoes it.
+
+    >>> apply_temperature(np.array([[0.9, 0.1]]), 2.0).round(2).tolist()
+    [[0.75, 0.25]]
+    """
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
     return np.asarray(special.softmax(logits / temperature, axis=1))
 
