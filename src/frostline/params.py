@@ -352,20 +352,16 @@ def schema_problems(document: Any) -> list[str]:
     return []
 
 
-def defaults() -> dict[str, dict[str, Any]]:
+def defaults(section: type[Section] = Params) -> dict[str, Any]:
     """The default of every key that params.yaml may leave out, by section: what `make deps` writes for DVC to compare."""
-    found = {}
-    for name, field in Params.model_fields.items():
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
         kind = field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
-            continue  # `seed`, which has none
-        values = {
-            key: inner.get_default(call_default_factory=True)
-            for key, inner in kind.model_fields.items()
-            if not inner.is_required()
-        }
-        if values:
-            found[field.alias or name] = values
+        if isinstance(kind, type) and issubclass(kind, Section):
+            if inner := defaults(kind):
+                found[field.alias or name] = inner
+        elif not field.is_required():
+            found[field.alias or name] = field.get_default(call_default_factory=True)
     return found
 
 
