@@ -36,7 +36,7 @@ HOMES = {
     "jax": {"devices"},
     "tensorflow_datasets": {"images"},
     "onnxruntime": {"serving"},
-    "keras": {"devices", "bases", "training", "evidence.explanation", "search.worker", "planning", "serving"},
+    "keras": {"devices", "bases", "training", "evidence.explanation", "serving"},
 }
 # These never import Keras when they are loaded: it costs 5 to 14 seconds.
 LIGHT_STAGES = {"source", "fetch", "prepare", "augment", "register"}

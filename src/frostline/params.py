@@ -225,11 +225,12 @@ class Tune(Section):
     schedule: Literal["constant", "cosine"] = "cosine"
     class_weights: Literal["none", "balanced"] = "none"
     # At a quarter and at half of the epochs, median stops what is below the median of the trials before, halving what is
-    # not in their better half (Optuna's MedianPruner and SuccessiveHalvingPruner); see docs/decisions.
+    # not in their better half (Optuna's MedianPruner and SuccessiveHalvingPruner); see
+    # docs/decisions/0010-pruning.md.
     pruning: Literal["none", "median", "halving"] = "median"
     # Stop a trial after so many epochs without a better validation score; null = never.
     patience: Positive | None = None
-    # Start each head from one shared linear probe on the features (LP-FT).
+    # Start each head at the linear head on what it sees, fitted to its optimum (LP-FT); docs/decisions/0013-linear-heads.md.
     probe: bool = True
     workers: Positive = 1
     # What to do with a study whose training code has changed since: ask, keep or restart.
