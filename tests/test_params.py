@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from frostline.errors import Refused
-from frostline.params import Range, load_params, parse_params
+from frostline.hparams import HPARAMS
+from frostline.params import Range, defaults, load_params, parse_params
 
 
 def refusal(document) -> str:
@@ -28,6 +29,15 @@ def test_the_default_params_are_valid_and_frozen(root):
     assert params.tune.space.head_learning_rate == Range(low=1e-5, high=1e-3, log=True)
     with pytest.raises(ValidationError, match="frozen"):
         params.tune.num_trials = 3
+
+
+def test_every_default_is_among_what_stages_compare():
+    """DVC sees a changed default only there; those of hyperparameters and ranges stand a floor below the others."""
+    tune = defaults()["tune"]
+    assert tune["pooling"] == "avg"
+    assert tune["space"]["head_input"] == HPARAMS["head_input"].default == ["all"]
+    assert tune["space"]["dropout"] == {"log": False}
+    assert "num_trials" not in tune and "seed" not in defaults()
 
 
 def test_every_problem_is_reported_at_once(params_document):

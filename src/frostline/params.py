@@ -225,11 +225,12 @@ class Tune(Section):
     schedule: Literal["constant", "cosine"] = "cosine"
     class_weights: Literal["none", "balanced"] = "none"
     # At a quarter and at half of the epochs, median stops what is below the median of the trials before, halving what is
-    # not in their better half (Optuna's MedianPruner and SuccessiveHalvingPruner); see docs/decisions.
+    # not in their better half (Optuna's MedianPruner and SuccessiveHalvingPruner); see
+    # docs/decisions/0010-pruning.md.
     pruning: Literal["none", "median", "halving"] = "median"
     # Stop a trial after so many epochs without a better validation score; null = never.
     patience: Positive | None = None
-    # Start each head from one shared linear probe on the features (LP-FT).
+    # Start each head at the linear head on what it sees, fitted to its optimum (LP-FT); docs/decisions/0013-linear-heads.md.
     probe: bool = True
     workers: Positive = 1
     # What to do with a study whose training code has changed since: ask, keep or restart.
@@ -352,20 +353,16 @@ def schema_problems(document: Any) -> list[str]:
     return []
 
 
-def defaults() -> dict[str, dict[str, Any]]:
+def defaults(section: type[Section] = Params) -> dict[str, Any]:
     """The default of every key that params.yaml may leave out, by section: what `make deps` writes for DVC to compare."""
-    found = {}
-    for name, field in Params.model_fields.items():
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
         kind = field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
-            continue  # `seed`, which has none
-        values = {
-            key: inner.get_default(call_default_factory=True)
-            for key, inner in kind.model_fields.items()
-            if not inner.is_required()
-        }
-        if values:
-            found[field.alias or name] = values
+        if isinstance(kind, type) and issubclass(kind, Section):
+            if inner := defaults(kind):
+                found[field.alias or name] = inner
+        elif not field.is_required():
+            found[field.alias or name] = field.get_default(call_default_factory=True)
     return found
 
 

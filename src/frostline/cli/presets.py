@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from frostline.errors import Refused
 from frostline.files import load_json, replacing, save_json
@@ -104,11 +105,18 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Representer(RoundTripRepresenter):  # type: ignore[misc]
+    """Writes null as a word. Representers are kept by class, and ruamel's own is everybody's."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
 def _yaml() -> YAML:
     yaml = YAML()  # round trip: comments and order are kept
     yaml.width = 132
     yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
+    yaml.Representer = _Representer
     return yaml

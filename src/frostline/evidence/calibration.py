@@ -21,9 +21,10 @@ def fit_temperature(labels: Labels, scores: Floats, *, prior: float = TEMPERATUR
     """The temperature, 0.05 to 20, whose division of the logits minimises the log loss (Guo et al., ICML 2017).
 
     `scores` are probabilities or logits, out of fold. prior: standard deviation of a normal prior on the logarithm of the
-    temperature, against which half of the images count: out-of-fold predictions are those of single networks, less sure
-    of themselves than their mean, and hang together through their shared training images, so that on few of them the
-    plain optimum does more harm than good (docs/decisions). infinity: no prior.
+    temperature, against which half of the images count. Out-of-fold predictions are those of single networks; the mean of
+    several, which answers, is less sure of itself, so that what fits them is too high for it. They also hang together
+    through their shared training images: on few of them the plain optimum does more harm than good
+    (docs/decisions/0014-cross-fitting.md). infinity: no prior.
     """
     if are_probabilities(scores):
         logits = np.log(np.maximum(np.asarray(scores, np.float64), SMALLEST))
@@ -40,7 +41,11 @@ def fit_temperature(labels: Labels, scores: Floats, *, prior: float = TEMPERATUR
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> NDArray[np.float64]:
-    """The probabilities with their logits divided by `temperature`; 1 / temperature undoes it."""
+    """The probabilities with their logits divided by `temperature`; 1 / temperature undoes it.
+
+    >>> apply_temperature(np.array([[0.9, 0.1]]), 2.0).round(2).tolist()
+    [[0.75, 0.25]]
+    """
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
     return np.asarray(special.softmax(logits / temperature, axis=1))
 

@@ -41,7 +41,11 @@ class Storage:
 
 
 def fit_views(num_images: int, image_size: int, wanted: int, budget_gb: float) -> int:
-    """How many views of each training picture are kept: at most `wanted`, at least the plain one, which takes no space here."""
+    """How many views of each training picture are kept: at most `wanted`, at least the plain one, which takes no space here.
+
+    >>> fit_views(2000, 160, wanted=8, budget_gb=20), fit_views(2000, 160, wanted=8, budget_gb=1)
+    (8, 4)
+    """
     return max(1, min(wanted, 1 + int(VIEWS_SHARE * budget_gb * 1e9 // view_bytes(num_images, image_size))))
 
 
@@ -104,7 +108,11 @@ def plan_storage(
 
 
 def find_sources(depths: Collection[int], stored: Collection[int]) -> dict[int, int]:
-    """For each depth the nearest stored one that is not above it in the network."""
+    """For each depth the nearest stored one that is not above it in the network.
+
+    >>> find_sources([1, 2, 3, 4], {1, 4})
+    {1: 1, 2: 4, 3: 4, 4: 4}
+    """
     return {depth: min(other for other in stored if other >= depth) for depth in depths}
 
 

@@ -65,7 +65,7 @@ class Outcome:
 def run_study(
     params: Params, study: StudyFile, store: Store, parent_run_id: str, class_names: tuple[str, ...]
 ) -> Outcome:
-    """Probe, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`."""
+    """Linear heads, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`."""
     laps = [time.monotonic()]
     bench = Bench(params, len(class_names), {})
     bench.base  # noqa: B018 - built here, so that its seconds are its own
@@ -83,7 +83,7 @@ def run_study(
 
     trials = list_records(study.load(), num_trials)
     new = [trial for trial in trials if trial.number not in known]
-    base, probing, checking, trying = np.diff(laps).tolist()
+    base, fitting, checking, trying = np.diff(laps).tolist()
     bookkeeping = max(0.0, trying - sum(trial.seconds for trial in new) / params.tune.workers)
     phases = {phase: sum(trial.phases[phase] for trial in trials) for phase in PHASES}
     # What a trial takes besides: reading features, and the head's start.
@@ -94,7 +94,7 @@ def run_study(
         receipts=receipts,
         heads=bench.heads,
         importances=importances(study.load(), num_trials),
-        seconds={"base": base, "heads": probing, "receipt": checking, **phases, "bookkeeping": bookkeeping + other},
+        seconds={"base": base, "heads": fitting, "receipt": checking, **phases, "bookkeeping": bookkeeping + other},
         bookkeeping_per_trial=bookkeeping / len(new) if new else None,
         pace={depth: pace for depth, pace in paces.items() if math.isfinite(pace["train"])},
         limit_seconds=_limit(trials, bench),

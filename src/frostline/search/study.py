@@ -121,7 +121,8 @@ def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
 def list_rungs(tune: Tune) -> list[int]:
     """Epochs after which a trial is judged: a quarter of all, half of them, and the last; the last alone without pruning.
 
-    Not earlier: the head starts from the probe, so that at first whatever moves the features only seems worse.
+    Not earlier: the head starts at the linear head's optimum, so that at first whatever moves the features only seems
+    worse (docs/decisions/0010-pruning.md).
     """
     early = (tune.epochs // 4, tune.epochs // 2) if tune.pruning != "none" else ()
     return [*sorted({epoch for epoch in early if epoch}), tune.epochs]

@@ -1,1 +1,1 @@
-"""Tails on stored features: trainer, probe, receipt, refit, the whole model."""
+"""Tails on stored features: trainer, linear heads, receipt, refit, the whole model."""

@@ -165,6 +165,10 @@ def choose_strength(
 
     With few pictures the losses differ by less than their noise, and the lowest may lie anywhere; the mean then stays near
     the middle of the range. complete: were all of the range's strengths tried?
+
+    >>> few, many = (choose_strength([1.0, 0.1, 0.01], [0.60, 0.50, 0.48], number, complete=True) for number in (10, 1000))
+    >>> round(few.strength, 2), round(many.strength, 2), many.lowest, many.edge
+    (0.07, 0.01, 2, 'weakest')
     """
     lowest = int(np.argmin(losses))
     shares = softmax(-TRUST * num_pictures * np.asarray(losses))
@@ -210,7 +214,10 @@ def measure_scale(deviations: Array, groups: NDArray[np.integer[Any]] | None = N
     """What each feature is divided by: its deviation, but at least the root mean square of its group's.
 
     A unit that is silent on a few hundred training pictures speaks on some other; divided by its own tiny deviation it
-    would decide alone (docs/decisions has the numbers).
+    would decide alone (docs/decisions/0013-linear-heads.md has the numbers).
+
+    >>> measure_scale(np.array([2.0, 1e-6])).round(2).tolist()
+    [2.0, 1.41]
     """
     groups = np.zeros(len(deviations), int) if groups is None else groups
     typical = np.sqrt(np.bincount(groups, deviations**2) / np.bincount(groups))[groups]

@@ -145,7 +145,8 @@ def choose(
                 mixed = mixed + share * best.answers(with_mirror)
             found.append((log_loss(labels, mixed), with_mirror, float(share), sees, head, best, mixed))
     _, with_mirror, share, sees, head, best, mixed = min(found, key=lambda item: item[:3])
-    # A linear head's L2 is chosen by log loss already: a temperature only harms (docs/decisions).
+    # A linear head's L2 is chosen by log loss already: a temperature only harms
+    # (docs/decisions/0013-linear-heads.md).
     temperature = fit_temperature(labels, mixed) if share > 0 else 1.0
     tails, heads_used = best if share > 0 else None, head if share < 1 else None
     return Choice(tails, heads_used, sees, share, with_mirror, temperature, mixed)
@@ -160,7 +161,8 @@ def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.in
     """The networks that the model averages: one of each fold, or one with the mean of their weights, or one trained on all.
 
     The mean of the weights is that of networks that began at nearly the same place (Wortsman et al., ICML 2022). Of the
-    linear heads it is in any case the one of all pictures: it answers as well as the mean of five (docs/decisions).
+    linear heads it is in any case the one of all pictures: it answers as well as the mean of five
+    (docs/decisions/0013-linear-heads.md).
     """
     heads: Sequence[Head] = [] if choice.heads is None else [bench.heads[choice.sees].whole]
     if choice.tails is None or choice.tails.trial is None:
