@@ -2,6 +2,7 @@ import shutil
 import subprocess
 
 import pytest
+from zoo import encode, make_picture
 
 from frostline.params import load_params
 
@@ -15,7 +16,9 @@ def project(tmp_path, root, monkeypatch):
     (folder / "dvc.yaml").write_text("stages: {}\n")
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
-    (folder / "pictures" / "horses").mkdir(parents=True)
+    for number, name in enumerate(("horses", "humans")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "pictures" / name / "1.png").write_bytes(encode(make_picture(number), "PNG"))
     (tmp_path / "mine.weights.h5").touch()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
