@@ -1,14 +1,14 @@
 """What is wrong with `params.yaml` beyond its schema, found without running or building anything."""
 
 import importlib.util
-import subprocess
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from frostline.bases.families import BUNDLED_BASE, CUSTOM, FAMILIES, base_problems, cuts_of
 from frostline.bases.files import check_custom_file
-from frostline.errors import Refused, first_line, nearest, redact
+from frostline.errors import Refused, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.archives import check_archive
 from frostline.images.downloads import check_url
@@ -31,6 +31,7 @@ from frostline.params import (
 )
 from frostline.planning.settings import settings_problems
 from frostline.planning.workspace import find_overlaps, stranger_problems
+from frostline.process import ask_git
 
 # MLflow's file store is closed: a path or file:// would fail at the first run.
 STORES = (
@@ -59,15 +60,11 @@ def refuse_problems(path: Path = Path("params.yaml"), *, transforms: bool = True
 
 def repository_problems(root: Path) -> list[str]:
     """Why git refuses the project's repository, which DVC would find out after the training; none where there is none."""
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or not shutil.which("git"):
         return []
-    try:
-        asked = subprocess.run(["git", "rev-parse", "--git-dir"], cwd=root, capture_output=True, text=True, check=False)
-    except OSError:
-        return []  # no git on this machine
-    if asked.returncode == 0:
+    found, said = ask_git(root, "rev-parse", "--git-dir")
+    if found:
         return []
-    said = first_line(ValueError(asked.stderr))
     return [
         f"the project: git refuses its repository ({said}). Where it belongs to another user, as in a container: "
         f"git config --global --add safe.directory {root.resolve()}"
