@@ -68,6 +68,7 @@ def test_an_array_of_objects_is_refused(tmp_path):
 def test_a_failed_replacement_keeps_the_old_file_and_leaves_no_temporary(tmp_path):
     save_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(RuntimeError), replacing(tmp_path / "a.json") as temporary:
+        assert temporary.suffix == ".json"  # by which libraries choose the format
         temporary.write_text("half")
         raise RuntimeError
     assert load_json(tmp_path / "a.json") == {"old": 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from frostline.errors import Refused
-from frostline.process import project_root
+from frostline.process import ask_git, project_root
 
 STAGE = """
 import sys, time
@@ -170,3 +170,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert faults < 5 * 50_000_000 / 4096 / 10, "each array's pages were faulted in again"
+
+
+def test_git_answers_or_says_why_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    found, said = ask_git(tmp_path, "status")
+    assert found is None and "not a git repository" in said
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    assert ask_git(tmp_path, "rev-parse", "--git-dir") == (".git\n", "")
+    monkeypatch.setenv("PATH", "")
+    assert ask_git(tmp_path, "status") == (None, "FileNotFoundError")

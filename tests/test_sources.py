@@ -20,7 +20,7 @@ import pytest
 
 from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
-from frostline.images import downloads
+from frostline.images import downloads, sources
 from frostline.images.archives import extract_archive
 from frostline.images.downloads import check_url, download
 from frostline.images.folders import copy_layout, find_layout, natural_key
@@ -189,6 +189,34 @@ def test_generated_pictures_are_a_source(tmp_path: Path) -> None:
 def test_an_unknown_source_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="tf_flowers"):
         fetch("no/such/thing", tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "is_path"),
+    [
+        *(("generated", sources.Generated, False), ("tfds:beans", sources.TensorFlowSet, False)),
+        *(("tf_flowers", sources.Download, False), ("https://host/a.zip", sources.Download, False)),
+        *(("pictures", sources.Local, True), ("", sources.Local, True)),
+    ],
+)
+def test_each_source_is_of_one_kind(given: str, kind: type, is_path: bool) -> None:
+    source = sources.source_of(Fetch(source=given))
+    assert type(source) is kind and source.is_path == is_path
+
+
+def test_pictures_are_counted_before_they_are_fetched_where_that_can_be_told(tmp_path: Path) -> None:
+    tree = (
+        f"{split}/{name}/{split}{number}.jpg"
+        for split in ("train", "test")
+        for name in ("cats", "dogs")
+        for number in "12"
+    )
+    make_tree(tmp_path, *tree, "train/cats/3.jpg")
+    assert sources.source_of(Fetch(source=str(tmp_path))).count() == (9, 2, {"train": 5, "test": 4})
+    assert sources.source_of(Fetch(source="generated", images_per_class=5)).count() == (40, 8, {})
+    for source in ("tf_flowers", "tfds:beans", "https://host/a.zip", "a.zip"):
+        with pytest.raises(Refused, match="dvc repro fetch"):
+            sources.source_of(Fetch(source=source)).count()
 
 
 # --- archives
@@ -613,8 +641,6 @@ def test_named_sources_are_https_and_have_well_formed_checksums() -> None:
 def test_a_named_source_of_two_archives_becomes_two_splits(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from frostline.images import sources
-
     server.data = make_zip(tmp_path / "one.zip", {"horses/1.png": b"h", "humans/1.png": b"m"}).read_bytes()
     both = tuple(sources.Archive(server.url + f"?{split}=1", split=split) for split in ("train", "validation"))
     monkeypatch.setattr(sources, "NAMED_SOURCES", {"labs": both})

@@ -16,9 +16,9 @@ COMPLETE = "complete.json"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends without an error."""
+    """A temporary name beside `path`, of the same suffix, that takes its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         put_in_place(temporary, path)

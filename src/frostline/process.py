@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,17 @@ def project_root() -> Path:
         if (folder / "dvc.yaml").is_file():
             return folder
     raise Refused(f"No dvc.yaml in {here} or above it. Run this inside a Frostline project.")
+
+
+def ask_git(folder: Path, *arguments: str) -> tuple[str | None, str]:
+    """What git prints in `folder`, and ""; None where it fails, and why, in one line."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, type(error).__name__
+    if done.returncode == 0:
+        return done.stdout, ""
+    return None, (done.stderr.strip().splitlines() or ["git does not say why"])[0]
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:

@@ -9,14 +9,14 @@ from frostline.bases.base import Base, Cut
 from frostline.bases.families import Scaling
 from frostline.bases.folding import fold_graph
 from frostline.bases.graph import copy_graph
+from frostline.bases.weights import DEVIATION
 from frostline.devices import keras, layers, ops
 
 # A head sees so many cuts at most; a network of a hundred blocks would give it a hundred thousand columns.
 MAX_POOLED = 24
-# keras.applications.imagenet_utils: mean and standard deviation of ImageNet's channels, RGB.
+# keras.applications.imagenet_utils: mean of ImageNet's channels, RGB.
 MEAN_255 = (123.68, 116.779, 103.939)
 MEAN_1 = (0.485, 0.456, 0.406)
-DEVIATION_1 = (0.229, 0.224, 0.225)
 
 
 def scale_pixels(pixels: Any, scaling: Scaling) -> Any:
@@ -25,8 +25,8 @@ def scale_pixels(pixels: Any, scaling: Scaling) -> Any:
         case "tf":
             return layers.Rescaling(1 / 127.5, offset=-1.0, name="scaling", dtype="float32")(pixels)
         case "torch":
-            scale = [1 / (255 * deviation) for deviation in DEVIATION_1]
-            offset = [-mean / deviation for mean, deviation in zip(MEAN_1, DEVIATION_1, strict=True)]
+            scale = [1 / (255 * deviation) for deviation in DEVIATION]
+            offset = [-mean / deviation for mean, deviation in zip(MEAN_1, DEVIATION, strict=True)]
             return layers.Rescaling(scale, offset=offset, name="scaling", dtype="float32")(pixels)
         case "caffe":
             centred = layers.Rescaling(1.0, offset=[-mean for mean in MEAN_255], name="scaling", dtype="float32")(

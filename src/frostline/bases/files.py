@@ -149,9 +149,7 @@ def _download(base: params.Base, folder: Path) -> dict[str, Any]:
             f"base.weights: the ImageNet weights of {base.name} could not be had: {first_line(error)}"
         ) from error
     with replacing(folder / "base.weights.h5") as temporary:
-        saved = temporary.with_name("download.weights.h5")
-        model.save_weights(saved)
-        saved.replace(temporary)
+        model.save_weights(temporary)
     return {
         "file": "base.weights.h5",
         "source": "keras.applications, ImageNet",

@@ -3,7 +3,6 @@
 import concurrent.futures
 import math
 import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from frostline.arrays import load_array, load_split, save_array
 from frostline.bases.cuts import scale_pixels
 from frostline.bases.families import FAMILIES, check_base
 from frostline.devices import describe_device, keras
-from frostline.files import COMPLETE, load_json, save_json, sha256_of
+from frostline.files import COMPLETE, load_json, replacing, save_json, sha256_of
 from frostline.images.generated.sets import draw_source, source_digest, target_digest
 from frostline.images.preparation import prepare_images
 from frostline.images.sources import fetch_source
@@ -342,15 +341,8 @@ def _resume(network: keras.Model, work: Path) -> list[Epoch]:
 
 def save_weights(model: keras.Model, path: Path) -> None:
     """Writes the model's weights (and its optimizer's, where it has one), whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # Keras insists on the ending.
-    try:
+    with replacing(path) as temporary:
         model.save_weights(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]

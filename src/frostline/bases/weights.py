@@ -18,7 +18,7 @@ from frostline.bases.graph import snake_case
 from frostline.devices import keras
 from frostline.errors import Refused, first_line
 
-DEVIATION = (0.229, 0.224, 0.225)  # of ImageNet's channels, RGB, on 0..1
+DEVIATION = (0.229, 0.224, 0.225)  # standard, of ImageNet's channels, RGB, on 0..1
 SHOWN = 8  # layers named in a refusal
 Group = tuple[str, list[h5py.Dataset]]  # a layer's name in a legacy file, and its numbers
 

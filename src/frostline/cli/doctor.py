@@ -21,7 +21,7 @@ from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
 from frostline.params import Params, load_document, load_params
 from frostline.planning.settings import ignored_settings, settings_problems
-from frostline.process import project_root
+from frostline.process import ask_git, project_root
 
 # What is compared with the lock besides the libraries that change results.
 ALSO_LOCKED = ("mlflow", "dvc")
@@ -272,30 +272,26 @@ def _last_line(text: str) -> str:
 
 
 def examine_git(root: Path) -> Iterator[Finding]:
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-
-    asked = git("rev-parse", "--git-dir")
-    if asked.returncode and (root / ".git").exists():
-        said = (asked.stderr.strip().splitlines() or ["it does not say why"])[0]
+    found, said = ask_git(root, "rev-parse", "--git-dir")
+    if not found and (root / ".git").exists():
         advice = f"Neither DVC nor lineage works without it. Of another owner: git config --global --add safe.directory {root}"
         yield Finding("fail", f"git refuses this repository: {said}", advice)
-    elif asked.returncode:
+    elif not found:
         advice = "git init; or, to go on without git and without `dvc exp`: dvc config --local core.no_scm true"
         yield Finding("warn", "this is no git repository", advice)
-    elif git("rev-parse", "HEAD").returncode:
+    elif not (commit := ask_git(root, "rev-parse", "--short", "HEAD")[0]):
         yield Finding("warn", "the repository has no commit: `dvc exp` and lineage need one", "git add . && git commit")
     else:
-        changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").stdout.splitlines()]
+        changed = [
+            line[3:] for line in (ask_git(root, "status", "--porcelain", "--untracked-files=no")[0] or "").splitlines()
+        ]
         code = [name for name in changed if name.endswith((".py", ".yaml"))]
         if code:
             yield Finding(
                 "ok", f"git: {len(code)} changed files, which each run's tags will name ({', '.join(code[:3])})"
             )
         else:
-            yield Finding(
-                "ok", f"git: at {git('rev-parse', '--short', 'HEAD').stdout.strip()}, no changes to code or params"
-            )
+            yield Finding("ok", f"git: at {commit.strip()}, no changes to code or params")
 
 
 def _is_installed(name: str) -> bool:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from frostline.cli.project import load_file, open_project
+from frostline.images.names import READ
 
 if TYPE_CHECKING:
     from frostline.serving.model import FrostlineModel
 
 # Of the files in a folder; a file that is named is read whatever it is called.
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+SUFFIXES = frozenset(chain(*READ.values()))
 STDIN = "-"
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from frostline.errors import Refused
 from frostline.files import load_json, replacing, save_json
+from frostline.process import ask_git
 
 FOLDER = Path("presets")
 DEFAULT = FOLDER / "default.yaml"
@@ -79,7 +79,7 @@ def write_params(root: Path, text: str, preset: str, *, force: bool = False) -> 
     path = root / "params.yaml"
     if not force and path.is_file():
         current = path.read_text(encoding="utf-8")
-        known = [text, (root / DEFAULT).read_text(encoding="utf-8"), _committed(root)]
+        known = [text, (root / DEFAULT).read_text(encoding="utf-8"), ask_git(root, "show", "HEAD:./params.yaml")[0]]
         if current not in known and _hash(current) != _remembered(root):
             raise Refused(
                 "params.yaml has edits of yours, which `use` would overwrite. Commit them (git commit params.yaml), or throw "
@@ -88,12 +88,6 @@ def write_params(root: Path, text: str, preset: str, *, force: bool = False) -> 
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     save_json(root / MEMORY, {"preset": preset, "sha256": _hash(text)})
-
-
-def _committed(root: Path) -> str | None:
-    command = ["git", "-C", str(root), "show", "HEAD:./params.yaml"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    return shown.stdout if shown.returncode == 0 else None
 
 
 def _remembered(root: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from frostline.errors import Refused
-from frostline.process import UNFINISHED, held, keep_freed_memory, project_root
+from frostline.process import UNFINISHED, ask_git, held, keep_freed_memory, project_root
 
 if TYPE_CHECKING:
     from frostline.bases.pretraining import Epoch, Progress, Recipe, SourceSet
@@ -107,7 +107,7 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
         base, history = pretrain(pictures, recipe, work, _Printer().show)
         facts = {
             "command": shlex.join(["frostline", *sys.argv[1:]]),
-            "commit": _commit(),
+            "commit": (ask_git(Path(), "rev-parse", "HEAD")[0] or "").strip() or None,
             "notes": list(settings["notes"]),
         }
         path = save_base(out, base, make_card(recipe, pictures, history, licence="yours", **facts))
@@ -187,10 +187,3 @@ def _parse_options(given: tuple[str, ...]) -> dict[str, int | float | bool]:
 def _digest(source: str, recipe: "Recipe", settings: dict[str, Any]) -> str:
     drawn = [settings["classes"], settings["images_per_class"]] if source == "generated" else [settings["sha256"]]
     return hashlib.sha256(repr([source, recipe, drawn]).encode()).hexdigest()[:12]
-
-
-def _commit() -> str | None:
-    import subprocess
-
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None

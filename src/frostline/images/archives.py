@@ -13,9 +13,9 @@ from typing import IO
 
 from frostline.errors import Refused
 from frostline.images.folders import require_space
+from frostline.images.names import ARCHIVES
 from frostline.images.walk import decode_name
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 200  # unpacked to packed bytes; pictures are near 1, a bomb is near 1000
 SMALL = 10_000_000  # bytes below which the ratio is not looked at
@@ -108,7 +108,7 @@ def _open_archive(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
     for magic, kind in _FOREIGN:
         if start.startswith(magic):
             raise Refused(
-                f"{archive.name} is a {kind} archive, which is not read. Known are {', '.join(ARCHIVE_SUFFIXES)}; "
+                f"{archive.name} is a {kind} archive, which is not read. Known are {', '.join(ARCHIVES)}; "
                 "or unpack it and give the folder."
             )
     if re.match(rb"(?i)\s*(<!doctype html|<html|<head)", start):
@@ -138,7 +138,7 @@ def _damage_refused(archive: Path) -> Iterator[None]:
             ) from None
         raise Refused(
             f"{archive.name} is damaged, truncated or no archive: {' '.join(str(error).split())[:200]}. "
-            f"Known are {', '.join(ARCHIVE_SUFFIXES)}."
+            f"Known are {', '.join(ARCHIVES)}."
         ) from None
 
 

@@ -1,14 +1,24 @@
 """What a file's or folder's name says: no picture, a split, something beside the pictures."""
 
 import re
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import PurePath
 
-PICTURES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif"),
-        *(".pgm", ".ppm", ".pbm", ".pnm", ".heic", ".heif", ".jp2", ".jxl"),
-    }
-)
+# The kinds of pictures that are read -> the suffixes that each goes by.
+READ: Mapping[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "WebP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "PNM": (".ppm", ".pgm", ".pnm"),
+}
+# With what is a picture by its name, too, though rare or not read: prepare says so of each.
+PICTURES = frozenset(chain(*READ.values(), (".apng", ".dib", ".pbm", ".heic", ".heif", ".jp2", ".jxl")))
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # that are unpacked
 # How people name a split's folder -> our name below `data/raw`.
 SPLIT_NAMES = {
     "train": "train",
@@ -28,21 +38,8 @@ UNLABELLED = frozenset({"pred", "predict", "prediction", "predictions", "unlabel
 # Folders that stand beside the pictures, and hold none.
 BESIDE = frozenset(
     {
-        *(
-            "annotation",
-            "annotations",
-            "label",
-            "labels",
-            "metadata",
-            "meta",
-            "lists",
-            "list",
-            "xml",
-            "xmls",
-            "json",
-            "docs",
-        ),
-        *("csv", "txt", "info", "readme", "scripts", "code", "imagesets", "splits"),
+        *("annotation", "annotations", "label", "labels", "metadata", "meta", "lists", "list", "xml", "xmls", "json"),
+        *("docs", "csv", "txt", "info", "readme", "scripts", "code", "imagesets", "splits"),
     }
 )
 IMAGES = frozenset({"image", "images", "img", "imgs", "jpegimages", "pictures", "photos", "jpg", "png"})
@@ -54,16 +51,9 @@ MASKS = frozenset(
 _JUNK = frozenset(
     {
         *("__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "_ds_store", "@eadir"),
-        *(
-            "$recycle.bin",
-            "recycler",
-            "system volume information",
-            "lost+found",
-            "#recycle",
-            "found.000",
-            "complete.json",
-        ),
-        *("picasa.ini", "zbthumbnail.info", "folder.htt", "network trash folder", "temporary items", "__pycache__"),
+        *("$recycle.bin", "recycler", "system volume information", "lost+found", "#recycle", "found.000"),
+        *("complete.json", "picasa.ini", "zbthumbnail.info", "folder.htt", "network trash folder", "temporary items"),
+        "__pycache__",
     }
 )
 _JUNK_PATTERN = re.compile(r"\.|~\$|thumbs\.db:|.*\.(tmp|part|crdownload|swp|lnk|url)$|.*~$", re.IGNORECASE | re.DOTALL)
@@ -88,23 +78,9 @@ _SIDECARS = frozenset(
             ".names",
         ),
         *(".doc", ".docx", ".xls", ".xlsx", ".rtf", ".py", ".ipynb", ".sh", ".m", ".c", ".h", ".bat", ".css", ".js"),
-        *(
-            ".mp4",
-            ".mov",
-            ".avi",
-            ".mkv",
-            ".mp3",
-            ".wav",
-            ".zip",
-            ".tar",
-            ".gz",
-            ".7z",
-            ".rar",
-            ".md5",
-            ".sha1",
-            ".sha256",
-        ),
+        *(".mp4", ".mov", ".avi", ".mkv", ".mp3", ".wav", ".7z", ".rar", ".md5", ".sha1", ".sha256"),
         *(".bak", ".old", ".orig", ".dat", ".bin", ".prj", ".tfw", ".jgw", ".pgw", ".tfrecord", ".cache", ".sqlite"),
+        *(PurePath(f"any{suffix}").suffix for suffix in ARCHIVES),
     }
 )
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from frostline.arrays import load_array, save_array, take_rows
 from frostline.files import COMPLETE, load_json, mark_complete, save_json
 from frostline.images.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header, used_bits
+from frostline.images.names import READ
 from frostline.images.walk import Entry
 from frostline.params import Prepare
 from frostline.process import die_with_parent, keep_freed_memory
@@ -24,16 +25,6 @@ GATHER = 64  # decoded pictures copied at once
 THUMB = 16  # side of the grey thumbnail
 # From this many files on, processes (each imports OpenCV first) are worth their time and memory: threads share Python's lock.
 PROCESSES_FROM = 2_000
-_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "WebP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif",),
-    "PNM": (".ppm", ".pgm", ".pnm"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +171,7 @@ def _decode_entry(
         return Record(entry.image_id, entry.class_name, entry.split, f"unreadable file: {error.strerror}"), None, None
     notes = []
     suffix = Path(entry.name).suffix.lower()
-    if suffix not in _SUFFIXES[header.format]:
+    if suffix not in READ[header.format]:
         notes.append(f"{header.format} named {suffix or 'without a suffix'}")
     if bits:
         notes.append(f"16 bits, of which {bits} are used")

@@ -1,21 +1,23 @@
 """Where pictures come from: a folder, an archive, a URL, `tfds:<name>`, a named source, or `generated` -> class folders."""
 
+import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from frostline.errors import Refused, redact
+from frostline.errors import Refused, nearest, redact
 from frostline.files import mark_complete, path_of, sha256_of
-from frostline.images.archives import extract_archive
-from frostline.images.downloads import LOCK_FILE, download
+from frostline.images.archives import check_archive, extract_archive
+from frostline.images.downloads import LOCK_FILE, check_url, download
 from frostline.images.folders import Layout, copy_layout, find_layout, read_layout, require_space
 from frostline.images.names import SPLIT_NAMES
 from frostline.params import Fetch
 
 DOWNLOADS = Path(".frostline/downloads")
+NO_TFDS = "needs the extra `tfds`, which is not installed. Run `make env EXTRA=tfds`."
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def fetch_source(
     unpacked = destination.with_name(destination.name + ".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
-        facts = _fetch(fetch, destination, unpacked, seed, image_size, downloads, lock_file)
+        target = Target(destination, unpacked, downloads, lock_file, seed, image_size)
+        layout, hashes = source_of(fetch).fetch(target)
+        facts = _facts(fetch.source, layout, hashes, destination)
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)
         raise
@@ -80,42 +84,7 @@ def fetch_source(
     return facts
 
 
-def _fetch(
-    fetch: Fetch, destination: Path, unpacked: Path, seed: int, image_size: int, downloads: Path, lock_file: Path
-) -> dict[str, Any]:
-    source = fetch.source
-    hashes: dict[str, str] = {}
-    if source == "generated":
-        from frostline.images.generated.sets import TARGET_CLASSES, write_target
-
-        destination.mkdir(parents=True, exist_ok=True)
-        require_space(destination, len(TARGET_CLASSES) * fetch.images_per_class * image_size**2 * 3)
-        write_target(destination, fetch.images_per_class, image_size, seed)
-        layout = read_layout(destination, ())
-    elif source.startswith("tfds:"):
-        write_tfds(source.removeprefix("tfds:"), unpacked, downloads)
-        layout = find_layout(unpacked)
-        copy_layout(layout, destination, move=True)
-    elif source in NAMED_SOURCES or "://" in source:
-        archives = NAMED_SOURCES.get(source) or (Archive(source, fetch.sha256),)
-        layouts = []
-        for number, archive in enumerate(archives):
-            file = download(
-                archive.url, downloads, sha256=archive.sha256, allow_private=fetch.allow_private, lock_file=lock_file
-            )
-            hashes[redact(archive.url)] = sha256_of(file)
-            extract_archive(file, unpacked / str(number), max_bytes=fetch.max_extract_gb * 1e9, encoding=fetch.encoding)
-            layouts.append(_place(find_layout(unpacked / str(number)), archive.split))
-        for layout in layouts:
-            copy_layout(layout, destination, move=True)
-        splits = {split for each in layouts for split in each.splits}
-        layout = replace(
-            read_layout(destination, sorted(splits)),
-            skipped=tuple(skip for each in layouts for skip in each.skipped),
-            notes=tuple(note for each in layouts for note in each.notes),
-        )
-    else:
-        layout, hashes = _fetch_path(path_of(source), fetch, destination, unpacked)
+def _facts(source: str, layout: Layout, hashes: dict[str, str], destination: Path) -> dict[str, Any]:
     counts = Counter(
         f"{entry.split}/{entry.class_name}" if entry.split else entry.class_name for entry in layout.entries
     )
@@ -131,26 +100,175 @@ def _fetch(
     }
 
 
-def _fetch_path(path: Path, fetch: Fetch, destination: Path, unpacked: Path) -> tuple[Layout, dict[str, str]]:
-    if path.is_dir():
-        layout = find_layout(path, follow_links=fetch.follow_links, encoding=fetch.encoding)
-        copy_layout(layout, destination)
+@dataclass(frozen=True)
+class Target:
+    """Where a source is fetched to: the new folder `destination`, by way of `unpacked`; downloads are kept."""
+
+    destination: Path
+    unpacked: Path
+    downloads: Path
+    lock_file: Path
+    seed: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of source; `is_path`: it lies on this machine, where it may change unseen."""
+
+    params: Fetch
+    is_path: ClassVar[bool] = False
+
+    def check(self, root: Path) -> None:
+        """Raises Refused or OSError where it cannot be fetched, as far as is known without a network."""
+
+    def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
+        """Its pictures as class folders in `target.destination`: their layout, and the sha256 of each archive."""
+        raise NotImplementedError
+
+    def count(self) -> tuple[int, int, dict[str, int]]:
+        """What `count_pictures` tells of it before it is fetched; Refused where only `fetch` can tell."""
+        return count_pictures(self._look())
+
+    def sample(self, folder: Path, number: int, size: int, seed: int) -> Layout:
+        """Pictures to measure on: all that it has, or about `number` where they are drawn, into the new `folder`."""
+        return self._look()
+
+    def _look(self) -> Layout:
+        raise Refused(
+            f"fetch.source: what {self.params.source!r} holds is known only when it is there. Run `dvc repro fetch`, "
+            "then this again."
+        )
+
+
+class Generated(Source):
+    """Drawn pictures, as many of each class as is asked for."""
+
+    def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
+        num_files, _, _ = self.count()
+        target.destination.mkdir(parents=True, exist_ok=True)
+        require_space(target.destination, num_files * target.image_size**2 * 3)
+        return self.sample(target.destination, num_files, target.image_size, target.seed), {}
+
+    def count(self) -> tuple[int, int, dict[str, int]]:
+        from frostline.images.generated.sets import TARGET_CLASSES
+
+        return len(TARGET_CLASSES) * self.params.images_per_class, len(TARGET_CLASSES), {}
+
+    def sample(self, folder: Path, number: int, size: int, seed: int) -> Layout:
+        from frostline.images.generated.sets import TARGET_CLASSES, write_target
+
+        write_target(folder, number // len(TARGET_CLASSES), size, seed)
+        return read_layout(folder, ())
+
+
+class TensorFlowSet(Source):
+    """A set of TensorFlow Datasets."""
+
+    def check(self, root: Path) -> None:
+        if importlib.util.find_spec("tensorflow_datasets") is None:
+            raise Refused(f"{self.params.source!r} {NO_TFDS}")
+
+    def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
+        write_tfds(self.params.source.removeprefix("tfds:"), target.unpacked, target.downloads)
+        layout = find_layout(target.unpacked)
+        copy_layout(layout, target.destination, move=True)
         return layout, {}
-    if not path.is_file():
-        words = ", ".join(NAMED_SOURCES)
-        raise Refused(
-            f"fetch.source {fetch.source!r} is neither a folder nor an archive; allowed: a folder, an archive (path or https URL), "
-            f"tfds:NAME, {words}, generated."
+
+
+class Download(Source):
+    """An archive at an address, or the archives of a named source."""
+
+    def check(self, root: Path) -> None:
+        if self.params.source not in NAMED_SOURCES:
+            check_url(self.params.source)
+
+    def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
+        source, private = self.params.source, self.params.allow_private
+        hashes: dict[str, str] = {}
+        layouts = []
+        for number, archive in enumerate(NAMED_SOURCES.get(source) or (Archive(source, self.params.sha256),)):
+            file = download(
+                archive.url, target.downloads, sha256=archive.sha256, allow_private=private, lock_file=target.lock_file
+            )
+            hashes[redact(archive.url)] = sha256_of(file)
+            layouts.append(_place(_unpack(file, target.unpacked / str(number), self.params), archive.split))
+        for layout in layouts:
+            copy_layout(layout, target.destination, move=True)
+        whole = replace(
+            read_layout(target.destination, sorted({split for each in layouts for split in each.splits})),
+            skipped=tuple(skip for each in layouts for skip in each.skipped),
+            notes=tuple(note for each in layouts for note in each.notes),
         )
-    actual = sha256_of(path)
-    if fetch.sha256 and actual != fetch.sha256:
-        raise Refused(
-            f"{path} has another content than expected.\n  expected sha256 {fetch.sha256}\n  found sha256 {actual}"
+        return whole, hashes
+
+
+class Local(Source):
+    """A folder or an archive of this machine."""
+
+    is_path = True
+
+    def check(self, root: Path) -> None:
+        if not self.params.source.strip():
+            raise Refused("empty; name a folder, an archive, tfds:NAME, or generated")
+        path = path_of(self.params.source, root)
+        if path.is_dir():
+            self._layout(path)
+        elif path.is_file():
+            check_archive(path)
+        else:
+            raise Refused(self._absent())
+
+    def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
+        path, expected = path_of(self.params.source), self.params.sha256
+        if path.is_dir():
+            layout = self._layout(path)
+            copy_layout(layout, target.destination)
+            return layout, {}
+        if not path.is_file():
+            raise Refused(f"fetch.source: {self._absent()}")
+        actual = sha256_of(path)
+        if expected and actual != expected:
+            raise Refused(
+                f"{path} has another content than expected.\n  expected sha256 {expected}\n  found sha256 {actual}"
+            )
+        layout = _unpack(path, target.unpacked, self.params)
+        copy_layout(layout, target.destination, move=True)
+        return layout, {path.name: actual}
+
+    def _absent(self) -> str:
+        words = ["generated", *NAMED_SOURCES]
+        return (
+            f"given was {self.params.source!r}, which is no folder or archive{nearest(self.params.source, words)}; "
+            f"allowed: a folder, an archive (path or https URL), tfds:NAME, {', '.join(words)}"
         )
-    extract_archive(path, unpacked, max_bytes=fetch.max_extract_gb * 1e9, encoding=fetch.encoding)
-    layout = find_layout(unpacked)
-    copy_layout(layout, destination, move=True)
-    return layout, {path.name: actual}
+
+    def _look(self) -> Layout:
+        path = path_of(self.params.source)
+        return self._layout(path) if path.is_dir() else super()._look()
+
+    def _layout(self, folder: Path) -> Layout:
+        return find_layout(folder, follow_links=self.params.follow_links, encoding=self.params.encoding)
+
+
+def source_of(fetch: Fetch) -> Source:
+    """The source that `fetch.source` names."""
+    if fetch.source == "generated":
+        return Generated(fetch)
+    if fetch.source.startswith("tfds:"):
+        return TensorFlowSet(fetch)
+    return Download(fetch) if fetch.source in NAMED_SOURCES or "://" in fetch.source else Local(fetch)
+
+
+def count_pictures(layout: Layout) -> tuple[int, int, dict[str, int]]:
+    """The number of files, of classes, and of files in each split."""
+    splits = {name: sum(entry.split == name for entry in layout.entries) for name in layout.splits}
+    return len(layout.entries), len(layout.classes), splits
+
+
+def _unpack(archive: Path, folder: Path, fetch: Fetch) -> Layout:
+    extract_archive(archive, folder, max_bytes=fetch.max_extract_gb * 1e9, encoding=fetch.encoding)
+    return find_layout(folder)
 
 
 def _place(layout: Layout, split: str | None) -> Layout:
@@ -172,9 +290,7 @@ def write_tfds(name: str, folder: Path, cache: Path) -> None:
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise Refused(
-            f"fetch.source 'tfds:{name}' needs the extra `tfds`, which is not installed. Run `make env EXTRA=tfds`."
-        ) from None
+        raise Refused(f"fetch.source 'tfds:{name}' {NO_TFDS}") from None
     try:
         builder = tfds.builder(name, data_dir=str(cache / "tfds"))
     except ValueError as error:  # among them DatasetNotFoundError

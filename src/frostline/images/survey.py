@@ -8,7 +8,7 @@ from typing import Any
 
 from frostline.files import COMPLETE, digest_facts, load_json, path_of, sha256_of
 from frostline.images.folders import find_layout
-from frostline.images.sources import NAMED_SOURCES
+from frostline.images.sources import source_of
 from frostline.params import Base, Fetch
 
 # What stage `source` writes, and `fetch` depends on.
@@ -30,9 +30,7 @@ class Survey:
 
 def inputs_of_fetch(fetch: Fetch) -> dict[str, str]:
     """`fetch.source` where it is a path of this machine, under its key."""
-    source = fetch.source
-    is_path = not (source in ("generated", *NAMED_SOURCES) or source.startswith("tfds:") or "://" in source)
-    return {"fetch.source": source} if is_path else {}
+    return {"fetch.source": fetch.source} if source_of(fetch).is_path else {}
 
 
 def inputs_of_base(base: Base) -> dict[str, str]:

@@ -1,19 +1,15 @@
 """What is wrong with `params.yaml` beyond its schema, found without running or building anything."""
 
-import importlib.util
-import subprocess
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from frostline.bases.families import BUNDLED_BASE, CUSTOM, FAMILIES, base_problems, cuts_of
 from frostline.bases.files import check_custom_file
-from frostline.errors import Refused, first_line, nearest, redact
+from frostline.errors import Refused, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
-from frostline.images.archives import check_archive
-from frostline.images.downloads import check_url
-from frostline.images.folders import find_layout
-from frostline.images.sources import NAMED_SOURCES
+from frostline.images.sources import Generated, source_of
 from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
 from frostline.images.walk import Walk
 from frostline.params import (
@@ -31,6 +27,7 @@ from frostline.params import (
 )
 from frostline.planning.settings import settings_problems
 from frostline.planning.workspace import find_overlaps, stranger_problems
+from frostline.process import ask_git
 
 # MLflow's file store is closed: a path or file:// would fail at the first run.
 STORES = (
@@ -59,15 +56,11 @@ def refuse_problems(path: Path = Path("params.yaml"), *, transforms: bool = True
 
 def repository_problems(root: Path) -> list[str]:
     """Why git refuses the project's repository, which DVC would find out after the training; none where there is none."""
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or not shutil.which("git"):
         return []
-    try:
-        asked = subprocess.run(["git", "rev-parse", "--git-dir"], cwd=root, capture_output=True, text=True, check=False)
-    except OSError:
-        return []  # no git on this machine
-    if asked.returncode == 0:
+    found, said = ask_git(root, "rev-parse", "--git-dir")
+    if found:
         return []
-    said = first_line(ValueError(asked.stderr))
     return [
         f"the project: git refuses its repository ({said}). Where it belongs to another user, as in a container: "
         f"git config --global --add safe.directory {root.resolve()}"
@@ -107,44 +100,11 @@ def find_problems(document: Any, root: Path = Path(), *, transforms: bool = True
 
 def check_source(fetch: Fetch, root: Path) -> list[str]:
     """Problems of `fetch.source`: nothing there, no archive, a password in it, an extra that is not installed."""
-    source = fetch.source
-    if not source.strip():
-        return ["fetch.source: empty; name a folder, an archive, tfds:NAME, or generated"]
-    if source == "generated" or source in NAMED_SOURCES:
-        return []
-    if source.startswith("tfds:"):
-        if importlib.util.find_spec("tensorflow_datasets") is None:
-            return [
-                f"fetch.source: {source!r} needs the extra `tfds`, which is not installed. Run `make env EXTRA=tfds`."
-            ]
-        return []
-    if "://" in source:
-        try:
-            check_url(source)
-        except Refused as refusal:
-            return [f"fetch.source: {refusal}"]
-        return []
     try:
-        path = path_of(source, root)
-    except Refused as refusal:
-        return [f"fetch.source: {refusal}"]
-    if path.is_dir():
-        try:
-            find_layout(path, follow_links=fetch.follow_links, encoding=fetch.encoding)
-        except (Refused, OSError) as problem:
-            return [f"fetch.source: {problem}"]
-        return []
-    if path.is_file():
-        try:
-            check_archive(path)
-        except (Refused, OSError) as problem:
-            return [f"fetch.source: {problem}"]
-        return []
-    words = ["generated", *NAMED_SOURCES]
-    return [
-        f"fetch.source: given was {source!r}, which is no folder or archive{nearest(source, words)}; "
-        f"allowed: a folder, an archive (path or https URL), tfds:NAME, {', '.join(words)}"
-    ]
+        source_of(fetch).check(root)
+    except (Refused, OSError) as problem:
+        return [f"fetch.source: {problem}"]
+    return []
 
 
 def check_shares(fetch: Fetch, prepare: Prepare) -> list[str]:
@@ -155,7 +115,7 @@ def check_shares(fetch: Fetch, prepare: Prepare) -> list[str]:
             f"prepare: val_share {prepare.val_share} and test_share {prepare.test_share} leave too little to train on; "
             "their sum must be below 0.95"
         )
-    if fetch.source == "generated" and fetch.images_per_class < prepare.min_per_class:
+    if isinstance(source_of(fetch), Generated) and fetch.images_per_class < prepare.min_per_class:
         problems.append(
             f"fetch.images_per_class: given was {fetch.images_per_class}, below prepare.min_per_class ({prepare.min_per_class})"
         )

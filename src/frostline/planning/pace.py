@@ -3,7 +3,7 @@
 import importlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from frostline.arrays import load_array
 from frostline.errors import Refused
-from frostline.files import COMPLETE, load_json, path_of, require_complete
-from frostline.images.folders import Layout, find_layout, read_layout
-from frostline.images.generated.sets import TARGET_CLASSES, write_target
-from frostline.images.walk import Entry
+from frostline.files import COMPLETE, load_json, require_complete
+from frostline.images.folders import read_layout
+from frostline.images.sources import count_pictures, source_of
 from frostline.params import Params
 from frostline.planning.storage import list_depths
 from frostline.process import UNFINISHED
@@ -93,21 +92,14 @@ def timed() -> Iterator[list[float]]:
 
 def count_images(params: Params) -> Counts:
     """How many pictures there are; Refused where only `fetch` can tell."""
-    prepared = Path(params.paths.prepared)
+    raw, prepared = Path(params.paths.raw), Path(params.paths.prepared)
     if _raw(params) and (prepared / COMPLETE).is_file():
         facts = require_complete(prepared)
         numbers, names = facts["num_images"], load_json(prepared / "classes.json")
         files = sum(numbers.values()) + sum(facts["left_out"].values())
         return Counts(files, numbers["train"], numbers["val"], numbers["test"], len(names), True, facts["val_is_drawn"])
-    splits: dict[str, int] = {}
-    names = TARGET_CLASSES
-    if params.fetch.source == "generated" and not _raw(params):
-        files = params.fetch.images_per_class * len(names)
-    else:
-        layout = _layout(params)
-        files, names = len(layout.entries), layout.classes
-        splits = {name: sum(entry.split == name for entry in layout.entries) for name in layout.splits}
-    return Counts(files, *_shares(files, splits, params), len(names), False, "validation" not in splits)
+    files, num_classes, splits = count_pictures(read_layout(raw)) if _raw(params) else source_of(params.fetch).count()
+    return Counts(files, *_shares(files, splits, params), num_classes, False, "validation" not in splits)
 
 
 def _shares(files: int, splits: dict[str, int], params: Params) -> tuple[int, int, int]:
@@ -129,32 +121,18 @@ def _raw(params: Params) -> bool:
     return marker.is_file() and bool(load_json(marker).get("source") == params.fetch.source)
 
 
-def _layout(params: Params) -> Layout:
-    """The pictures as `fetch` left them, or before it has run as it would read them."""
-    fetch = params.fetch
-    if _raw(params):
-        return read_layout(Path(params.paths.raw))
-    source = path_of(fetch.source)
-    if source.is_dir():
-        return find_layout(source, follow_links=fetch.follow_links, encoding=fetch.encoding)
-    raise Refused(
-        f"fetch.source: what {fetch.source!r} holds is known only when it is there. Run `dvc repro fetch`, then this again."
-    )
-
-
 def measure_pictures(params: Params, work: Path) -> tuple[NDArray[np.uint8], float, float]:
     """Some decoded pictures, and the seconds per file and per view on one core."""
     from frostline.images.shards import decode_shards
     from frostline.images.transforms import build_transforms
     from frostline.images.views import make_views
 
-    if params.fetch.source == "generated" and not _raw(params):
-        write_target(work / "drawn", SAMPLE // len(TARGET_CLASSES), params.base.image_size, params.seed)
-        entries: Sequence[Entry] = read_layout(work / "drawn", ()).entries
-    else:
-        entries = _layout(params).entries
-    chosen = [entries[place] for place in np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int)]
     size = params.base.image_size
+    if _raw(params):
+        entries = read_layout(Path(params.paths.raw)).entries
+    else:
+        entries = source_of(params.fetch).sample(work / "drawn", SAMPLE, size, params.seed).entries
+    chosen = [entries[place] for place in np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int)]
     decode_shards(chosen[:4], params.prepare, size, work / "first", 1)
     with timed() as decoded:
         shards = decode_shards(chosen, params.prepare, size, work / "shards", 1)

@@ -5,7 +5,6 @@ import getpass
 import os
 import platform
 import re
-import subprocess
 import sys
 from hashlib import sha256
 from importlib import metadata
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from frostline import __version__
 from frostline.params import load_lock
+from frostline.process import ask_git
 
 # What is written about each library, because it can change results.
 LIBRARIES = ("keras", "tensorflow", "jax", "numpy", "optuna", "albumentations", "opencv-python-headless", "mlflow")
@@ -35,10 +35,10 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
     """
     workspace = workspace or (Path.cwd() if Path("dvc.yaml").is_file() else root)
     # Outputs are ignored by git already; dvc.lock changes while the line runs.
-    status = _git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
-    commit = _git(workspace, "rev-parse", "HEAD")
+    status, said = ask_git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    commit = (ask_git(workspace, "rev-parse", "HEAD")[0] or "").strip()
     if status is None:
-        changes = "unknown: " + _why_git_fails(workspace)
+        changes = f"unknown: {said}"
     else:
         changes = ", ".join(line[2:].strip() for line in status.splitlines()) or "none"
     # Only the seed is needed here; the whole file was checked by whoever started the run.
@@ -66,23 +66,6 @@ def lineage_tags(params_text: str, root: Path, *, device: str = "", workspace: P
         if os.environ.get(variable):
             tags[f"frostline.{variable.lower()}"] = os.environ[variable]
     return tags
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where it fails, which is no answer."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.rstrip() if done.returncode == 0 else None
-
-
-def _why_git_fails(folder: Path) -> str:
-    try:
-        done = subprocess.run(["git", "status"], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return type(error).__name__
-    return (done.stderr.strip().splitlines() or ["git does not say why"])[0]
 
 
 def _versions() -> str:

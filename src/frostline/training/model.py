@@ -161,22 +161,17 @@ def save_model(model: keras.Model, path: Path) -> None:
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
             variable.assign(ops.zeros_like(variable))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        dated = temporary.with_suffix(".keras")  # Keras asks for the suffix
-        try:
-            model.save(dated)
-            with ZipFile(dated) as source, ZipFile(temporary, "w") as target:
-                for entry in source.infolist():
-                    undated = ZipInfo(entry.filename)
-                    if entry.filename.endswith(".json"):
-                        target.writestr(undated, _without_accidents(source.read(entry).decode()))
-                        continue
-                    undated.file_size = entry.file_size  # beyond 2 GB the archive takes another form
-                    with source.open(entry) as given, target.open(undated, "w") as written:
-                        shutil.copyfileobj(given, written)
-        finally:
-            dated.unlink(missing_ok=True)
+    with replacing(path) as dated:
+        model.save(dated)
+        with replacing(dated) as temporary, ZipFile(dated) as source, ZipFile(temporary, "w") as target:
+            for entry in source.infolist():
+                undated = ZipInfo(entry.filename)
+                if entry.filename.endswith(".json"):
+                    target.writestr(undated, _without_accidents(source.read(entry).decode()))
+                    continue
+                undated.file_size = entry.file_size  # beyond 2 GB the archive takes another form
+                with source.open(entry) as given, target.open(undated, "w") as written:
+                    shutil.copyfileobj(given, written)
 
 
 def _without_accidents(text: str) -> str:

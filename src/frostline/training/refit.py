@@ -249,8 +249,8 @@ def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 def _save(file: Path, params: Sequence[NDArray[Any]]) -> None:
-    with replacing(file) as temporary, temporary.open("wb") as opened:
-        np.savez(opened, *params)
+    with replacing(file) as temporary:
+        np.savez(temporary, *params)
 
 
 def _load(file: Path) -> list[NDArray[Any]]:

@@ -58,7 +58,7 @@ def sheet(path: Path, title: str, height: float, **subplots: Any) -> Iterator[tu
         figure.suptitle(title, fontsize=14, fontweight="bold", x=0.01, ha="left")
         yield figure, axes
         with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+            figure.savefig(temporary, metadata={"Software": None})
 
 
 def shorten(text: str, length: int) -> str:
