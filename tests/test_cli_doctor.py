@@ -26,6 +26,7 @@ def project(mlflow_root, root, monkeypatch):
     ):
         subprocess.run(["git", *command], cwd=mlflow_root, check=True)
     monkeypatch.chdir(mlflow_root)
+    open_store(Tracking(), mlflow_root)
     return mlflow_root
 
 
@@ -102,7 +103,7 @@ def test_a_server_that_does_not_answer_fails_within_seconds(project, monkeypatch
 def test_a_database_that_is_none_is_one_finding_among_the_others(project):
     (project / "mlflow.db").write_bytes(b"this is no database")
     found = findings(project)
-    assert "tracking store" in text(found["fail"])
+    assert "no database of MLflow" in text(found["fail"])
     assert "git: at " in text(found["ok"])
 
 

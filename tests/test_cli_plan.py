@@ -20,10 +20,10 @@ from frostline.training.data import load_features
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A base of three convolutions; each after the first is a block."""
+    """A base of four convolutions; each after the first is a block."""
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((32, 32, 3))
-    for block, filters in enumerate((8, 16, 32)):
+    for block, filters in enumerate((8, 16, 32, 32)):
         x = layers.Conv2D(filters, 3, padding="same", activation="relu", kernel_initializer="he_normal")(x)
         x = layers.MaxPooling2D(name=f"pool{block}")(x)
     path = tmp_path_factory.mktemp("base") / "tiny.keras"
@@ -40,7 +40,7 @@ def project(weights, params_document, tmp_path, monkeypatch):
     params_document["fetch"] |= {"source": "generated", "images_per_class": 16}
     params_document["base"] |= {"name": "custom", "weights": str(weights), "image_size": 32, "options": {}}
     params_document["augment"]["views"] = 3
-    params_document["tune"]["space"]["unfrozen_blocks"] = [0, 2]
+    params_document["tune"]["space"]["unfrozen_blocks"] = [0, 3]
     write(params_document)
     return params_document
 
@@ -70,12 +70,12 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
 
     for stage in ("fetch", "prepare"):
         run(root, stage)
-    # Two depths of two to three views fit beside the views themselves, a third does not.
-    project["storage"]["budget_gb"] = 0.0012
+    # Two depths of three views and their mirror images fit beside the views themselves, a third does not.
+    project["storage"]["budget_gb"] = 0.0022
     write(project)
     planned = json.loads(plan("--json"))
-    assert planned["storage"]["stored"] == [2]
-    assert any("depth 1 is not stored but computed from depth 2" in note for note in planned["notes"])
+    assert planned["storage"]["stored"] == [1, 3]
+    assert any("depth 2 is not stored but computed from depth 3" in note for note in planned["notes"])
     capsys.readouterr()
     for stage in ("augment", "extract"):
         run(root, stage)
@@ -90,12 +90,12 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
         assert sizes[stage] == sum(load_array(path).nbytes for path in (tmp_path / "data").glob(pattern)), stage
     record = load_json(tmp_path / "data/features/features.json")
     assert (record["stored"], record["views"]) == (planned["storage"]["stored"], planned["storage"]["views"])
-    assert sorted(path.name for path in (tmp_path / "data/features").glob("*-*") if path.is_dir()) == ["depth-02"]
+    assert sorted(path.name for path in (tmp_path / "data/features").glob("depth-*")) == ["depth-01", "depth-03"]
 
     # A depth that is not stored is computed from the one below as if it were.
     params = load_params()
     base = keras.models.load_model(params.base.weights)
-    features = load_features(tmp_path / "data/features", 1, slice(0, 3), lambda: load_base_of(params))
+    features = load_features(tmp_path / "data/features", 2, slice(0, 3), lambda: load_base_of(params))
     pixels = np.asarray(load_array(tmp_path / "data/prepared/train/images.npy")[[3, 1]], np.float32)
     wanted = keras.Model(base.inputs[0], base.get_layer("pool1").output)(pixels)
     assert len(features) == record["views"] + 1 and list(features)[-1] == "mirror"
