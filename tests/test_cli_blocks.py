@@ -42,7 +42,7 @@ def test_without_a_name_the_families_are_listed():
     [
         (["MobilNetV2"], "did you mean MobileNetV2"),
         (["MobileNetV2", "--options", "alpha"], "KEY=VALUE"),
-        (["MobileNetV2", "--options", "alpha=wide"], "alpha of MobileNetV2 is a float"),
+        (["MobileNetV2", "--options", "alpha=wide"], "alpha: MobileNetV2 takes a number above 0"),
         (["custom"], "give --weights"),
     ],
 )
