@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from frostline.evidence.refits import RefitRecord
     from frostline.evidence.trials import SearchRecord
 
 NEXT = (
@@ -26,6 +27,7 @@ def command() -> None:
 
     from frostline.cli.changes import show_changes
     from frostline.errors import Refused
+    from frostline.evidence.refits import RefitRecord
     from frostline.evidence.trials import SearchRecord
     from frostline.files import load_json
     from frostline.params import load_params
@@ -36,10 +38,12 @@ def command() -> None:
     if missing:
         raise Refused(f"Nothing to sum up yet: {', '.join(missing)} is missing. Run `dvc repro`.")
     trials, evaluation, registration = map(load_json, files)
+    refit = Path(paths.refit) / "refit.json"
 
     show_changes()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for row in summarize(SearchRecord.from_record(trials), evaluation, registration):
+    final = RefitRecord.from_record(load_json(refit)) if refit.is_file() else None
+    for row in summarize(SearchRecord.from_record(trials), final, evaluation, registration):
         table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
@@ -52,13 +56,17 @@ def command() -> None:
 
 
 def summarize(
-    search: "SearchRecord", evaluation: Mapping[str, Any], registration: Mapping[str, Any]
+    search: "SearchRecord",
+    refit: "RefitRecord | None",
+    evaluation: Mapping[str, Any],
+    registration: Mapping[str, Any],
 ) -> list[tuple[str, str]]:
-    """(name, value) of each line of the table."""
+    """(name, value) of each line of the table; without `refit` where only the results were pulled, not the model."""
+    from frostline.evidence.card import describe_final
     from frostline.evidence.trials import describe_edge
 
     best, finished = search.trial(search.best), len(search.in_state("COMPLETE"))
-    rows = [
+    rows: list[tuple[str, str]] = [
         (
             "best trial",
             f"{best.number} of {len(search.trials)} ({finished} ran to the end): {best.depth} blocks unfrozen, dropout "
@@ -66,6 +74,9 @@ def summarize(
         ),
         ("test accuracy", f"{_interval(evaluation['accuracy'])} on {evaluation['num_images']} pictures"),
     ]
+    if refit:
+        what = f"{describe_final(refit)}; accuracy out of fold {refit.accuracy:.3f} on {refit.num_images} pictures"
+        rows.insert(1, ("final model", what))
     if "accuracy" in evaluation.get("baseline", {}):
         rows.append(("bare head", _interval(evaluation["baseline"]["accuracy"])))
     if evaluation.get("every_cut"):

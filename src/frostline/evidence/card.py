@@ -49,7 +49,7 @@ def make_model_card(records: Records, params: Params) -> str:
 
 def _introduce(records: Records, params: Params) -> str:
     accuracy, names = records.evaluation.score("accuracy"), records.class_names
-    trained = _describe_trained(records.refit)
+    trained = describe_final(records.refit)
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
         f"# {params.register_.name}\n\n"
@@ -59,7 +59,8 @@ def _introduce(records: Records, params: Params) -> str:
     )
 
 
-def _describe_trained(refit: RefitRecord) -> str:
+def describe_final(refit: RefitRecord) -> str:
+    """What the final model is made of, on its base."""
     if refit.share == 0:
         return "a linear head on it"
     depth, count = refit.hparams.unfrozen_blocks, refit.folds if refit.combine == "mean" else 1
@@ -94,10 +95,15 @@ def _describe_results(evaluation: Evaluation) -> str:
                 else "below the test accuracy, which chance can do."
             )
             + " Quote the test accuracy.",
-            f"- Temperature {evaluation.temperature:.3f}, fitted out of fold, took the calibration "
-            f"error from {before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
-            f"{after['log_loss']:.4f}. A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so "
-            "few pictures.",
+            (
+                f"- The calibration error is {after['ece']:.4f}, the log loss {after['log_loss']:.4f}; no temperature was "
+                "fitted, because a linear head's L2 was chosen by log loss."
+                if evaluation.temperature == 1
+                else f"- Temperature {evaluation.temperature:.3f}, fitted out of fold, took the calibration error from "
+                f"{before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
+                f"{after['log_loss']:.4f}."
+            )
+            + f" A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so few pictures.",
         ]
     )
 

@@ -53,7 +53,7 @@ def describe_candidates(record: RefitRecord) -> list[str]:
         f"{100 * each.gain:+.2f} points over the bare head [{100 * each.gain_low:+.2f}, {100 * each.gain_high:+.2f}]"
         for each in record.candidates
     ]
-    what = f"{record.share:.0%} tails of trial {record.trial}, {1 - record.share:.0%} linear heads"
+    what = f"{record.share:.0%} tails of trial {record.trial}, {1 - record.share:.0%} linear head"
     mirror = ", picture and mirror image" if record.mirrored else ""
     return [*lines, f"chosen: {what}{mirror}: accuracy {record.accuracy:.4f}, log loss {record.log_loss:.4f}"]
 
