@@ -100,7 +100,7 @@ def test_what_is_young_or_running_stays(store, mlflow_root, params):
     running = open_final_run(store, name="final", params={}, tags={})
     # The trials say that they ended in 1970; the others are of this minute.
     young = find_leftovers(mlflow_root, params, store, older_than=DAY)
-    assert {leftover.name for leftover in young} == {"trial 0", "trial 1"}
+    assert {leftover.name for leftover in young} == {"trial 00 · depth 0", "trial 01 · depth 0"}
     assert running not in names_of(find_leftovers(mlflow_root, params, store, older_than=0))
 
 
