@@ -47,6 +47,8 @@ def make_evaluation(num_images: int = 120, accuracy: float = 0.9) -> Evaluation:
         selection_optimism=0.0,
         baseline={"accuracy": score},
         gain=Gain(0.0, 0.0, 0.0, 0, 0, 1.0),
+        every_cut=None,
+        every_cut_gain=None,
         temperature=1.0,
         calibration={"before": numbers, "after": numbers},
     )

@@ -42,7 +42,17 @@ OWN = frozenset(
             "studies",
             "tests",
         ),
-        *("changelog.md", "license", "makefile", "readme.md", "dvc.yaml", "dvc.lock", "params.yaml", "pyproject.toml"),
+        *(
+            "changelog.md",
+            "contributing.md",
+            "license",
+            "makefile",
+            "readme.md",
+            "dvc.yaml",
+            "dvc.lock",
+            "params.yaml",
+            "pyproject.toml",
+        ),
         *("dvc_plots", "tmp", "build", "dist"),
     }
 )
