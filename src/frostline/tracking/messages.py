@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from frostline.evidence.evaluation import Evaluation
-from frostline.evidence.refits import RefitRecord
-from frostline.evidence.trials import TrialRecord
+if TYPE_CHECKING:  # every stage prints; few have anything to do with scores
+    from frostline.evidence.evaluation import Evaluation
+    from frostline.evidence.refits import RefitRecord
+    from frostline.evidence.trials import TrialRecord
 
 
 def say(stage: str, lines: Iterable[str] | str) -> None:
@@ -46,7 +48,7 @@ def describe_source(name: str, done: int, total: int, seconds: float) -> str:
     return f"{name} ({done}/{total}), {seconds:.1f} s"
 
 
-def describe_candidates(record: RefitRecord) -> list[str]:
+def describe_candidates(record: "RefitRecord") -> list[str]:
     """Out-of-fold scores of all that was judged, and what was chosen of it."""
     lines = [
         f"{each.name}: out of fold accuracy {each.accuracy:.4f} [{each.low:.4f}, {each.high:.4f}], log loss {each.log_loss:.4f}, "
@@ -58,7 +60,7 @@ def describe_candidates(record: RefitRecord) -> list[str]:
     return [*lines, f"chosen: {what}{mirror}: accuracy {record.accuracy:.4f}, log loss {record.log_loss:.4f}"]
 
 
-def describe_test(evaluation: Evaluation) -> str:
+def describe_test(evaluation: "Evaluation") -> str:
     """What the test split said of the final model."""
     accuracy, gain = evaluation.score("accuracy"), evaluation.gain
     return (
@@ -80,7 +82,7 @@ def explain_experiment(experiment: str) -> str:
     )
 
 
-def describe_trial(trial: TrialRecord, num_trials: int) -> str:
+def describe_trial(trial: "TrialRecord", num_trials: int) -> str:
     """One line for a log: number, depth, dropout, score, time."""
     score = "failed" if trial.score is None else f"val accuracy {trial.score:.4f}"
     note = {"COMPLETE": "", "PRUNED": f", pruned after epoch {trial.epochs}", "FAIL": f": {trial.reason}"}
