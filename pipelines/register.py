@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from frostline.errors import Refused
 from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.refits import RefitRecord
 from frostline.files import load_json, require_complete, save_json, sha256_of
@@ -26,7 +27,8 @@ def main() -> None:
     evaluation = Evaluation.from_record(load_json(reports / "evaluation.json"))
     facts, classes = require_complete(prepared), tuple(load_json(prepared / "classes.json"))
     sha256 = sha256_of(models / "final.keras")
-    assert sha256 == refit.sha256["final"], "models/final.keras is not the model that refit wrote"
+    if sha256 != refit.sha256["final"]:
+        raise Refused(f"{models / 'final.keras'} is not the model that `refit` wrote. Run `dvc repro --force refit`.")
 
     store = open_store(params.tracking, root)
     text = Path("params.yaml").read_text(encoding="utf-8")

@@ -75,6 +75,7 @@ def make_refit(trial: int = 0, sha256: str = "f" * 64, **facts: Any) -> RefitRec
         "accuracy": 0.9,
         "log_loss": 0.3,
         "candidates": (candidate,),
+        "diverged": (),
         "curves": {name: [0.5, 0.4] for name in ("loss", "val_loss", "accuracy", "val_accuracy")},
         "strengths": {"all": {"strength": 0.1, "edge": None, "log_loss": 0.35, "accuracy": 0.88}},
         "sha256": {"final": sha256, "baseline": "b" * 64, "every_cut": "c" * 64},

@@ -49,3 +49,12 @@ def test_an_experiment_says_why_it_is_not_registered(project, run_cli):
     write(project, "evaluation/evaluation.json", {"num_images": 9, "accuracy": {"value": 0.9, "low": 0.6, "high": 1.0}})
     write(project, "registration.json", {"name": "frostline", "version": None, "reason": "made by an experiment"})
     assert "not registered: made by an experiment" in run_cli("summary").out
+
+
+def test_results_of_an_older_version_are_refused_with_a_way_out(project, run_cli):
+    write(project, "tune/trials.json", make_search(make_trial()).to_record())
+    write(project, "evaluation/evaluation.json", {"num_images": 9, "accuracy": {"value": 0.9, "low": 0.6, "high": 1.0}})
+    write(project, "registration.json", {"name": "frostline", "version": 1})
+    write(project, "../models/refit.json", {"trial": 3, "seeds": [], "sha256": "f" * 64})
+    answer = run_cli("summary")
+    assert answer.code == 2 and "another version" in answer.err and "dvc repro" in answer.err

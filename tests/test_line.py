@@ -120,10 +120,8 @@ def base(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def project(tmp_path: Path, base: Path) -> Project:
-    """The files that git knows or would add, as a fresh repository with small params."""
-    folder = tmp_path / "project"
+def start_project(folder: Path) -> Project:
+    """The files that git knows or would add, with the default params, as a fresh repository without a commit."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -138,8 +136,15 @@ def project(tmp_path: Path, base: Path) -> Project:
             shutil.copy(ROOT / name, folder / name)
     shutil.copy(folder / "presets" / "default.yaml", folder / "params.yaml")
     made = Project(folder)
-    made.set({**SMALL, "base.weights": str(base)})
     made.run("git", "init", "--quiet", "--initial-branch", "main")
+    return made
+
+
+@pytest.fixture
+def project(tmp_path: Path, base: Path) -> Project:
+    """A committed project with small params."""
+    made = start_project(tmp_path / "project")
+    made.set({**SMALL, "base.weights": str(base)})
     made.run("git", "add", "--all")
     made.run("git", "commit", "--quiet", "-m", "start")
     return made

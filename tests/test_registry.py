@@ -341,6 +341,17 @@ def run_register() -> dict[str, object]:
     return load_json(Path("reports/registration.json"))
 
 
+def train_again(factor: float) -> None:
+    """Another final model: the last layer's weights times `factor`."""
+    import keras
+
+    final = Path("models/final.keras")
+    model = keras.saving.load_model(final)
+    model.layers[-1].set_weights([factor * weights for weights in model.layers[-1].get_weights()])
+    model.save(final)
+    save_json(Path("models/refit.json"), make_refit(3, sha256_of(final)).to_record())
+
+
 def call(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(group, arguments)
     if isinstance(result.exception, Refused):
@@ -523,12 +534,7 @@ def ask(url: str, body: object) -> dict[str, list[dict[str, object]]]:
 def test_a_worse_model_is_refused_and_force_is_recorded(workspace):
     run_register()
     assert call("promote")[0] == 0
-    import keras
-
-    model = keras.saving.load_model("models/final.keras")
-    model.layers[-1].set_weights([-weights for weights in model.layers[-1].get_weights()])
-    model.save("models/final.keras")
-    save_json(Path("models/refit.json"), make_refit(3, sha256_of(Path("models/final.keras"))).to_record())
+    train_again(-1.0)
     assert run_register()["version"] == 2
     code, said = call("promote")
     assert code == 1, said
@@ -552,17 +558,12 @@ def test_a_worse_model_is_refused_and_force_is_recorded(workspace):
 def test_after_a_class_was_added_the_gate_says_so_and_force_promotes(workspace):
     run_register()
     assert call("promote")[0] == 0
-    import keras
-
     # The same pictures; the third class is called otherwise now, so that one is new and one is gone.
     classes = [*CLASSES[:2], "newcomers"]
     save_json(Path("data/prepared/classes.json"), classes)
     path = Path("reports/evaluation/predictions.csv")
     path.write_text(path.read_text().replace(f"p({CLASSES[2]})", "p(newcomers)"))
-    model = keras.saving.load_model("models/final.keras")
-    model.layers[-1].set_weights([1.01 * weights for weights in model.layers[-1].get_weights()])
-    model.save("models/final.keras")
-    save_json(Path("models/refit.json"), make_refit(3, sha256_of(Path("models/final.keras"))).to_record())
+    train_again(1.01)
     assert run_register()["version"] == 2
     code, said = call("promote")
     assert code == 1, said
@@ -572,6 +573,12 @@ def test_after_a_class_was_added_the_gate_says_so_and_force_promotes(workspace):
     assert code == 0, said
     store = open_store(load_params().tracking, workspace)
     assert number_at(store, "frostline", CHAMPION) == 2
+
+
+def test_a_model_that_is_not_refits_is_not_registered(workspace):
+    Path("models/final.keras").write_bytes(b"another")
+    with pytest.raises(Refused, match="not the model that `refit` wrote"):
+        run_register()
 
 
 def test_an_experiment_moves_no_alias(workspace, monkeypatch):

@@ -1,33 +1,18 @@
 """What a plain `dvc repro` does to pictures of a user's: nothing is lost, and a change of theirs is seen."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from test_line import ROOT, Project
+from test_line import Project, start_project
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A fresh clone of the working tree, with 24 pictures in two class folders beside it."""
-    folder = tmp_path / "project"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    shutil.copy(folder / "presets" / "default.yaml", folder / "params.yaml")
-    made = Project(folder)
-    made.run("git", "init", "--quiet", "--initial-branch", "main")
+    made = start_project(tmp_path / "project")
     draw(tmp_path / "pictures", 12)
     return made
 

@@ -194,6 +194,12 @@ def test_folds_are_even_by_class_and_keep_groups_whole() -> None:
     assert (folds != draw_folds(labels, groups, 5, seed=2)).any()
 
 
+def test_fewer_groups_than_folds_make_fewer_folds_and_none_is_empty() -> None:
+    labels, groups = np.array([0, 0, 0, 1, 1], np.int32), np.array([0, 0, 1, 2, 2])
+    assert np.bincount(draw_folds(labels, groups, 5, seed=1)).tolist().count(0) == 0
+    assert set(draw_folds(labels, groups, 5, seed=1)) == {0, 1, 2}
+
+
 def test_balanced_class_weights_are_inverse_to_the_counts() -> None:
     weights = make_class_weights(np.array([0, 0, 0, 1], np.int32), 2, "balanced")
     assert weights.tolist() == pytest.approx([4 / 6, 2.0])

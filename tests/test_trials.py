@@ -29,6 +29,7 @@ from frostline.search.space import make_baseline
 from frostline.search.study import list_records, open_study
 from frostline.search.worker import Job, run_trials
 from frostline.seeding import derive_seed
+from frostline.tracking.messages import describe_candidates
 from frostline.tracking.runs import open_study_run
 from frostline.tracking.store import open_store
 from frostline.training import refit as refit_module
@@ -238,6 +239,7 @@ def test_out_of_fold_answers_are_those_of_the_networks_that_have_not_seen_the_pi
 
 
 def test_a_killed_refit_goes_on_at_its_fold(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit_module, "SHARES", [0.5])  # tails are part of it, whatever the loss would choose
     search, images = make_search_of(1), val_images(project)
     whole, _ = make_refitter(project, tmp_path / "whole").run(search, search.trials[1:], tmp_path / "a", images)
     killed, fitted = make_refitter(project, tmp_path / "work"), []
@@ -254,7 +256,43 @@ def test_a_killed_refit_goes_on_at_its_fold(project: Path, tmp_path: Path, monke
         killed.run(search, search.trials[1:], tmp_path / "b", images)
     again, _ = make_refitter(project, tmp_path / "work").run(search, search.trials[1:], tmp_path / "b", images)
     assert len(fitted) == 4  # of three folds the third alone is fitted again
-    assert again.sha256 == whole.sha256
+    assert again.curves and again == whole
+
+
+def test_the_judging_fold_does_not_say_when_its_tail_stops(project: Path, tmp_path: Path) -> None:
+    """Or out-of-fold predictions would be of networks that have seen their fold after all."""
+    refitter = make_refitter(project, tmp_path)
+    tune = refitter.params.tune.model_copy(update={"patience": 1, "epochs": 4})
+    bench = Bench(refitter.params.model_copy(update={"tune": tune}), 2, refitter.bench.heads)
+    still = replace(hparams_at(0), head_learning_rate=1e-30)
+    rows = np.arange(40), np.arange(40, 48)
+    assert bench.train(still, 0).num_epochs == 2
+    assert bench.train(still, 0, rows=rows).num_epochs == 4
+
+
+def test_without_the_linear_head_as_a_start_refit_begins_as_the_search_did(project: Path, tmp_path: Path) -> None:
+    params = make_params(project, probe=False)
+    splits = [load_split(project / "data/prepared" / split) for split in NUM]
+    refitter = Refitter(params, ("dark", "bright"), splits, tmp_path)
+    drawn, searched = refitter.bench.start_head(hparams_at(0), 5), Bench(params, 2, {}).start_head(hparams_at(0), 5)
+    assert set(refitter.bench.heads) == {"last", "all"}  # they are judged all the same
+    assert all(np.array_equal(one, other) for one, other in zip(drawn.weights, searched.weights, strict=True))
+
+
+def test_a_candidate_that_diverges_in_a_fold_is_left_out_and_said(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: Any, **__: Any) -> Any:
+        raise FloatingPointError("the loss is not finite in epoch 2")
+
+    monkeypatch.setattr(Bench, "train", diverge)
+    search = make_search_of(1)
+    record, _ = make_refitter(project, tmp_path / "work").run(
+        search, search.trials[1:], tmp_path / "out", val_images(project)
+    )
+    assert record.diverged == (1,) and record.share == 0
+    assert [candidate.name for candidate in record.candidates] == ["bare head", "head on every cut"]
+    assert "trial 1 left out" in "\n".join(describe_candidates(record))
 
 
 def test_a_model_that_differs_from_what_was_trained_is_refused(
@@ -305,8 +343,11 @@ def test_flattened_maps_are_learnt_and_joined(project: Path, tmp_path: Path) -> 
     assert set(record.sha256) == {"final", "baseline"}
 
 
-def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved(project: Path, tmp_path: Path) -> None:
+def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or the registry would take a rerun for a new model: Keras writes the date and drawn seeds into its files."""
+    monkeypatch.setattr(refit_module, "SHARES", [0.5])
     search, images = make_search_of(1), val_images(project)
     first, _ = make_refitter(project, tmp_path / "1").run(search, search.trials[1:], tmp_path / "a", images)
     time.sleep(1.1)  # dates in metadata.json have seconds

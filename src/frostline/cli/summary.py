@@ -40,10 +40,15 @@ def command() -> None:
     trials, evaluation, registration = map(load_json, files)
     refit = Path(paths.refit) / "refit.json"
 
+    try:
+        search = SearchRecord.from_record(trials)
+        final = RefitRecord.from_record(load_json(refit)) if refit.is_file() else None
+    except (KeyError, TypeError):
+        raise Refused("The results are of another version of Frostline. Run `dvc repro`.") from None
+
     show_changes()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    final = RefitRecord.from_record(load_json(refit)) if refit.is_file() else None
-    for row in summarize(SearchRecord.from_record(trials), final, evaluation, registration):
+    for row in summarize(search, final, evaluation, registration):
         table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)

@@ -35,9 +35,9 @@ class RefitRecord:
     trial, hparams: of the tails, those of the baseline where only linear heads answer; folds, combine: as params said;
     num_images: that were trained on; share: of the tails in the answer, the rest is the linear heads'; mirrored: does it
     answer for the mirror image, too; temperature: of the mixture; accuracy and log_loss: out of fold, of the whole mixture;
-    candidates: all that were judged; curves: of the first fold; strengths: L2 of the linear heads, with the edge of the
-    range that one lies on; sha256: of the files by name; join_difference: largest difference of a probability between the
-    joined model and its parts.
+    candidates: all that were judged; diverged: trials left out because of a loss that is not finite in a fold; curves: of the
+    first fold; strengths: L2 of the linear heads, with the edge of the range that one lies on; sha256: of the files by name;
+    join_difference: largest difference of a probability between the joined model and its parts.
     """
 
     study: str
@@ -53,6 +53,7 @@ class RefitRecord:
     accuracy: float
     log_loss: float
     candidates: tuple[Candidate, ...]
+    diverged: tuple[int, ...]
     curves: Curves
     strengths: Mapping[str, Mapping[str, Any]]
     sha256: Mapping[str, str]
@@ -66,4 +67,5 @@ class RefitRecord:
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """The refit of `to_record`'s form."""
         candidates = tuple(Candidate(**candidate) for candidate in record["candidates"])
-        return cls(**{**record, "hparams": Hparams.from_record(record["hparams"]), "candidates": candidates})
+        hparams, diverged = Hparams.from_record(record["hparams"]), tuple(record["diverged"])
+        return cls(**{**record, "hparams": hparams, "candidates": candidates, "diverged": diverged})

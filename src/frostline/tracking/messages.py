@@ -55,6 +55,7 @@ def describe_candidates(record: "RefitRecord") -> list[str]:
         f"{100 * each.gain:+.2f} points over the bare head [{100 * each.gain_low:+.2f}, {100 * each.gain_high:+.2f}]"
         for each in record.candidates
     ]
+    lines += [f"trial {number} left out: its loss is not finite in a fold" for number in record.diverged]
     what = f"{record.share:.0%} tails of trial {record.trial}, {1 - record.share:.0%} linear head"
     mirror = ", picture and mirror image" if record.mirrored else ""
     return [*lines, f"chosen: {what}{mirror}: accuracy {record.accuracy:.4f}, log loss {record.log_loss:.4f}"]

@@ -90,7 +90,8 @@ class Bench:
     ) -> Fit:
         """One training as `params.tune` says, of the given (trained, judging) rows where they are not those of the splits.
 
-        head: where it begins; the linear head of the training pictures, or a drawn one, unless given.
+        Rows that judge a fold do not end its training: patience is for the splits alone. head: where it begins; the linear
+        head of the training pictures, or a drawn one, unless given.
         """
         tune, trainer = self.params.tune, self.trainer(hparams)
         data = self.data(hparams.unfrozen_blocks, self.sees(hparams))
@@ -102,13 +103,13 @@ class Bench:
             num_epochs=tune.epochs,
             schedule=tune.schedule,
             seed=seed,
-            patience=tune.patience,
+            patience=tune.patience if rows is None else None,
             go_on=go_on,
         )
 
     def start_head(self, hparams: Hparams, seed: int, fold: int | None = None) -> HeadStart:
-        """Where a head begins: at the linear head of the training pictures, or of all but one fold."""
-        found = self.heads.get(self.sees(hparams))
+        """Where a head begins: at the linear head of the training pictures, or of all but one fold; drawn without `tune.probe`."""
+        found = self.heads.get(self.sees(hparams)) if self.params.tune.probe else None
         linear = None
         if found is not None:
             own = found.whole if fold is None else found.heads[fold]

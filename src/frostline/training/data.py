@@ -143,7 +143,7 @@ def draw_folds(labels: NDArray[np.int32], groups: NDArray[np.int64], num_folds: 
     """The fold of each picture, (num_images,): stratified by class, a group (near duplicates) never in two.
 
     The groups of a class are dealt out in an order that depends on the seed and on each group's number alone, the next one
-    always to the fold that has the fewest pictures of its class.
+    always to the fold that has the fewest pictures of its class. No fold is empty: fewer groups make fewer folds.
 
     >>> draw_folds(np.array([0, 0, 1, 1, 0, 1]), np.array([0, 1, 2, 3, 1, 5]), 2, 7).tolist().count(0)
     3
@@ -152,6 +152,7 @@ def draw_folds(labels: NDArray[np.int32], groups: NDArray[np.int64], num_folds: 
     members: dict[int, list[int]] = {}
     for index, group in enumerate(groups.tolist()):
         members.setdefault(group, []).append(index)
+    num_folds = min(num_folds, len(members))
     counts = np.zeros((num_folds, int(labels.max()) + 1), int)
     # Large groups first: they find the folds still even.
     order = sorted(members, key=lambda group: (-len(members[group]), derive_seed(seed, "fold", group)))

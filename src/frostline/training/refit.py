@@ -17,12 +17,15 @@ from frostline.evidence.comparison import paired_difference, wilson_interval
 from frostline.evidence.refits import Candidate, RefitRecord
 from frostline.evidence.trials import SearchRecord, TrialRecord
 from frostline.files import replacing, sha256_of
+from frostline.hparams import Hparams
 from frostline.params import Params
 from frostline.seeding import derive_seed
 from frostline.training.bench import Bench, fit_heads
 from frostline.training.data import draw_folds
+from frostline.training.fit import CURVES
 from frostline.training.linear import Head, describe_head
 from frostline.training.model import Members, build_model, save_model
+from frostline.training.tail import HeadStart
 
 # Largest difference of a probability between the joined model and prefix + tail; the features between are float16.
 JOIN_TOLERANCE = 0.02
@@ -75,33 +78,47 @@ def cross_fit_trial(
 ) -> CrossFit:
     """The trial's tail trained once for each fold on all other pictures, from that fold's linear head, to the last epoch.
 
-    work: where each fold is kept once it is fitted, so that a killed refit repeats none.
+    work: where each fold is kept once it is fitted, so that a killed refit repeats none. FloatingPointError where a loss is
+    not finite.
     """
     hparams = trial.hparams
     trainer, data = bench.trainer(hparams), bench.data(hparams.unfrozen_blocks, bench.sees(hparams))
     plain = np.empty((len(rows), bench.num_classes))
     mirror = None if data.mirror is None else np.empty_like(plain)
     tails: list[list[NDArray[Any]]] = []
-    curves: dict[str, list[float]] = {}
+    first: dict[str, list[float]] = {}
     for fold in range(int(folds.max()) + 1):
         own, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         seed = derive_seed(bench.params.seed, "refit", trial.number, fold)
         head = bench.start_head(hparams, seed, fold)
         file = work / f"trial-{trial.number:04d}-fold-{fold:02d}.npz"
-        start = trainer.start(head, 0)
-        if file.is_file():
-            params = _load(file)
-        else:
-            fitted = bench.train(hparams, seed, rows=(rows[others], rows[own]), head=head)
-            params = [np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params]
-            curves = curves or fitted.curves
-            _save(file, params)
-        state = trainer.with_params(start, params)
+        params, curves = fit_tail(bench, hparams, seed, (rows[others], rows[own]), head, file)
+        first = first or curves
+        state = trainer.with_params(trainer.start(head, 0), params)
         plain[own] = softmax(trainer.predict(state, data.views[0], rows[own]).astype(np.float64), axis=1)
         if mirror is not None and data.mirror is not None:
             mirror[own] = softmax(trainer.predict(state, data.mirror, rows[own]).astype(np.float64), axis=1)
         tails.append(params)
-    return CrossFit(f"trial {trial.number}", trial, plain, mirror, tails, curves)
+    return CrossFit(f"trial {trial.number}", trial, plain, mirror, tails, first)
+
+
+def fit_tail(
+    bench: Bench,
+    hparams: Hparams,
+    seed: int,
+    rows: tuple[NDArray[np.intp], NDArray[np.intp]],
+    head: HeadStart,
+    file: Path,
+) -> tuple[list[NDArray[Any]], dict[str, list[float]]]:
+    """A tail's parameters after its last epoch on the given (trained, held out) rows, and its curves; from `file`, if it is there."""
+    if not file.is_file():
+        fitted = bench.train(hparams, seed, rows=rows, head=head)
+        params = [np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params]
+        with replacing(file) as temporary:
+            np.savez(temporary, *params, **fitted.curves)  # type: ignore[arg-type]
+    with np.load(file, allow_pickle=False) as opened:
+        params = [opened[f"arr_{index}"] for index in range(len(opened.files) - len(CURVES))]
+        return params, {name: opened[name].tolist() for name in CURVES}
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,7 @@ def log_loss(labels: NDArray[np.integer[Any]], probabilities: Floats) -> float:
     return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
 
 
-def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.intp]) -> Members:
+def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.intp], work: Path) -> Members:
     """The networks that the model averages: one of each fold, or one with the mean of their weights, or one trained on all.
 
     The mean of the weights is that of networks that began at nearly the same place (Wortsman et al., ICML 2022). Of the
@@ -167,28 +184,16 @@ def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.in
     heads: Sequence[Head] = [] if choice.heads is None else [bench.heads[choice.sees].whole]
     if choice.tails is None or choice.tails.trial is None:
         return Members(None, [], None, heads, choice.sees, 0.0)
-    hparams, tails = choice.tails.trial.hparams, choice.tails.tails
+    trial, tails = choice.tails.trial, choice.tails.tails
     # The standardisation is that of all rows, the same for every fold.
-    head = bench.start_head(hparams, 0)
+    head = bench.start_head(trial.hparams, 0)
     if combine == "average_weights":
         tails = [[np.mean(values, axis=0) for values in zip(*tails, strict=True)]]
     elif combine == "single":
-        seed = derive_seed(bench.params.seed, "refit", choice.tails.trial.number, "single")
-        fitted = bench.train(hparams, seed, rows=(rows, rows[:1]), head=head)
-        tails = [[np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params]]
-    return Members(bench.trainer(hparams), tails, head, heads, choice.sees, choice.share)
-
-
-def join(bench: Bench, members: Members, *, temperature: float, mirrored: bool) -> keras.Model:
-    """The whole model; see `build_model`."""
-    return build_model(
-        bench.base,
-        members,
-        pooling=bench.params.tune.pooling,
-        num_classes=bench.num_classes,
-        temperature=temperature,
-        mirrored=mirrored,
-    )
+        seed = derive_seed(bench.params.seed, "refit", trial.number, "single")
+        file = work / f"trial-{trial.number:04d}-single.npz"
+        tails = [fit_tail(bench, trial.hparams, seed, (rows, rows[:1]), head, file)[0]]
+    return Members(bench.trainer(trial.hparams), tails, head, heads, choice.sees, choice.share)
 
 
 def compare_with_parts(
@@ -248,16 +253,6 @@ def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float3
     )
 
 
-def _save(file: Path, params: Sequence[NDArray[Any]]) -> None:
-    with replacing(file) as temporary:
-        np.savez(temporary, *params)
-
-
-def _load(file: Path) -> list[NDArray[Any]]:
-    with np.load(file, allow_pickle=False) as opened:
-        return [opened[f"arr_{index}"] for index in range(len(opened.files))]
-
-
 class Refitter:
     """The final training of a project: pictures of `splits`, in folds; folds that are fitted are kept in `work`."""
 
@@ -283,7 +278,12 @@ class Refitter:
             for sees, name in (("last", BARE), ("all", EVERY_CUT))
             if sees in self.bench.heads
         }
-        fits = [cross_fit_trial(self.bench, trial, self.rows, self.folds, self.work) for trial in candidates]
+        fits, diverged = [], []
+        for trial in candidates:
+            try:
+                fits.append(cross_fit_trial(self.bench, trial, self.rows, self.folds, self.work))
+            except FloatingPointError:  # it was near the edge of what its rate bears; the others go on
+                diverged.append(trial.number)
         bare = heads.get("last") or cross_fit_trial(
             self.bench, search.trial(search.baseline), self.rows, self.folds, self.work
         )
@@ -316,6 +316,7 @@ class Refitter:
             candidates=tuple(
                 self._judge(fit, bare, choice.mirrored) for fit in dict.fromkeys([*heads.values(), *fits])
             ),
+            diverged=tuple(diverged),
             curves=choice.tails.curves if choice.tails else {},
             strengths={sees: describe_head(found) for sees, found in self.bench.heads.items()},
             sha256=files,
@@ -330,9 +331,15 @@ class Refitter:
 
     def _save(self, choice: Choice, path: Path, images: NDArray[np.uint8]) -> tuple[float, str]:
         """Writes a model; the largest difference from its parts, and its sha256."""
-        members = make_members(self.bench, choice, self.params.refit.combine, self.rows)
+        members = make_members(self.bench, choice, self.params.refit.combine, self.rows, self.work)
         answer = {"temperature": choice.temperature, "mirrored": choice.mirrored}
-        model = join(self.bench, members, **answer)  # type: ignore[arg-type]
+        model = build_model(
+            self.bench.base,
+            members,
+            pooling=self.params.tune.pooling,
+            num_classes=self.bench.num_classes,
+            **answer,  # type: ignore[arg-type]
+        )
         rows = self.bench.data(0, "last").held_out[: len(images)]
         difference = compare_with_parts(self.bench, members, model, np.asarray(images), rows, **answer)  # type: ignore[arg-type]
         save_model(model, path)
