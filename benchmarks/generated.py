@@ -1,8 +1,8 @@
-"""Generated pictures per second of one thread's processor time, at 96 px: the target set, the source family and its kinds.
+"""Generated images per second of one thread's processor time, at 96 px: the target set, the source family and its kinds.
 
     python benchmarks/generated.py
 
-The first picture of each source class is not counted: it searches the class's formula.
+The first image of each source class is not counted: it searches the class's formula.
 """
 
 import time
@@ -18,15 +18,15 @@ from frostline.seeding import derive_seed
 
 SIZE = 96
 NUM_SOURCE = 192
-PICTURES = 768  # per line
+IMAGES = 768  # per line
 
 
 def measure(draw: Callable[[int, int, int], NDArray[np.uint8]], labels: Sequence[int]) -> float:
-    """Pictures per second, the classes in turn."""
+    """Images per second, the classes in turn."""
     started = time.process_time()
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         draw(labels[number % len(labels)], derive_seed(9, number), SIZE)
-    return PICTURES / (time.process_time() - started)
+    return IMAGES / (time.process_time() - started)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """How fast the real server answers, and whether it answers as `frostline predict` does.
 
-    python benchmarks/latency.py PICTURES [--version N] [--requests 200] [--batches 8 32]
+    python benchmarks/latency.py IMAGES [--version N] [--requests 200] [--batches 8 32]
 
-Run it in a project with a registered version; PICTURES is a folder. It starts `frostline serve`, asks it for one base64
-picture at a time over one kept connection (p50 and p95), then for batches (images per second), and labels the same pictures
+Run it in a project with a registered version; IMAGES is a folder. It starts `frostline serve`, asks it for one base64
+image at a time over one kept connection (p50 and p95), then for batches (images per second), and labels the same images
 with the code of `frostline predict` in this process. Prints one JSON record per line. Exits with 1 where a label differs, or
 a probability by more than 1e-5.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from frostline.cli.predict import answer_all, find_pictures, load_labeller
+from frostline.cli.predict import answer_all, find_images, load_labeller
 from frostline.process import count_cores
 
 TOLERANCE = 1e-5
@@ -68,9 +68,9 @@ def _connect(found: re.Match[str] | None) -> http.client.HTTPConnection | None:
     return connection if answer.status == 200 else None
 
 
-def ask(connection: http.client.HTTPConnection, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
-    """The server's answers to encoded pictures in one request."""
-    rows = [{"image": base64.b64encode(picture).decode()} for picture in pictures]
+def ask(connection: http.client.HTTPConnection, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The server's answers to encoded images in one request."""
+    rows = [{"image": base64.b64encode(image).decode()} for image in images]
     body = json.dumps({"dataframe_records": rows})
     connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
@@ -81,11 +81,11 @@ def ask(connection: http.client.HTTPConnection, pictures: Sequence[bytes]) -> li
     return found
 
 
-def timed(connection: http.client.HTTPConnection, pictures: list[bytes], size: int, requests: int) -> list[float]:
-    """Seconds of each of `requests` requests of `size` pictures, walking round the pictures; warm-up left out."""
+def timed(connection: http.client.HTTPConnection, images: list[bytes], size: int, requests: int) -> list[float]:
+    """Seconds of each of `requests` requests of `size` images, walking round the images; warm-up left out."""
     seconds = []
     for number in range(-WARM_UP, requests):
-        batch = [pictures[(number * size + index) % len(pictures)] for index in range(size)]
+        batch = [images[(number * size + index) % len(images)] for index in range(size)]
         started = time.perf_counter()
         ask(connection, batch)
         seconds.append(time.perf_counter() - started)
@@ -105,17 +105,17 @@ def compare(served: Sequence[dict[str, Any]], predicted: Sequence[dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--version", type=int, help="instead of the champion")
-    parser.add_argument("--requests", type=int, default=200, help="of one picture each")
+    parser.add_argument("--requests", type=int, default=200, help="of one image each")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
     given = parser.parse_args()
-    files, _ = find_pictures([str(given.pictures)])
+    files, _ = find_images([str(given.images)])
     labeller = load_labeller(given.version, None)
     named = list(answer_all(labeller, files[:256], tta=False, explain=None, show_progress=False))
     files = [file for file, row in zip(files[:256], named, strict=True) if "error" not in row]
     predicted = [row for row in named if "error" not in row]
-    pictures = [Path(name).read_bytes() for name, _ in files]
+    images = [Path(name).read_bytes() for name, _ in files]
 
     started = time.perf_counter()
     for _ in answer_all(labeller, files, tta=False, explain=None, show_progress=False):
@@ -124,19 +124,19 @@ def main() -> None:
     print(json.dumps({"what": "frostline predict, files to answers", "images_per_s": round(alone, 1)}), flush=True)
 
     with serving(["--version", str(given.version)] if given.version else []) as (connection, ready):
-        facts = {"image_size": labeller.card.image_size, "pictures": len(files), "cores": count_cores()}
-        size = round(float(np.mean([len(picture) for picture in pictures])))
+        facts = {"image_size": labeller.card.image_size, "images": len(files), "cores": count_cores()}
+        size = round(float(np.mean([len(image) for image in images])))
         print(json.dumps({"what": "frostline serve", "ready_after_s": round(ready, 1), **facts, "mean_bytes": size}))
-        served = [row for start in range(0, len(files), 32) for row in ask(connection, pictures[start : start + 32])]
+        served = [row for start in range(0, len(files), 32) for row in ask(connection, images[start : start + 32])]
         same = compare(served, predicted)
         print(json.dumps({"what": "answers of serve against predict", **same}), flush=True)
-        p50, p95 = np.percentile(timed(connection, pictures, 1, given.requests), [50, 95])
+        p50, p95 = np.percentile(timed(connection, images, 1, given.requests), [50, 95])
         one = {"p50_ms": round(1000 * float(p50), 1), "p95_ms": round(1000 * float(p95), 1)}
-        print(json.dumps({"what": "one picture per request", "requests": given.requests, **one}), flush=True)
+        print(json.dumps({"what": "one image per request", "requests": given.requests, **one}), flush=True)
         for batch in given.batches:
             requests = max(3, given.requests // batch)
-            rate = batch * requests / sum(timed(connection, pictures, batch, requests))
-            print(json.dumps({"what": f"{batch} pictures per request", "images_per_s": round(rate, 1)}), flush=True)
+            rate = batch * requests / sum(timed(connection, images, batch, requests))
+            print(json.dumps({"what": f"{batch} images per request", "images_per_s": round(rate, 1)}), flush=True)
     sys.exit(1 if same["labels_that_differ"] or same["max_difference"] > TOLERANCE else 0)
 
 

@@ -1,8 +1,8 @@
-"""Peak memory and time per picture of the stages, for few pictures and for ten times as many.
+"""Peak memory and time per image of the stages, for few images and for ten times as many.
 
     python benchmarks/memory.py [--sizes 2000 20000] [--side 64] [--views 8] [--stages fetch prepare ..] [--json FILE]
 
-Runs the stages' own scripts on generated pictures, one process each, in a temporary folder. One JSON line per stage and
+Runs the stages' own scripts on generated images, one process each, in a temporary folder. One JSON line per stage and
 size: `peak_mb` is the largest resident set of any one process, as the kernel counts it (mapped files included), `tree_mb`
 the largest sum over a stage's processes, sampled (memory that they share counts once for each). Then one line per stage
 with the growth from the first size to the last.
@@ -46,8 +46,8 @@ def main() -> None:
     for stage in given.stages:
         of_stage = [line for line in lines if line["stage"] == stage]
         first, last = of_stage[0], of_stage[-1]
-        growth = {name: round(last[name] / first[name] - 1, 3) for name in ("peak_mb", "tree_mb", "ms_per_picture")}
-        line = {"stage": stage, "pictures": [first["pictures"], last["pictures"]], "growth": growth}
+        growth = {name: round(last[name] / first[name] - 1, 3) for name in ("peak_mb", "tree_mb", "ms_per_image")}
+        line = {"stage": stage, "images": [first["images"], last["images"]], "growth": growth}
         print(json.dumps(line), flush=True)
         lines.append(line)
     if given.json:
@@ -64,16 +64,16 @@ def measure(sizes: list[int], side: int, views: int, stages: list[str]) -> Itera
                 if stage in stages:
                     yield {
                         "stage": stage,
-                        "pictures": size,
+                        "images": size,
                         "peak_mb": round(peak / 1e6, 1),
                         "tree_mb": round(tree / 1e6, 1),
                         "seconds": round(seconds, 2),
-                        "ms_per_picture": round(1000 * seconds / size, 3),
+                        "ms_per_image": round(1000 * seconds / size, 3),
                     }
 
 
 def make_project(folder: Path, size: int, side: int, views: int) -> Path:
-    """A project on this code with generated pictures and the bundled base."""
+    """A project on this code with generated images and the bundled base."""
     for name in ("src", "pipelines", "presets", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
     yaml = YAML()

@@ -1,13 +1,13 @@
 """The parts before the search, each beside the plain way of doing it, in one run: decoding, views, frozen prefix.
 
-    python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--pictures 256] [--json FILE]
+    python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--images 256] [--json FILE]
 
 decode: `decode_shards` (header, decoding, hashes, fingerprints, shards on disk) beside a bare loop of `cv2.imdecode` and
 `cv2.resize` on one core, times the cores, and the time of each of its steps; INTER_AREA is the one that skips no pixels.
 augment: `save_views` (files on disk) beside a bare loop of Albumentations' `Compose`, times the cores. Both write some
 gigabytes. prefix: `Extractor` with the maps of four cuts and every cut pooled, beside the four cuts unfolded and in one
 large batch, and beside `model.predict` on the whole base. The ways of a part take turns; the median of the rounds counts.
-One JSON line per way: pictures per second of wall time and of processor time, and the ratio to the plain way.
+One JSON line per way: images per second of wall time and of processor time, and the ratio to the plain way.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     arguments.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     arguments.add_argument("--base", default="MobileNetV2", choices=["MobileNetV2", "InceptionV3"])
     arguments.add_argument("--size", type=int, default=160)
-    arguments.add_argument("--pictures", type=int, default=256, help="for the prefix")
+    arguments.add_argument("--images", type=int, default=256, help="for the prefix")
     arguments.add_argument("--parts", nargs="+", default=["decode", "augment", "prefix"])
     arguments.add_argument("--json", type=Path, help="also append the lines to this file")
     given = arguments.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def compare(ways: dict[str, tuple[Callable[[], int], int]], plain: str, out: Path) -> list[dict[str, Any]]:
-    """A line per way. ways: name -> (a call that returns the number of pictures, cores that its rate is multiplied by).
+    """A line per way. ways: name -> (a call that returns the number of images, cores that its rate is multiplied by).
 
     out: where a way may write; removed after each call.
     """
@@ -64,9 +64,9 @@ def compare(ways: dict[str, tuple[Callable[[], int], int]], plain: str, out: Pat
     for _ in range(1 + ROUNDS):  # the first compiles and fills caches
         for name, (call, _) in ways.items():
             before, started = processor_seconds(), time.perf_counter()
-            pictures = call()
-            walls[name].append(pictures / (time.perf_counter() - started))
-            cpus[name].append(pictures / (processor_seconds() - before))
+            count = call()
+            walls[name].append(count / (time.perf_counter() - started))
+            cpus[name].append(count / (processor_seconds() - before))
             shutil.rmtree(out, ignore_errors=True)
     walls, cpus = ({name: values[1:] for name, values in rates.items()} for rates in (walls, cpus))
     rates = {name: statistics.median(walls[name]) * cores for name, (_, cores) in ways.items()}
@@ -86,17 +86,17 @@ def processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def list_files(given: argparse.Namespace, pictures: int) -> list[Any]:
+def list_files(given: argparse.Namespace, count: int) -> list[Any]:
     from frostline.images.folders import find_layout
 
     entries = find_layout(given.shared / "data" / "cats_vs_dogs").entries
-    return [entries[place] for place in np.linspace(0, len(entries) - 1, min(pictures, len(entries))).astype(int)]
+    return [entries[place] for place in np.linspace(0, len(entries) - 1, min(count, len(entries))).astype(int)]
 
 
-def load_pictures(given: argparse.Namespace, pictures: int) -> np.ndarray:
+def load_images(given: argparse.Namespace, count: int) -> np.ndarray:
     from frostline.images.decoding import decode_image
 
-    files = [Path(entry.path) for entry in list_files(given, pictures)]
+    files = [Path(entry.path) for entry in list_files(given, count)]
     return np.stack([decode_image(file.read_bytes(), given.size) for file in files])
 
 
@@ -131,7 +131,7 @@ def measure_decode(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]
 
 
 def profile_decode(entries: list[Any], size: int, out: Path) -> dict[str, Any]:
-    """Microseconds per picture of what `decode_shards` does, on one core."""
+    """Microseconds per image of what `decode_shards` does, on one core."""
     from frostline.arrays import save_array
     from frostline.images.decoding import check_header, decode_checked, read_header
     from frostline.images.shards import make_fingerprints
@@ -178,7 +178,7 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
     from frostline.images.views import make_views, save_views
     from frostline.process import count_cores
 
-    images = load_pictures(given, 1024)
+    images = load_images(given, 1024)
     file = out.parent / "images.npy"
     np.save(file, images)
     cv2.setNumThreads(1)
@@ -233,7 +233,7 @@ def measure_prefix(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]
     weights = given.shared / "weights" / files[given.base]
     output = None if given.base == "MobileNetV2" else "mixed8"
     base = build_base(given.base, given.size, weights=weights, output_layer=output)
-    images = load_pictures(given, given.pictures)
+    images = load_images(given, given.images)
     depths, batch = [0, 1, 2, 3], 64
     extractor = Extractor(base, depths, batch)
     pixels = keras.Input(images.shape[1:], dtype="uint8")

@@ -36,7 +36,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=12, help="training steps timed per depth, after three")
     arguments.add_argument("--accuracy", action="store_true", help="whole runs of plain and frostline")
     arguments.add_argument("--seeds", type=int, default=5)
-    arguments.add_argument("--per-class", type=int, default=None, help="training pictures per class")
+    arguments.add_argument("--per-class", type=int, default=None, help="training images per class")
     arguments.add_argument("--val-per-class", type=int, default=None)
     arguments.add_argument("--trials", type=int, default=None)
     arguments.add_argument("--epochs", type=int, default=None)

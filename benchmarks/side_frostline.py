@@ -79,7 +79,7 @@ def make_params(sources: Sources, num_trials: int, given: argparse.Namespace, fo
 def run_frostline(
     sources: Sources, trials: Sequence[Trial], given: argparse.Namespace, folder: Path | None = None
 ) -> dict[str, Any]:
-    """The line of `frostline`: prepared pictures, views, features and the study, all in `folder`.
+    """The line of `frostline`: prepared images, views, features and the study, all in `folder`.
 
     Features that lie in the folder already are used and their seconds, kept beside them, charged again.
     """

@@ -18,7 +18,7 @@ from frostline.bases.cuts import build_suffix
 WARM_UP = 3  # steps that are not counted: the first traces, the next fill caches
 
 
-def read_pictures(sources: Sources, split: str) -> tf.data.Dataset:
+def read_images(sources: Sources, split: str) -> tf.data.Dataset:
     """(float pixels, label), decoded anew in every epoch, as `image_dataset_from_directory` does."""
     files = sources.train if split == "train" else sources.val
     paths, labels = [path for path, _ in files], [label for _, label in files]
@@ -90,12 +90,12 @@ def compile_model(model: keras.Model, trial: Trial, **options: Any) -> keras.Mod
 
 
 class StrongData:
-    """Decoded pictures in memory; views and prefix in parallel in the pipeline; validation features made once."""
+    """Decoded images in memory; views and prefix in parallel in the pipeline; validation features made once."""
 
     def __init__(self, sources: Sources, base: Base) -> None:
         self.base, size = base, sources.work.batch_size
-        self.train = read_pictures(sources, "train").map(_to_uint8).cache().shuffle(len(sources.train)).batch(size)
-        self.val = read_pictures(sources, "val").map(_to_uint8).batch(size).cache()
+        self.train = read_images(sources, "train").map(_to_uint8).cache().shuffle(len(sources.train)).batch(size)
+        self.val = read_images(sources, "val").map(_to_uint8).batch(size).cache()
         self.augment = make_augmentation()
         self._val_features: dict[int, tf.data.Dataset] = {}
 
@@ -175,8 +175,8 @@ def run_system(
             data, val = strong.at(trial.depth, -1 if steps is None else WARM_UP + steps)  # -1: all
             model = compile_model(build_strong(strong.base, trial), trial, jit_compile=False)
         else:
-            data = read_pictures(sources, "train").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
-            val = read_pictures(sources, "val").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
+            data = read_images(sources, "train").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
+            val = read_images(sources, "val").batch(work.batch_size).prefetch(tf.data.AUTOTUNE)
             model = compile_model(build_plain(sources, trial), trial)
             if steps is not None:
                 data, val = data.take(WARM_UP + steps), val.take(WARM_UP + steps)
@@ -260,8 +260,8 @@ def _search_with_tuner(
         def fit(self, hp: Any, model: keras.Model, *args: Any, callbacks: Any, **kwargs: Any) -> Any:
             return model.fit(*args, callbacks=[*callbacks, watches[hp.get("trial")]], **kwargs)
 
-    data = read_pictures(sources, "train").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
-    val = read_pictures(sources, "val").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
+    data = read_images(sources, "train").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
+    val = read_images(sources, "val").batch(sources.work.batch_size).prefetch(tf.data.AUTOTUNE)
     if steps is not None:
         data, val = data.take(WARM_UP + steps), val.take(WARM_UP + steps)
     epochs = 1 if steps is not None else sources.work.epochs

@@ -3,8 +3,8 @@
     python benchmarks/transfer.py [--shared ../shared] [--base FILE] [--seeds 5] [--json FILE]
     python benchmarks/transfer.py --base mine/base.weights.h5 --image-size 64 --tasks horses_or_humans --per-class 30
 
-Three small tasks: the generated target set with 20 pictures per class, horses_or_humans and cats_vs_dogs with 100.
-A seed draws the training pictures and, for the lower line, the random weights. Prints a Markdown table.
+Three small tasks: the generated target set with 20 images per class, horses_or_humans and cats_vs_dogs with 100.
+A seed draws the training images and, for the lower line, the random weights. Prints a Markdown table.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from frostline.seeding import derive_seed
 
 ALPHA = 0.35
 TEST_PER_CLASS = 75  # of the generated target set
-PENALTIES = np.logspace(-5, 1, 7)  # inverse strength of L2, chosen by 5-fold cross-validation on the training pictures
+PENALTIES = np.logspace(-5, 1, 7)  # inverse strength of L2, chosen by 5-fold cross-validation on the training images
 
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures to draw training sets from, and pictures to test on."""
+    """Images to draw training sets from, and images to test on."""
 
     name: str
     per_class: int
@@ -79,7 +79,7 @@ def sample(task: Task, seed: int) -> NDArray[np.intp]:
 
 
 def calibrate(base: Base, images: NDArray[np.uint8]) -> None:
-    """Sets the BatchNorm statistics of a random base from the pictures.
+    """Sets the BatchNorm statistics of a random base from the images.
 
     Untouched, they leave features so small that a probe sees constants, and the comparison would flatter us.
     """
@@ -107,7 +107,7 @@ def probe(
     # Relative to the largest, not absolute: a small feature is no constant.
     scale = np.where(deviation > 1e-6 * deviation.max(), deviation, np.inf)
     train, test = (train - mean) / scale, (test - mean) / scale
-    # With an L2 penalty the weights lie in the span of the training pictures: the same fit in far fewer dimensions.
+    # With an L2 penalty the weights lie in the span of the training images: the same fit in far fewer dimensions.
     axes = np.linalg.svd(train, full_matrices=False)[2]
     model = GridSearchCV(LogisticRegression(max_iter=300), {"C": PENALTIES}, cv=5)
     model.fit(train @ axes.T, labels)
@@ -131,11 +131,11 @@ def measure(weights: Path | None, tasks: list[Task], seeds: int) -> dict[str, li
     return results
 
 
-def _build(weights: Path | None, task: Task, seed: int, pictures: NDArray[np.uint8] | None) -> keras.Model:
+def _build(weights: Path | None, task: Task, seed: int, sample: NDArray[np.uint8] | None) -> keras.Model:
     keras.utils.clear_session()
     base = build_base("MobileNetV2", task.images.shape[1], options={"alpha": ALPHA}, weights=weights, seed=seed)
-    if pictures is not None:
-        calibrate(base, pictures)
+    if sample is not None:
+        calibrate(base, sample)
     prefix = build_prefix(base, [])
     # Of every cut the mean and the maximum, the output's last: its mean alone.
     channels = base.cuts[0].shape[-1]
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--tasks", nargs="+", default=["target", "horses_or_humans", "cats_vs_dogs"])
-    parser.add_argument("--per-class", type=int, default=100, help="training pictures per class of the photo sets")
+    parser.add_argument("--per-class", type=int, default=100, help="training images per class of the photo sets")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     started = time.time()

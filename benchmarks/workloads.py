@@ -1,4 +1,4 @@
-"""What the search benchmarks share: workloads, the one list of trials, the pictures and the base, FLOPs by formula, clocks."""
+"""What the search benchmarks share: workloads, the one list of trials, the images and the base, FLOPs by formula, clocks."""
 
 import json
 import time
@@ -32,7 +32,7 @@ LEARNING_RATE = (1e-4, 1e-3)
 
 @dataclass(frozen=True)
 class Workload:
-    """One search. `per_class`: training pictures per class, all where None; validation likewise."""
+    """One search. `per_class`: training images per class, all where None; validation likewise."""
 
     name: str
     base: str
@@ -77,7 +77,7 @@ def draw_trials(work: Workload, seed: int) -> list[Trial]:
 
 
 def list_files(folder: Path, per_class: int | None) -> list[tuple[str, int]]:
-    """(path, label) of the first pictures of every class folder."""
+    """(path, label) of the first images of every class folder."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     return [
         (str(path), label)
@@ -105,7 +105,7 @@ class Sources:
 
     @property
     def num_prefix(self) -> int:
-        """Pictures that go through the frozen prefix: all views of `train`, plain `val`, and both mirrored."""
+        """Images that go through the frozen prefix: all views of `train`, plain `val`, and both mirrored."""
         num, val = len(self.train), len(self.val)
         return num * self.work.views + val + (num + val if self.work.views > 1 else 0)
 

@@ -23,7 +23,7 @@ def main() -> None:
     prepared, augment, seed = Path(params.paths.prepared), params.augment, params.seed
     facts = require_complete(prepared)
     content, names = facts["content_sha256"], load_json(prepared / "classes.json")
-    # All pictures that the final model is trained on have views; see refit.train_on_val.
+    # All images that the final model is trained on have views; see refit.train_on_val.
     trained = ["train", "val"] if trains_on_val(params.refit.train_on_val, facts["val_is_drawn"]) else ["train"]
     splits = [load_split(prepared / split) for split in trained]
     ids = [image_id for split in splits for image_id in split.ids]
@@ -46,7 +46,7 @@ def main() -> None:
         splits=trained,
         mirrored=flips(augment),
         recipe=digest,
-        pictures_sha256=content,
+        images_sha256=content,
     )
 
     publish(work, Path(params.paths.views))

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: final model and test split -> scores with intervals, predictions, pictures and the model card."""
+"""Stage `evaluate`: final model and test split -> scores with intervals, predictions, images and the model card."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stage `extract`: prepared pictures and views -> features of the frozen prefix, for every depth of the search."""
+"""Stage `extract`: prepared images and views -> features of the frozen prefix, for every depth of the search."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage `fetch`: the source's pictures as class folders, and the base with its weights."""
+"""Stage `fetch`: the source's images as class folders, and the base with its weights."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage `refit`: best trials -> one whole model that takes raw pictures, cross-fitted, and the baselines beside it."""
+"""Stage `refit`: best trials -> one whole model that takes raw images, cross-fitted, and the baselines beside it."""
 
 import shutil
 from pathlib import Path

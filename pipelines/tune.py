@@ -54,7 +54,7 @@ def main() -> None:
     save_json(out / "trials.json", search.to_record())
     save_json(out / "best.json", best.to_record())
     save_json(out / "study.json", report)
-    pictures = draw_study(search, report, out)
+    images = draw_study(search, report, out)
     close_run(
         store,
         parent,
@@ -67,7 +67,7 @@ def main() -> None:
             **({"achieved_over_limit": outcome.achieved_over_limit} if outcome.achieved_over_limit else {}),
         },
         tags={"frostline.best_trial": str(best.number)},
-        artifacts=[*pictures, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
+        artifacts=[*images, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
     )
 
 

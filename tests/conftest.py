@@ -33,10 +33,10 @@ def root() -> Path:
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of real pictures and weights beside the repository; the test is skipped where it is absent."""
+    """The folder of real images and weights beside the repository; the test is skipped where it is absent."""
     folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip(f"needs the real pictures of {folder}, which are not part of the repository")
+        pytest.skip(f"needs the real images of {folder}, which are not part of the repository")
     return folder
 
 

@@ -272,7 +272,7 @@ def test_a_stage_depends_on_no_module_that_only_a_later_stage_needs(stage):
     assert {room_of(path) for path in code} - set(GROUND) <= rooms
 
 
-def test_words_and_pictures_rerun_nothing():
+def test_words_and_images_rerun_nothing():
     deps = {dep for stage in dvc_stages().values() for dep in map(str, stage["deps"])}
     for path in (
         "tracking/messages.py",

@@ -7,7 +7,7 @@ import albumentations as A
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from zoo import make_picture
+from zoo import make_image
 
 from frostline.arrays import load_array, save_array
 from frostline.errors import Refused
@@ -35,7 +35,7 @@ IDS = [f"cats/{number}.jpg" for number in range(NUM)]
 
 @pytest.fixture(scope="module")
 def images() -> NDArray[np.uint8]:
-    return np.stack([make_picture(seed, SIZE, SIZE) for seed in range(NUM)])
+    return np.stack([make_image(seed, SIZE, SIZE) for seed in range(NUM)])
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_views_differ_by_seed_number_and_image_id(images: NDArray[np.uint8]) -> 
         assert not np.array_equal(views, other)
 
 
-def test_the_plain_picture_is_view_zero_and_is_never_changed(images: NDArray[np.uint8]) -> None:
+def test_the_plain_image_is_view_zero_and_is_never_changed(images: NDArray[np.uint8]) -> None:
     before = images.copy()
     assert np.array_equal(make_views(images[:5], IDS[:5], build_transforms(TRANSFORMS), view=0, seed=7), before[:5])
     make_views(images, IDS, build_transforms([{"CoarseDropout": {"p": 1.0}}]), view=1, seed=7)
@@ -81,7 +81,7 @@ def test_the_number_of_workers_changes_no_view(tmp_path: Path, images: NDArray[n
     assert sorted(file.name for file in (tmp_path / "2").iterdir()) == ["view-001.npy", "view-002.npy"]
 
 
-def test_pictures_of_several_files_are_one_view_in_their_order(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+def test_images_of_several_files_are_one_view_in_their_order(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     files = [tmp_path / "train.npy", tmp_path / "val.npy"]
     for file, part in zip(files, (images[:200], images[200:]), strict=True):
         save_array(file, [part], part.shape, np.uint8)
@@ -116,7 +116,7 @@ def test_a_single_view_needs_no_file(tmp_path: Path, images_file: Path) -> None:
 
 
 def test_transforms_draw_independently_of_each_other() -> None:
-    """With one seed for all, as `Compose.set_random_seed` gives, a picture would be inverted exactly when it is flipped."""
+    """With one seed for all, as `Compose.set_random_seed` gives, an image would be inverted exactly when it is flipped."""
     image = np.zeros((8, 8, 3), np.uint8)
     image[:, :4] = 100
     pipeline = build_transforms([{"HorizontalFlip": {"p": 0.5}}, {"InvertImg": {"p": 0.5}}])
@@ -143,7 +143,7 @@ def test_the_digest_follows_what_changes_a_view_and_nothing_else() -> None:
     assert len(others | {base, digest_recipe(TRANSFORMS, seed=7, content_sha256="d")}) == 4
 
 
-def test_the_preview_shows_plain_pictures_beside_their_views(images: NDArray[np.uint8]) -> None:
+def test_the_preview_shows_plain_images_beside_their_views(images: NDArray[np.uint8]) -> None:
     views, rows = make_preview(images, IDS, TRANSFORMS, num_views=4, seed=7, rows=3)
     assert views.shape == (3, 4, SIZE, SIZE, 3) and rows[0] == 0 and rows[-1] == len(images) - 1
     assert np.array_equal(views[:, 0], images[rows])
@@ -166,9 +166,9 @@ def test_the_preview_shows_plain_pictures_beside_their_views(images: NDArray[np.
         ({"Resize": {"height": 64, "width": 64}}, "keep its shape"),
         ({"Normalize": {}}, "float32"),
         ({"ToGray": {"num_output_channels": 1}}, "keep its shape"),
-        ({"RandomCrop": {"height": 200, "width": 200}}, "fails on a picture of 32x32"),
+        ({"RandomCrop": {"height": 200, "width": 200}}, "fails on an image of 32x32"),
         ({"Lambda": {}}, "functions of Python"),
-        ({"MaskDropout": {}}, "fails on a picture of 32x32"),
+        ({"MaskDropout": {}}, "fails on an image of 32x32"),
         ({"OneOf": {"transforms": [{"Blur": {}}, {"Resize": {"height": 64, "width": 64}}]}}, "makes 64x64"),
         ({"GaussNoise": {"std_range": [float("nan"), 0.2]}}, "transforms[1].GaussNoise"),
     ],
@@ -184,7 +184,7 @@ def test_the_size_counts_at_the_end_and_on_every_way_there() -> None:
     check_transforms([pad, crop], image_size=32)
     grow, small = {"Resize": {"height": 64, "width": 64, "p": 0.5}}, {"Resize": {"height": 24, "width": 24, "p": 0.5}}
     check_transforms([grow, crop], image_size=32)
-    with pytest.raises(Refused, match=r"transforms\[1\].*fails on a picture of 24x24"):
+    with pytest.raises(Refused, match=r"transforms\[1\].*fails on an image of 24x24"):
         check_transforms([small, crop], image_size=32)
     # Not each run leaves it out.
     with pytest.raises(Refused, match=r"transforms\[0\].*makes 40x40"):

@@ -40,7 +40,7 @@ if os.environ.get("FROSTLINE_ALL_FAMILIES"):
     NAMES = [name for name, family in FAMILIES.items() if not family.head_only_reason]
 
 
-def draw_pictures(size, count=2, seed=0):
+def draw_images(size, count=2, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -48,9 +48,9 @@ def numbers(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
-def scale(pictures, scaling):
-    inputs = keras.Input(pictures.shape[1:], dtype="uint8")
-    return keras.Model(inputs, scale_pixels(inputs, scaling))(pictures)
+def scale(images, scaling):
+    inputs = keras.Input(images.shape[1:], dtype="uint8")
+    return keras.Model(inputs, scale_pixels(inputs, scaling))(images)
 
 
 def stir_statistics(model):
@@ -73,7 +73,7 @@ def last_of(suffix, features):
 
 
 def join(base, depth, suffix):
-    """uint8 pictures -> the base's output by copies of the prefix and of the suffix as it is, frozen, as models do it."""
+    """uint8 images -> the base's output by copies of the prefix and of the suffix as it is, frozen, as models do it."""
     pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8")
     start = copy_prefix(base, depth, pixels)[-1]
     end = start if suffix is None else copy_suffix(base, depth, suffix, start, "tail_0")[-1]
@@ -117,12 +117,12 @@ def test_suffix_of_prefix_is_the_base(name):
     stir_statistics(base.model)
     deepest = len(base.cuts) - 1
     assert tuple(cut.name for cut in reversed(base.cuts)) == cuts_of(name, options)
-    pictures = draw_pictures(size)
+    images = draw_images(size)
     prefix = build_prefix(base, [0, 1, deepest])
-    whole, *features, pooled = map(numbers, prefix(pictures))
+    whole, *features, pooled = map(numbers, prefix(images))
     np.testing.assert_allclose(pooled[:, -2 * whole.shape[-1] :], means_and_maxima(whole), rtol=1e-4, atol=1e-5)
     assert np.ptp(whole) > 0
-    assert_close(whole, numbers(base.model(scale(pictures, base.scaling), training=False)))
+    assert_close(whole, numbers(base.model(scale(images, base.scaling), training=False)))
     for depth, given in zip([1, deepest], features, strict=True):
         assert given.shape[1:] == base.cuts[depth].shape
         assert_close(numbers(last_of(build_suffix(base, depth), given)), whole)
@@ -160,7 +160,7 @@ def test_cuts_follow_the_options(name, options):
     ],
 )
 def test_scaling_is_that_of_keras(name, module):
-    pixels = draw_pictures(4)
+    pixels = draw_images(4)
     wanted = getattr(keras.applications, module).preprocess_input(pixels.astype("float32"))
     inputs = keras.Input((4, 4, 3), dtype="uint8")
     scaled = keras.Model(inputs, scale_pixels(inputs, FAMILIES[name].scaling))(pixels)
@@ -204,9 +204,9 @@ def test_a_convolution_takes_the_normalization_behind_it(convolution, affine):
     start = keras.Input((8, 8, 3))
     folded = keras.Model(start, fold_graph(model.inputs[0], model.outputs, start))
     assert [type(layer) for layer in folded.layers[1:]] == [type(first), keras.layers.ReLU]
-    pictures = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    given = folded(pictures)
-    assert_close(numbers(given[0] if isinstance(given, list) else given), numbers(model(pictures)), 1e-6)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    given = folded(images)
+    assert_close(numbers(given[0] if isinstance(given, list) else given), numbers(model(images)), 1e-6)
 
 
 def test_a_convolution_that_something_else_reads_keeps_its_normalization():
@@ -224,8 +224,8 @@ def test_a_convolution_that_something_else_reads_keeps_its_normalization():
     assert pairs == {id(convolve[4]): normalize[4]}
     model, start = keras.Model(inputs, [cut, x]), keras.Input((8, 8, 3))
     folded = keras.Model(start, fold_graph(inputs, [cut, x], start))
-    pictures = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    for given, wanted in zip(folded(pictures), model(pictures), strict=True):
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    for given, wanted in zip(folded(images), model(images), strict=True):
         assert_close(numbers(given), numbers(wanted), 1e-5)
 
 
@@ -248,7 +248,7 @@ def test_cut_names_do_not_depend_on_what_the_process_built_before():
 
 
 def test_every_cut_is_pooled_from_the_input_to_the_output(base):
-    pixels = draw_pictures(32)
+    pixels = draw_images(32)
     depths = range(len(base.cuts))
     *maps, pooled = map(numbers, build_prefix(base, depths)(pixels))
     wanted = np.concatenate([means_and_maxima(each) for each in maps[::-1]], axis=1)
@@ -262,7 +262,7 @@ def test_of_a_deep_network_an_even_part_of_the_cuts_is_pooled(base, monkeypatch)
 
 
 def test_a_suffix_gives_the_pooled_cuts_above_it(base):
-    features, last, above, _ = build_prefix(base, [3, 0, 1])(draw_pictures(32))
+    features, last, above, _ = build_prefix(base, [3, 0, 1])(draw_images(32))
     outputs = build_suffix(base, 3)(features, training=False)
     assert len(outputs) == 3
     assert_close(numbers(outputs[1]), numbers(above))
@@ -276,7 +276,7 @@ def test_training_a_suffix_changes_neither_the_base_nor_another_suffix(base):
     for variable in one.weights:
         variable.assign(variable + 1)
     assert all(np.array_equal(a, b) for a, b in zip(before, base.model.get_weights(), strict=True))
-    features = build_prefix(base, [2, 0])(draw_pictures(32))
+    features = build_prefix(base, [2, 0])(draw_images(32))
     assert_close(numbers(last_of(other, features[0])), numbers(features[1]))
 
 
@@ -289,7 +289,7 @@ def test_joined_model_is_prefix_and_trained_suffix_before_and_after_saving(base,
     rng = np.random.default_rng(4)
     for variable in suffix.trainable_variables:
         variable.assign_add(rng.normal(0, 0.1, variable.shape))
-    pixels = draw_pictures(32)
+    pixels = draw_images(32)
     wanted = numbers(last_of(suffix, build_prefix(base, [3])(pixels)[0]))
     joined = join(base, 3, suffix)
     assert_close(numbers(joined(pixels)), wanted)
@@ -300,22 +300,22 @@ def test_joined_model_is_prefix_and_trained_suffix_before_and_after_saving(base,
 
 def test_joined_model_keeps_batchnorm_in_inference_mode_however_it_is_called(base):
     joined = join(base, 0, None)
-    pixels = draw_pictures(32)
+    pixels = draw_images(32)
     np.testing.assert_array_equal(numbers(joined(pixels, training=True)), numbers(joined(pixels, training=False)))
 
 
 def test_joined_model_shares_nothing_with_the_suffix(base):
     suffix = build_suffix(base, 1)
     joined = join(base, 1, suffix)
-    before = numbers(joined(draw_pictures(32)))
+    before = numbers(joined(draw_images(32)))
     for variable in suffix.weights:
         variable.assign(variable + 1)
-    np.testing.assert_array_equal(numbers(joined(draw_pictures(32))), before)
+    np.testing.assert_array_equal(numbers(joined(draw_images(32))), before)
 
 
 def test_flipped_channels_survive_saving_in_safe_mode(tmp_path):
     base = build_base("VGG16", 32, output_layer="block1_pool")
-    joined, pixels = join(base, 0, None), draw_pictures(32)
+    joined, pixels = join(base, 0, None), draw_images(32)
     joined.save(tmp_path / "vgg.keras")
     loaded = keras.models.load_model(tmp_path / "vgg.keras", safe_mode=True)
     np.testing.assert_array_equal(numbers(loaded(pixels)), numbers(joined(pixels)))
@@ -423,7 +423,7 @@ def test_efficientnets_released_variance_is_squared(tmp_path):
     layer.adapt_variance.assign([0.229, 0.224, 0.225])
     network.save_weights(tmp_path / "a.weights.h5")
     base = build_base("EfficientNetB0", 32, weights=tmp_path / "a.weights.h5")
-    pixels = draw_pictures(32)
+    pixels = draw_images(32)
     index = next(i for i, layer in enumerate(base.model.layers) if isinstance(layer, keras.layers.Normalization))
     normalized = keras.Model(base.model.input, base.model.layers[index].output)(pixels.astype("float32"))
     wanted = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -438,7 +438,7 @@ def test_real_inception_weights_up_to_mixed8_serve_mixed7(shared):
     network = keras.applications.InceptionV3(include_top=False, weights=None, input_shape=(75, 75, 3))
     short = keras.Model(network.input, network.get_layer("mixed8").output)
     short.load_weights(path)
-    pixels = draw_pictures(75)
+    pixels = draw_images(75)
     wanted = keras.Model(network.input, network.get_layer("mixed7").output)(pixels / np.float32(127.5) - 1)
     np.testing.assert_allclose(numbers(build_prefix(base, [0, 1])(pixels)[0]), numbers(wanted), rtol=1e-4, atol=1e-4)
     with pytest.raises(Refused, match="does not fill 36 of the 188 layers"):
@@ -458,7 +458,7 @@ def own(network, tmp_path):
 def test_a_model_of_ones_own_is_cut_where_its_branches_meet(own, network):
     base = build_base("custom", 32, options={"scaling": "tf"}, weights=own)
     assert [cut.name for cut in base.cuts][:3] == ["out_relu", "block_15_add", "block_14_add"]
-    pixels = draw_pictures(32)
+    pixels = draw_images(32)
     whole, features, _ = map(numbers, build_prefix(base, [0, 2])(pixels))
     np.testing.assert_allclose(whole, numbers(network(pixels / np.float32(127.5) - 1)), rtol=1e-4)
     assert_close(numbers(last_of(build_suffix(base, 2), features)), whole)
@@ -581,7 +581,7 @@ def test_the_bundled_base_is_fetched_and_loads(tmp_path):
     base = section(tmp_path, weights="bundled")
     fetch_weights(base, tmp_path / "base", seed=0)
     assert load_json(tmp_path / "base" / "card.json")["weights"] == "bundled"
-    assert np.ptp(numbers(build_prefix(load_base(base, tmp_path / "base"), [0, 1])(draw_pictures(32))[0])) > 0
+    assert np.ptp(numbers(build_prefix(load_base(base, tmp_path / "base"), [0, 1])(draw_images(32))[0])) > 0
     with pytest.raises(Refused, match="The bundled base is MobileNetV2 with options"):
         fetch_weights(section(tmp_path, weights="bundled", options={}), tmp_path / "other", seed=0)
 
@@ -621,7 +621,7 @@ def test_the_whole_network_labels_and_needs_its_top(network, tmp_path):
     whole = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35)
     whole.save_weights(tmp_path / "whole.weights.h5")
     network.save_weights(tmp_path / "part.weights.h5")
-    pixels = draw_pictures(32)
+    pixels = draw_images(32)
     built = build_whole("MobileNetV2", 32, options=SMALL, weights=tmp_path / "whole.weights.h5")
     np.testing.assert_allclose(numbers(built(pixels)), numbers(whole(pixels / np.float32(127.5) - 1)), rtol=1e-4)
     with pytest.raises(Refused, match=r"predictions \(absent\)"):

@@ -8,7 +8,7 @@ from frostline.training.bench import Bench
 
 
 @pytest.mark.parametrize(("asked", "used"), [(100_000, 23), (24, 23), (16, 16)])
-def test_a_batch_is_no_larger_than_the_pictures(root, tmp_path, monkeypatch, asked, used):
+def test_a_batch_is_no_larger_than_the_images(root, tmp_path, monkeypatch, asked, used):
     monkeypatch.chdir(tmp_path)
     params = load_params(root / "presets" / "default.yaml")
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"batch_size": asked})})

@@ -33,7 +33,7 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
         base={
             "name": "MobileNetV2",
             "weights": "bundled",
-            "source": "trained on generated pictures",
+            "source": "trained on generated images",
             "licence": "Apache-2.0",
             "options": {"alpha": 0.35},
             "sha256": "b" * 64,
@@ -85,9 +85,9 @@ def test_the_weakest_class_comes_first_and_its_name_keeps_the_table_whole(params
     assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
 
 
-def test_classes_with_few_or_no_test_pictures_are_named(params):
+def test_classes_with_few_or_no_test_images_are_named(params):
     records = make_records(num_images=60)
-    assert "Hardly tested, with fewer than 30 pictures: cat, dog, a|b" in make_model_card(records, params)
+    assert "Hardly tested, with fewer than 30 images: cat, dog, a|b" in make_model_card(records, params)
     classes = records.evaluation.per_class
     classes = {**classes, "unicorn": {**classes["cat"], "support": 0}}
     untested = replace(records, evaluation=replace(records.evaluation, per_class=classes))

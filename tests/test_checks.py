@@ -100,7 +100,7 @@ def test_a_base_is_too_small_or_cut_wrong_by_its_own_table(params_document, root
     )
     document["base"]["output_layer"] = "mixed7"
     assert find_problems(document, root) == [
-        "base.image_size: InceptionV3 takes pictures of at least 75 px; given was 64"
+        "base.image_size: InceptionV3 takes images of at least 75 px; given was 64"
     ]
     document["base"] |= {"image_size": 150, "output_layer": "mixed77"}
     (problem,) = find_problems(document, root)
@@ -121,14 +121,14 @@ def test_the_depth_is_counted_below_the_output_layer(params_document, root):
 
 def test_files_that_exist_are_accepted(params_document, tmp_path):
     for name in ("cats", "dogs"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        (tmp_path / "pictures" / name / "1.jpg").touch()
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.jpg").touch()
     (tmp_path / "mine.weights.h5").touch()
-    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz"):
+    with tarfile.open(tmp_path / "images.tar.gz", "w:gz"):
         pass
-    document = changed(params_document, fetch__source="pictures", base__weights="mine.weights.h5", base__options={})
+    document = changed(params_document, fetch__source="images", base__weights="mine.weights.h5", base__options={})
     assert find_problems(document, tmp_path) == []
-    assert find_problems(changed(document, fetch__source="pictures.tar.gz"), tmp_path) == []
+    assert find_problems(changed(document, fetch__source="images.tar.gz"), tmp_path) == []
 
 
 def test_a_custom_base_is_a_keras_file(params_document, tmp_path):
@@ -149,19 +149,19 @@ def test_what_has_no_problem_can_be_parsed(params_document, root):
 
 
 def test_what_was_fetched_need_not_be_there_any_more(params_document, tmp_path):
-    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    (tmp_path / "images" / "cats").mkdir(parents=True)
     (tmp_path / "mine.weights.h5").touch()
-    document = changed(params_document, fetch__source="pictures", base__weights="mine.weights.h5", base__options={})
+    document = changed(params_document, fetch__source="images", base__weights="mine.weights.h5", base__options={})
     raw, base = tmp_path / "data" / "raw", tmp_path / "data" / "base"
-    for folder, record in ((raw, {"source": "pictures"}), (base, {"name": "MobileNetV2"})):
+    for folder, record in ((raw, {"source": "images"}), (base, {"name": "MobileNetV2"})):
         folder.mkdir(parents=True)
         save_json(folder / "complete.json", record)
     save_json(base / "card.json", {"name": "MobileNetV2", "weights": "file", "source": "mine.weights.h5"})
     (tmp_path / RUNS).mkdir(parents=True)
     save_json(tmp_path / RUNS / "fetch.json", {"begun": 0.0, "ended": time.time()})
-    # A teammate has pulled the results, and neither the pictures nor the weights.
-    (tmp_path / "pictures" / "cats").rmdir()
-    (tmp_path / "pictures").rmdir()
+    # A teammate has pulled the results, and neither the images nor the weights.
+    (tmp_path / "images" / "cats").rmdir()
+    (tmp_path / "images").rmdir()
     (tmp_path / "mine.weights.h5").unlink()
     assert find_problems(document, tmp_path) == []
     problems = find_problems(changed(document, fetch__source="other", base__weights="other.h5"), tmp_path)
@@ -173,7 +173,7 @@ def test_what_was_fetched_need_not_be_there_any_more(params_document, tmp_path):
     [
         ({"augment__transforms": [{"Normalize": {}}]}, "float32"),
         ({"augment__transforms": [{"Resize": {"height": 224, "width": 224}}]}, "makes 224x224"),
-        ({"augment__transforms": [{"RandomCrop": {"height": 128, "width": 128}}]}, "fails on a picture of 96x96"),
+        ({"augment__transforms": [{"RandomCrop": {"height": 128, "width": 128}}]}, "fails on an image of 96x96"),
         ({"augment__transforms": [{"Lambda": {}}]}, "functions"),
         ({"base__options": {"alpha": math.nan}}, "given was nan"),
         ({"fetch__source": "~nobody-of-this-name/x"}, "no path of this machine"),

@@ -33,7 +33,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def project(weights, params_document, tmp_path, monkeypatch):
-    """A folder with small params, drawn pictures and the tiny base; nothing has run in it."""
+    """A folder with small params, drawn images and the tiny base; nothing has run in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("frostline.process.die_with_parent", lambda: None)  # stages run in the tests' own process
     (tmp_path / "dvc.yaml").touch()

@@ -35,10 +35,10 @@ def test_it_shows_the_winner_the_interval_the_version_and_what_to_do_next(projec
     assert answer.code == 0, answer.err
     text = " ".join(answer.out.split())
     assert "1 of 3 (2 ran to the end): 3 blocks unfrozen, dropout 0.31, validation accuracy 0.912" in text
-    assert "0.938, 95 % interval 0.900 to 0.960 on 320 pictures" in text
+    assert "0.938, 95 % interval 0.900 to 0.960 on 320 images" in text
     assert "bare head 0.850" in text
     assert "final model 5 tails of its last 3 blocks and a head, on one frozen part, mixed with a linear head" in text
-    assert "accuracy out of fold 0.900 on 600 pictures" in text
+    assert "accuracy out of fold 0.900 on 600 images" in text
     assert "registered frostline version 4" in text
     for command in ("frostline ui", "frostline compare", "frostline promote"):
         assert command in text

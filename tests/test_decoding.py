@@ -1,4 +1,4 @@
-"""Decoding: one function, every kind of file, and a reason for every file that is no picture."""
+"""Decoding: one function, every kind of file, and a reason for every file that is no image."""
 
 import io
 import subprocess
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from zoo import encode, make_bomb, make_picture, make_readable, make_unreadable
+from zoo import encode, make_bomb, make_image, make_readable, make_unreadable
 
 from frostline.images.decoding import UnreadableImage, decode_image, read_header, used_bits
 
@@ -23,7 +23,7 @@ def resized(image: NDArray[np.uint8], size: int) -> NDArray[np.int16]:
 
 
 def expected(kind: str, size: int) -> NDArray[np.int16]:
-    pixels = make_picture(0)
+    pixels = make_image(0)
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     shown: dict[str, Callable[[], NDArray[np.uint8]]] = {
         "same": lambda: pixels,
@@ -37,7 +37,7 @@ def expected(kind: str, size: int) -> NDArray[np.int16]:
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_every_kind_of_picture_is_shown_as_it_is_meant(name: str) -> None:
+def test_every_kind_of_image_is_shown_as_it_is_meant(name: str) -> None:
     data, kind = READABLE[name]
     image = decode_image(data, 64)
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8 and image.flags.c_contiguous
@@ -46,7 +46,7 @@ def test_every_kind_of_picture_is_shown_as_it_is_meant(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_whole_picture_is_refused_with_its_reason(name: str) -> None:
+def test_what_is_no_whole_image_is_refused_with_its_reason(name: str) -> None:
     data, word = UNREADABLE[name]
     with pytest.raises(UnreadableImage, match=word) as refusal:
         decode_image(data, 64)
@@ -103,7 +103,7 @@ def test_a_bomb_is_refused_before_it_takes_memory() -> None:
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_scale_to_nearly_the_same_pixels() -> None:
-    pixels = make_picture(3, 1600, 1200)
+    pixels = make_image(3, 1600, 1200)
     image = decode_image(encode(pixels, "JPEG", quality=95), 96)
     reference = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_AREA)
     assert np.abs(image.astype(int) - reference).mean() < 2
@@ -121,7 +121,7 @@ def test_resizing_squashes_crops_or_pads() -> None:
 
 
 def test_decoding_is_the_same_on_many_threads() -> None:
-    files = [encode(make_picture(seed, 300, 200), "JPEG") for seed in range(40)]
+    files = [encode(make_image(seed, 300, 200), "JPEG") for seed in range(40)]
     alone = [decode_image(data, 64) for data in files]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda data: decode_image(data, 64), files))
@@ -129,7 +129,7 @@ def test_decoding_is_the_same_on_many_threads() -> None:
 
 
 def test_the_limits_are_the_callers() -> None:
-    data = encode(make_picture(0, 64, 64), "PNG")
+    data = encode(make_image(0, 64, 64), "PNG")
     assert decode_image(data, 32, min_side=64).shape == (32, 32, 3)
     with pytest.raises(UnreadableImage, match="at least 65"):
         decode_image(data, 32, min_side=65)
@@ -215,7 +215,7 @@ def test_floating_point_is_refused_with_a_way_out() -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
 def test_a_jpeg_that_was_cut_and_closed_is_not_whole(progressive: bool, share: float) -> None:
-    pixels = cv2.resize(make_picture(0), (320, 256), interpolation=cv2.INTER_CUBIC)
+    pixels = cv2.resize(make_image(0), (320, 256), interpolation=cv2.INTER_CUBIC)
     data = encode(pixels, "JPEG", quality=90, progressive=progressive)
     assert decode_image(data, 64).shape == (64, 64, 3)
     with pytest.raises(UnreadableImage, match="truncated"):
@@ -224,7 +224,7 @@ def test_a_jpeg_that_was_cut_and_closed_is_not_whole(progressive: bool, share: f
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_grey_picture_is_whole(progressive: bool, mode: str) -> None:
+def test_a_grey_image_is_whole(progressive: bool, mode: str) -> None:
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Pictures labelled with ImageNet's classes, without training."""
+"""Images labelled with ImageNet's classes, without training."""
 
 import json
 
@@ -14,8 +14,8 @@ from frostline.serving.direct import label_images, load_class_names
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
+def image(tmp_path):
+    path = tmp_path / "image.png"
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     return path
 
@@ -36,15 +36,15 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_each_picture_gets_its_likeliest_classes_and_a_bad_one_its_reason(picture, names, weights):
+def test_each_image_gets_its_likeliest_classes_and_a_bad_one_its_reason(image, names, weights):
     files = [
-        ("broken.jpg", b"no picture"),
-        (str(picture), None),
-        ("inline", picture.read_bytes()),
+        ("broken.jpg", b"no image"),
+        (str(image), None),
+        ("inline", image.read_bytes()),
         ("absent.jpg", None),
     ]
     rows = label_images("MobileNetV2", weights, files, 3, labels=names, options={"alpha": 0.35}, image_size=32)
-    assert [row["file"] for row in rows] == ["broken.jpg", str(picture), "inline", "absent.jpg"]
+    assert [row["file"] for row in rows] == ["broken.jpg", str(image), "inline", "absent.jpg"]
     assert "error" in rows[0] and "error" in rows[3]
     assert rows[1]["top"] == rows[2]["top"] and len(rows[1]["top"]) == 3
     scores = [entry["probability"] for entry in rows[1]["top"]]
@@ -79,18 +79,18 @@ def test_a_base_without_imagenet_classes_is_refused(name):
         label_images(name, None, [])
 
 
-def test_the_command_prints_the_five_likeliest_classes(picture, names, tmp_path, monkeypatch):
+def test_the_command_prints_the_five_likeliest_classes(image, names, tmp_path, monkeypatch):
     import keras
 
     path = tmp_path / "whole.weights.h5"
     keras.applications.MobileNetV2(weights=None, alpha=0.35).save_weights(path)
     monkeypatch.chdir(tmp_path)  # no project is needed
-    arguments = ["predict", "--base", "MobileNetV2", "--weights", str(path), "--labels", str(names), str(picture)]
+    arguments = ["predict", "--base", "MobileNetV2", "--weights", str(path), "--labels", str(names), str(image)]
     arguments += ["--options", "alpha=0.35"]
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     lines = [line.split("\t") for line in result.stdout.splitlines()]
-    assert [line[0] for line in lines] == [str(picture), "", "", "", ""]
+    assert [line[0] for line in lines] == [str(image), "", "", "", ""]
     assert all(line[1].startswith("thing ") for line in lines)
     scores = [float(line[2]) for line in lines]
     assert scores == sorted(scores, reverse=True)

@@ -116,8 +116,8 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert log(project) == first  # a register that was killed goes on in the same run
     logged = {item.path for item in store.client.list_artifacts(first)}
     assert {"model_card.md", "evaluation.json", "predictions.csv", "refit.json", "out_of_fold.csv", "figures"} <= logged
-    pictures = {item.path.split("/")[1] for item in store.client.list_artifacts(first, "figures")}
-    assert pictures == {file.name for file in out.glob("*.png")} and len(pictures) == 7
+    images = {item.path.split("/")[1] for item in store.client.list_artifacts(first, "figures")}
+    assert images == {file.name for file in out.glob("*.png")} and len(images) == 7
     metrics = store.client.get_run(first).data.metrics
     assert metrics["test_accuracy"] == record["accuracy"]["value"]
 

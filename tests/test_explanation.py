@@ -25,14 +25,14 @@ def make_model(size=32):
 
 
 def make_mirrored(size=32):
-    """The same, which answers with the mean of the picture's and its mirror image's probabilities."""
+    """The same, which answers with the mean of the image's and its mirror image's probabilities."""
     one = make_model(size)
     network = keras.Model(one.input, one.output, name="network")
     pixels = keras.Input((size, size, 3), dtype="uint8")
     return keras.Model(pixels, layers.Average()([network(pixels), network(keras.ops.flip(pixels, axis=2))]))
 
 
-def make_pictures():
+def make_images():
     images = np.zeros((2, 32, 32, 3), np.uint8)
     images[:, :12, :12, 0] = 255  # red, top left
     images[:, 20:, 20:, 2] = 255  # blue, bottom right
@@ -40,35 +40,35 @@ def make_pictures():
 
 
 def test_each_class_is_explained_by_its_own_place():
-    red, blue = explain(make_model(), make_pictures(), np.array([0, 1]))
+    red, blue = explain(make_model(), make_images(), np.array([0, 1]))
     assert red.shape == (32, 32) and red.dtype == np.float32
     assert red[4, 4] > 0.9 and red[28, 28] < 0.1
     assert blue[28, 28] > 0.9 and blue[4, 4] < 0.1
     assert red.min() >= 0 and red.max() <= 1
 
 
-def test_a_model_that_answers_for_the_mirror_image_too_is_explained_in_the_picture():
-    images = make_pictures()
+def test_a_model_that_answers_for_the_mirror_image_too_is_explained_in_the_image():
+    images = make_images()
     np.testing.assert_allclose(
         explain(make_mirrored(), images, np.array([0, 1])), explain(make_model(), images, np.array([0, 1])), atol=1e-5
     )
 
 
 def test_a_sure_answer_is_explained_as_well_as_an_unsure_one():
-    model, images = make_model(), make_pictures()
+    model, images = make_model(), make_images()
     images[:, 20:, 20:] = 0  # red alone: a probability of 1.0 in float32, whose own gradient is nothing
     assert model.predict_on_batch(images)[0, 0] > 0.85
     assert explain(model, images, np.array([0, 0]))[0, 4, 4] > 0.9
 
 
 def test_nothing_that_speaks_for_the_class_gives_an_empty_map():
-    images = make_pictures()
+    images = make_images()
     images[:, 20:, 20:] = 0
     assert explain(make_model(), images, np.array([1, 1])).max() < 1e-3
 
 
-def test_more_pictures_than_a_batch_and_none_at_all():
-    images = np.concatenate([make_pictures()] * 10)
+def test_more_images_than_a_batch_and_none_at_all():
+    images = np.concatenate([make_images()] * 10)
     maps = explain(make_model(), images, np.tile([0, 1], 10))
     assert maps.shape == (20, 32, 32)
     assert np.allclose(maps[0], maps[18], atol=1e-6)
@@ -80,7 +80,7 @@ def test_the_two_halves_are_the_model(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     to_maps, to_scores = split_at_maps(loaded)
-    images = make_pictures()
+    images = make_images()
     joined = keras.ops.softmax(to_scores(to_maps(images)))
     assert np.allclose(keras.ops.convert_to_numpy(joined), model.predict_on_batch(images), atol=1e-6)
 

@@ -86,18 +86,18 @@ def test_a_missing_package_is_named_before_the_work_starts(monkeypatch):
         export.require_packages(["saved_model"])
 
 
-def test_pictures_are_spread_over_a_split_or_come_with_the_version(images, tmp_path):
+def test_images_are_spread_over_a_split_or_come_with_the_version(images, tmp_path):
     many = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, SIZE, SIZE, 3), np.uint8)
     names = [str(number) for number in range(40)]
     save_split(tmp_path / "val", [many], SIZE, np.zeros(40, np.int32), names, np.arange(40))
-    chosen = export.load_pictures(tmp_path / "val", SIZE)
+    chosen = export.load_images(tmp_path / "val", SIZE)
     assert len(chosen) == 16 and chosen[0, 0, 0, 0] == 0 and chosen[-1, 0, 0, 0] == 39
     np.savez_compressed(tmp_path / "golden.npz", images=images, probabilities=np.zeros((5, 3)))
-    np.testing.assert_array_equal(export.load_pictures(tmp_path, SIZE), images)
+    np.testing.assert_array_equal(export.load_images(tmp_path, SIZE), images)
     with pytest.raises(Refused, match="32 pixels a side, the model takes 64"):
-        export.load_pictures(tmp_path, 64)
-    with pytest.raises(Refused, match="holds no pictures"):
-        export.load_pictures(tmp_path / "nowhere", SIZE)
+        export.load_images(tmp_path, 64)
+    with pytest.raises(Refused, match="holds no images"):
+        export.load_images(tmp_path / "nowhere", SIZE)
 
 
 ALONE = """

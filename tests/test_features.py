@@ -1,4 +1,4 @@
-"""The frozen prefix's pass over pictures, its precision, and features as rows."""
+"""The frozen prefix's pass over images, its precision, and features as rows."""
 
 import os
 import platform
@@ -61,7 +61,7 @@ np.testing.assert_array_equal(first, second)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN is TensorFlow's for x86-64")
 @pytest.mark.skipif(devices.BACKEND != "tensorflow", reason="oneDNN is TensorFlow's")
 def test_batches_never_meet_in_a_kernel_of_onednn():
-    """Two at a time crash here, or mix their pictures: `devices.choose_streams`."""
+    """Two at a time crash here, or mix their images: `devices.choose_streams`."""
     environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", ONEDNN], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -118,7 +118,7 @@ def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     monkeypatch.setattr(features, "measure_speed_up", lambda _: 9.0)
     monkeypatch.setattr(features, "MIN_SPEED_UP", 0.0)
     chosen, reason = choose("auto")
-    assert chosen == "float16" and "21 pictures" in reason and "bfloat16" in reason  # bfloat16 loses too much
+    assert chosen == "float16" and "21 images" in reason and "bfloat16" in reason  # bfloat16 loses too much
     monkeypatch.setattr(features, "LOW_PRECISIONS", ("bfloat16",))
     assert choose("auto")[0] == "float32"
     monkeypatch.setattr(features, "MAX_CHANGE", 0.1)

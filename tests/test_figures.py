@@ -1,4 +1,4 @@
-"""Pictures: each is written, whole, at MLflow's size, whatever the records hold."""
+"""Images: each is written, whole, at MLflow's size, whatever the records hold."""
 
 import struct
 
@@ -96,7 +96,7 @@ def test_sheets_show_views_and_flips(tmp_path):
     assert size_of(tmp_path / "preview.png")[0] == size_of(tmp_path / "flips.png")[0] == 900
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_no_file(tmp_path):
+def test_a_image_that_cannot_be_drawn_leaves_no_file(tmp_path):
     with pytest.raises(KeyError):
         learning_curves({"broken": {"loss": [1.0]}}, tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ def make(root: Path, *names: str) -> Path:
     return root
 
 
-def pictures(*folders: str, number: int = 2) -> list[str]:
+def images(*folders: str, number: int = 2) -> list[str]:
     return [f"{folder}/{index}.jpg" for folder in folders for index in range(number)]
 
 
@@ -33,45 +33,45 @@ SPLIT = {(split, name): 2 for split in ("train", "test") for name in ("cats", "d
 @pytest.mark.parametrize(
     ("names", "wanted", "word"),
     [
-        # The folder of an archive within each split, and pictures to predict beside them.
+        # The folder of an archive within each split, and images to predict beside them.
         (
             [
-                *pictures("seg_train/seg_train/cats", "seg_train/seg_train/dogs", "seg_test/seg_test/cats"),
-                *pictures("seg_test/seg_test/dogs", "seg_pred/seg_pred"),
+                *images("seg_train/seg_train/cats", "seg_train/seg_train/dogs", "seg_test/seg_test/cats"),
+                *images("seg_test/seg_test/dogs", "seg_pred/seg_pred"),
             ],
             SPLIT,
             "seg_pred",
         ),
-        (pictures("train/cats", "train/dogs", "test/cats", "test/dogs"), SPLIT, None),
+        (images("train/cats", "train/dogs", "test/cats", "test/dogs"), SPLIT, None),
         (
-            pictures("x/Train2017/cats", "x/Train2017/dogs", "x/Test2017/cats", "x/Test2017/dogs"),
+            images("x/Train2017/cats", "x/Train2017/dogs", "x/Test2017/cats", "x/Test2017/dogs"),
             SPLIT,
             "Train2017 (train)",
         ),
-        # A competition's test pictures have no labels.
+        # A competition's test images have no labels.
         (
-            pictures("train/cats", "train/dogs", "test"),
+            images("train/cats", "train/dogs", "test"),
             {("train", "cats"): 2, ("train", "dogs"): 2},
             "left out, because they have no labels: test",
         ),
         (
-            pictures("train/cats", "train/dogs", "test/test"),
+            images("train/cats", "train/dogs", "test/test"),
             {("train", "cats"): 2, ("train", "dogs"): 2},
             "left out, because they have no labels: test",
         ),
         (
-            [f"train/train/{name}.{n}.jpg" for name in ("cats", "dogs") for n in (1, 2)] + pictures("test1/test1"),
+            [f"train/train/{name}.{n}.jpg" for name in ("cats", "dogs") for n in (1, 2)] + images("test1/test1"),
             CLASSES,
             "test1",
         ),
         # The split within the class.
-        (pictures("cats/train", "cats/test", "dogs/train", "dogs/test"), SPLIT, "each class folder holds the splits"),
-        (pictures("images/cats", "images/dogs") + ["annotations/1.xml", "README.md"], CLASSES, "annotations"),
-        (pictures("cats", "dogs") + ["cats/0.xml", "dogs/notes.txt"], CLASSES, "1 .xml, 1 .txt"),
-        (pictures("cats/2020", "dogs/2021"), CLASSES, "cats/2020"),
+        (images("cats/train", "cats/test", "dogs/train", "dogs/test"), SPLIT, "each class folder holds the splits"),
+        (images("images/cats", "images/dogs") + ["annotations/1.xml", "README.md"], CLASSES, "annotations"),
+        (images("cats", "dogs") + ["cats/0.xml", "dogs/notes.txt"], CLASSES, "1 .xml, 1 .txt"),
+        (images("cats/2020", "dogs/2021"), CLASSES, "cats/2020"),
         # A class may be called after a means of transport.
-        (pictures("train", "bus", "car"), {(None, name): 2 for name in ("train", "bus", "car")}, "taken for a class"),
-        ([f"train/{name}.{n}.jpg" for name in ("cats", "dogs") for n in (1, 2)] + pictures("test1"), CLASSES, "test1"),
+        (images("train", "bus", "car"), {(None, name): 2 for name in ("train", "bus", "car")}, "taken for a class"),
+        ([f"train/{name}.{n}.jpg" for name in ("cats", "dogs") for n in (1, 2)] + images("test1"), CLASSES, "test1"),
     ],
 )
 def test_a_layout_that_people_have_is_recognised_and_said(tmp_path, names, wanted, word):
@@ -83,7 +83,7 @@ def test_a_layout_that_people_have_is_recognised_and_said(tmp_path, names, wante
     assert [entry.image_id for entry in again.entries] == [entry.image_id for entry in layout.entries]
 
 
-def test_pictures_that_were_read_are_not_said_to_be_left_out(tmp_path):
+def test_images_that_were_read_are_not_said_to_be_left_out(tmp_path):
     layout = find_layout(make(tmp_path, *[f"{name}.{n}.jpg" for name in ("cats", "dogs") for n in (1, 2)]))
     assert counts(layout) == CLASSES
     assert "left out" not in "; ".join(layout.notes)
@@ -92,16 +92,16 @@ def test_pictures_that_were_read_are_not_said_to_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (pictures("train", "test"), ["train/ (2 pictures, no folder)", "test/ (2 pictures", "labels.csv"]),
-        (pictures("train", "val", "test"), ["train/ (2", "val/ (2"]),
-        (pictures("train", "test", "cats"), ["train", "test", "named like splits"]),
-        (pictures("train/cats", "train/dogs", "extra/cats"), ["extra", "beside others"]),
-        (pictures("fold1/cats", "fold1/dogs", "fold2/cats", "fold2/dogs"), ["fold1", "cats", "two levels"]),
+        (images("train", "test"), ["train/ (2 images, no folder)", "test/ (2 images", "labels.csv"]),
+        (images("train", "val", "test"), ["train/ (2", "val/ (2"]),
+        (images("train", "test", "cats"), ["train", "test", "named like splits"]),
+        (images("train/cats", "train/dogs", "extra/cats"), ["extra", "beside others"]),
+        (images("fold1/cats", "fold1/dogs", "fold2/cats", "fold2/dogs"), ["fold1", "cats", "two levels"]),
         (["images/1.png", "masks/1.png"], ["images, masks"]),
-        (pictures("images/train", "images/val") + ["labels/train/1.txt"], ["train/ (2"]),
+        (images("images/train", "images/val") + ["labels/train/1.txt"], ["train/ (2"]),
         (["train/cat_1.jpg", "train/dog_1.jpg"], ["train", "one class"]),
-        (["1.jpg", "2.jpg"], ["2 pictures in itself"]),
-        (pictures("cats") + ["dogs/readme.txt"], ["dogs", "without a picture"]),
+        (["1.jpg", "2.jpg"], ["2 images in itself"]),
+        (images("cats") + ["dogs/readme.txt"], ["dogs", "without an image"]),
     ],
 )
 def test_a_layout_that_is_a_guess_is_refused_with_what_was_seen(tmp_path, names, words):
@@ -121,7 +121,7 @@ def test_a_layout_that_is_a_guess_is_refused_with_what_was_seen(tmp_path, names,
     ],
 )
 def test_a_table_of_labels_beside_a_flat_folder_is_read(tmp_path, text):
-    make(tmp_path, *pictures("train", number=4), *pictures("test", number=3), "sample_submission.csv")
+    make(tmp_path, *images("train", number=4), *images("test", number=3), "sample_submission.csv")
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
     layout = find_layout(tmp_path)
     assert counts(layout) == CLASSES
@@ -130,7 +130,7 @@ def test_a_table_of_labels_beside_a_flat_folder_is_read(tmp_path, text):
 
 
 def test_a_table_may_label_both_splits_or_the_folder_itself(tmp_path):
-    make(tmp_path / "a", *pictures("train", "test"))
+    make(tmp_path / "a", *images("train", "test"))
     (tmp_path / "a" / "labels.csv").write_text(
         "file,label\n"
         + "".join(
@@ -142,7 +142,7 @@ def test_a_table_may_label_both_splits_or_the_folder_itself(tmp_path):
     (tmp_path / "b" / "l.csv").write_text("file,label\n0.jpg,cats\n1.jpg,a/b\n")
     layout = find_layout(tmp_path / "b")
     assert counts(layout) == {(None, "cats"): 1, (None, "a_b"): 1}
-    assert "1 pictures without a row" in "; ".join(layout.notes)
+    assert "1 images without a row" in "; ".join(layout.notes)
 
 
 @pytest.mark.parametrize(
@@ -155,14 +155,14 @@ def test_a_table_may_label_both_splits_or_the_folder_itself(tmp_path):
     ],
 )
 def test_a_table_that_is_a_guess_is_refused(tmp_path, text, word):
-    make(tmp_path, *pictures("train"))
+    make(tmp_path, *images("train"))
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(Refused, match=word):
         find_layout(tmp_path)
 
 
 def test_two_tables_are_one_too_many(tmp_path):
-    make(tmp_path, *pictures("train"))
+    make(tmp_path, *images("train"))
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("file,label\n0.jpg,cats\n1.jpg,dogs\n")
     with pytest.raises(Refused, match=r"a\.csv, b\.csv"):
@@ -184,14 +184,14 @@ def test_two_tables_are_one_too_many(tmp_path):
         "@eaDir/x.jpg",
     ],
 )
-def test_what_systems_leave_is_no_picture_in_any_spelling(tmp_path, name):
-    layout = find_layout(make(tmp_path, *pictures("cats", "dogs"), f"cats/{name}"))
+def test_what_systems_leave_is_no_image_in_any_spelling(tmp_path, name):
+    layout = find_layout(make(tmp_path, *images("cats", "dogs"), f"cats/{name}"))
     assert counts(layout) == CLASSES
     assert layout.skipped == ()
 
 
 def test_class_folders_that_are_links_are_refused_with_the_reason_or_followed(tmp_path):
-    make(tmp_path / "elsewhere", *pictures("cats", "dogs"))
+    make(tmp_path / "elsewhere", *images("cats", "dogs"))
     (tmp_path / "s").mkdir()
     for name in ("cats", "dogs"):
         (tmp_path / "s" / name).symlink_to(tmp_path / "elsewhere" / name)
@@ -203,7 +203,7 @@ def test_class_folders_that_are_links_are_refused_with_the_reason_or_followed(tm
 
 
 def test_a_folder_name_that_is_not_utf_8_is_named_and_read_with_its_encoding(tmp_path):
-    make(tmp_path, *pictures("dogs"))
+    make(tmp_path, *images("dogs"))
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
     Path(os.fsdecode(folder + b"/\xe9.jpg")).write_bytes(b"1")

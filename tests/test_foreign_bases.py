@@ -11,7 +11,7 @@ from frostline.bases.files import fetch_weights
 from frostline.errors import Refused
 
 
-def draw_pictures(size):
+def draw_images(size):
     return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
 
 
@@ -46,15 +46,15 @@ def test_names_of_a_users_layers_never_meet_ours(tmp_path):
     for scaling in ("none", "caffe"):
         base = build_base("custom", 32, weights=path, options={"scaling": scaling})
         assert [cut.name for cut in base.cuts] == ["flip", "lögits".replace("ö", "_"), "_conv"]
-        pictures = draw_pictures(32)
+        images = draw_images(32)
         prefix, suffix = build_prefix(base, [1]), build_suffix(base, 1)
         pixels = keras.Input((32, 32, 3), dtype="uint8", name="pixels")
         output = copy_suffix(base, 1, suffix, copy_prefix(base, 1, pixels)[-1], "fold")[-1]
         joined = keras.Model(pixels, keras.layers.Dense(2, name="logits")(keras.layers.Flatten(name="pool")(output)))
         joined.save(tmp_path / "joined.keras")
-        assert_close(keras.saving.load_model(tmp_path / "joined.keras")(pictures), joined(pictures))
+        assert_close(keras.saving.load_model(tmp_path / "joined.keras")(images), joined(images))
         above = keras.Model(pixels, output)
-        assert_close(above(pictures), keras.tree.flatten(suffix(prefix(pictures)[0], training=False))[-1])
+        assert_close(above(images), keras.tree.flatten(suffix(prefix(images)[0], training=False))[-1])
     assert build_base("custom", 32, weights=path, output_layer="_conv").cuts[0].name == "_conv"
 
 
@@ -82,8 +82,8 @@ def test_a_keras_2_file_with_the_base_inside_is_read(tmp_path):
         root["dense"].attrs["weight_names"] = [b"dense/kernel:0"]
         root["dense"]["dense/kernel:0"] = np.zeros((1280, 2), np.float32)
     filled = build_base("MobileNetV2", 32, options={"alpha": 0.35}, weights=tmp_path / "classifier.h5")
-    pictures = draw_pictures(32).astype(np.float32)
-    assert_close(filled.model(pictures), network(pictures))
+    images = draw_images(32).astype(np.float32)
+    assert_close(filled.model(images), network(images))
 
 
 @pytest.mark.parametrize(

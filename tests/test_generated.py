@@ -1,4 +1,4 @@
-"""Pictures from formulas: the same for the same seed, in any order, and different between classes."""
+"""Images from formulas: the same for the same seed, in any order, and different between classes."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from frostline.images.generated.source import ROUND, attractor, fractal_of
 from frostline.seeding import derive_seed
 
 
-def test_target_has_named_classes_and_uint8_pictures():
+def test_target_has_named_classes_and_uint8_images():
     assert len(TARGET_CLASSES) >= 5
     image = draw_target(0, seed=1, size=64)
     assert image.shape == (64, 64, 3)
@@ -38,7 +38,7 @@ def test_identical_seeds_give_identical_files(tmp_path):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
-def test_other_seeds_give_other_pictures():
+def test_other_seeds_give_other_images():
     assert not np.array_equal(draw_target(0, 1, 48), draw_target(0, 2, 48))
     assert not np.array_equal(draw_source(0, 1, 48), draw_source(0, 2, 48))
 
@@ -52,7 +52,7 @@ def test_a_longer_set_begins_with_the_shorter(tmp_path):
         ).read_bytes()
 
 
-def test_a_written_picture_is_the_drawn_one(tmp_path):
+def test_a_written_image_is_the_drawn_one(tmp_path):
     write_target(tmp_path, images_per_class=1, size=48, seed=3)
     written = cv2.cvtColor(cv2.imread(str(tmp_path / "fish" / "00000.png")), cv2.COLOR_BGR2RGB)
     label = TARGET_CLASSES.index("fish")
@@ -60,7 +60,7 @@ def test_a_written_picture_is_the_drawn_one(tmp_path):
 
 
 @pytest.mark.parametrize("draw", [draw_target, draw_source])
-def test_a_picture_does_not_depend_on_what_was_drawn_before(draw):
+def test_a_image_does_not_depend_on_what_was_drawn_before(draw):
     alone = draw(5, 9, 48)
     for label in (7, 2, 5):
         draw(label, 1, 48)

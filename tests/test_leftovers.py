@@ -37,9 +37,9 @@ def make_study(store: Store, digest: str, root: Path) -> dict[str, str]:
         ids[f"trial {number}"] = log_trial(store, parent, trial, tags={}, ended=2.0)
     close_run(store, parent)
     ids["final"] = open_final_run(store, name="final", params={}, tags={"frostline.study": digest})
-    picture = root / "picture.png"
-    picture.write_bytes(b"x" * 1000)
-    close_run(store, ids["final"], artifacts=[picture])
+    image = root / "image.png"
+    image.write_bytes(b"x" * 1000)
+    close_run(store, ids["final"], artifacts=[image])
     (root / "studies").mkdir(exist_ok=True)
     (root / "studies" / f"{digest}.db").write_bytes(b"x" * 500)
     return ids

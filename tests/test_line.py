@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 # `source` looks at the source each time; the others run when something has changed.
 STAGES = [name for name in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"] if name != "source"]
-# As small as the line can be walked with: a base of three convolutions, 8 classes of 24 pictures at 32 px.
+# As small as the line can be walked with: a base of three convolutions, 8 classes of 24 images at 32 px.
 SMALL = {
     "fetch.source": "generated",
     "fetch.images_per_class": 24,
@@ -234,8 +234,8 @@ def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path)
     assert "--reason" in refused and "Traceback" not in refused
     assert "champion now" in project.frostline("promote", "--force", "--reason", "a test")
     assert project.load("reports/promotion.json")["outcome"] in ("forced", "accepted")
-    pictures = sorted((project.folder / "data" / "raw").rglob("*.png"))[:2]
-    rows = [json.loads(line) for line in project.frostline("predict", "--json", *map(str, pictures)).splitlines()]
+    images = sorted((project.folder / "data" / "raw").rglob("*.png"))[:2]
+    rows = [json.loads(line) for line in project.frostline("predict", "--json", *map(str, images)).splitlines()]
     classes = project.load("data/prepared/classes.json")
     assert len(rows) == 2 and all(row["label"] in classes for row in rows)
     assert "version 1 is the champion again" in project.frostline("rollback")

@@ -93,7 +93,7 @@ def test_a_unit_that_is_silent_in_training_does_not_decide_when_it_speaks():
     features = rng.normal(size=(60, 20)) + labels[:, None]
     features[:, 0] = 1e-4 * labels
     kernel, _ = linear.cross_validate(features, labels, 2, np.arange(60) // 2 % 2, (0.1,)).whole
-    assert np.abs(kernel[0]).max() < 1  # a picture in which it is 1 gains as much by it as by others
+    assert np.abs(kernel[0]).max() < 1  # an image in which it is 1 gains as much by it as by others
     np.testing.assert_allclose(
         linear.measure_scale(np.array([1e-9, 3.0, 4.0, 2.0]), np.array([0, 0, 1, 1]))[0], 3 / 2**0.5
     )
@@ -119,7 +119,7 @@ def crossed():
     return views, labels, folds, linear.cross_validate(views, labels, 4, folds)
 
 
-def test_out_of_fold_logits_are_those_of_the_head_that_has_not_seen_the_picture(crossed):
+def test_out_of_fold_logits_are_those_of_the_head_that_has_not_seen_the_image(crossed):
     views, labels, folds, result = crossed
     for fold, (kernel, bias) in enumerate(result.heads):
         own = folds == fold
@@ -137,12 +137,12 @@ def test_a_folds_head_does_not_depend_on_the_labels_in_the_fold(crossed):
     np.testing.assert_allclose(views[0] @ kernel + bias, views[0] @ same + same_bias, atol=1e-2)
 
 
-def test_many_pictures_choose_the_strength_of_the_lowest_loss():
+def test_many_images_choose_the_strength_of_the_lowest_loss():
     choice = linear.choose_strength((1.0, 0.1, 0.01), [0.6, 0.5, 0.6], 1000, complete=True)
     assert choice.strength == pytest.approx(0.1)
 
 
-def test_few_pictures_choose_between_the_strengths_that_they_cannot_tell_apart():
+def test_few_images_choose_between_the_strengths_that_they_cannot_tell_apart():
     choice = linear.choose_strength((1.0, 0.1, 0.01), [0.50, 0.49, 0.48], 20, complete=True)
     assert 0.05 < choice.strength < 0.1
 

@@ -208,7 +208,7 @@ def test_the_paired_interval_is_narrower_than_two_separate_ones():
 
 
 def test_tangos_interval_agrees_with_his_published_examples():
-    # Tango (1998), Table: n = 44, (b, c) = (0, 1) and equal answers on 100 pictures; z^2 / (n + z^2) by hand.
+    # Tango (1998), Table: n = 44, (b, c) = (0, 1) and equal answers on 100 images; z^2 / (n + z^2) by hand.
     assert paired_score_interval(0, 0, 100, 0.9).low == pytest.approx(-0.02634, abs=1e-5)
     swapped = paired_score_interval(1, 12, 44)
     assert (swapped.low, swapped.high) == pytest.approx((-0.40229, -0.10675), abs=1e-4)
@@ -264,7 +264,7 @@ def test_tables_are_compared_on_the_files_that_both_have():
     rows = common_rows(old, new)
     assert [old.files[row] for row in rows[0]] == [new.files[row] for row in rows[1]]
     assert len(rows[0]) == 40
-    with pytest.raises(Refused, match="other pictures"):
+    with pytest.raises(Refused, match="other images"):
         common_rows(old, make_table(files=[f"{index}.png" for index in range(60)]))
 
 

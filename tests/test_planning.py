@@ -9,10 +9,10 @@ from frostline.planning.notes import describe_budget, describe_storage
 from frostline.planning.pace import Counts, Facts, Pace, Tail
 from frostline.planning.storage import find_sources, fit_views, flips, plan_storage
 
-ROWS = {1: 300, 2: 200, 3: 1000}  # bytes of a picture's map, by depth
+ROWS = {1: 300, 2: 200, 3: 1000}  # bytes of an image's map, by depth
 POOLED = 10  # of its pooled cuts
 FLOPS = [1000, 900, 600, 500]  # below each cut
-N, V, SIDE = 100, 50, 10  # a view of all pictures takes 30 kB
+N, V, SIDE = 100, 50, 10  # a view of all images takes 30 kB
 
 
 def storage(kilobytes: float, views: int = 4, mirrored: bool = False):
@@ -27,12 +27,12 @@ def test_all_depths_are_stored_where_they_fit():
     assert describe_storage(plan, 4, 0.01) == []
 
 
-def test_the_mirror_image_of_every_plain_picture_is_stored_too():
+def test_the_mirror_image_of_every_plain_image_is_stored_too():
     assert storage(10_000, mirrored=True).total == 1510 * (450 + 150)
 
 
 def test_what_is_cheap_to_compute_again_for_its_bytes_goes_first():
-    # Three views of the pictures take 90 kB, features 679.5 kB. Depth 2 saves 100 FLOPs for 200 bytes.
+    # Three views of the images take 90 kB, features 679.5 kB. Depth 2 saves 100 FLOPs for 200 bytes.
     plan = storage(90 + 679)
     assert plan.stored == [1, 3] and plan.sources == {1: 1, 2: 3, 3: 3}
     assert plan.total <= 679e3
@@ -45,7 +45,7 @@ def test_views_give_way_last_and_loudly():
     plan = storage(90 + 330)
     assert plan.stored == [1, 3] and plan.views == 2
     assert plan.total == 1310 * 250
-    assert "2 views of each picture instead of 4" in describe_storage(plan, 4, 0.00042)[0]
+    assert "2 views of each image instead of 4" in describe_storage(plan, 4, 0.00042)[0]
 
 
 def test_a_budget_below_one_view_is_refused():
@@ -71,7 +71,7 @@ def test_a_mirror_image_is_the_same_thing_where_views_flip(params_document, tran
     assert flips(parse_params(params_document).augment) == mirrored
 
 
-def test_views_of_the_pictures_take_half_of_the_budget_at_most():
+def test_views_of_the_images_take_half_of_the_budget_at_most():
     assert [fit_views(1000, 100, 8, gigabytes) for gigabytes in (1.0, 0.42, 0.2, 0.001)] == [8, 8, 4, 1]
     assert describe_budget(8, 8, 1.0) == [] != describe_budget(7, 8, 1.0)
 
@@ -101,6 +101,6 @@ def test_the_plan_adds_up_what_was_measured(params_document):
     epochs = (100 * 0.001 + 50 * 0.0005, 100 * 0.01 + 50 * 0.005)
     # By the median pruner four trials train whole; of six, three stop after one epoch, half of the others after two.
     assert steps["tune"].seconds == pytest.approx(2 + 2 * 3 + 4 + (4 * 5 + 6 * 2.25) * sum(epochs) / 2)
-    # Two candidates, five folds each of four fifths of 150 pictures, and their traces.
+    # Two candidates, five folds each of four fifths of 150 images, and their traces.
     assert steps["refit"].seconds == pytest.approx(2 + 2 * (5 * 0.8 * 1.5 * 5 * sum(epochs) / 2 + 2))
     assert any("half of the trials" in note for note in plan.notes)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from zoo import encode, make_picture, make_readable, make_unreadable
+from zoo import encode, make_image, make_readable, make_unreadable
 
 from frostline.arrays import load_array, load_split
 from frostline.errors import Refused
@@ -25,15 +25,15 @@ from frostline.images.splits import draw_splits
 from frostline.params import Prepare
 
 
-def add_pictures(folder: Path, count: int, first: int, kind: str = "PNG") -> None:
+def add_images(folder: Path, count: int, first: int, kind: str = "PNG") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first, first + count):
-        (folder / f"{seed}.{kind.lower()}").write_bytes(encode(make_picture(seed, 48, 40), kind))
+        (folder / f"{seed}.{kind.lower()}").write_bytes(encode(make_image(seed, 48, 40), kind))
 
 
 def make_raw(root: Path, counts: dict[str, int]) -> Path:
     for number, (name, count) in enumerate(counts.items()):
-        add_pictures(root / name, count, 1000 * (number + 1))
+        add_images(root / name, count, 1000 * (number + 1))
     return root
 
 
@@ -69,9 +69,7 @@ def test_arrays_labels_ids_and_manifest_agree(tmp_path: Path) -> None:
         assert loaded.labels.dtype == np.int32 and loaded.labels.tolist() == [int(row["label"]) for row in mine]
         for image, row in zip(loaded.images, mine, strict=True):
             seed = int(Path(row["image_id"]).stem)
-            assert np.array_equal(
-                image, cv2.resize(make_picture(seed, 48, 40), (32, 32), interpolation=cv2.INTER_LINEAR)
-            )
+            assert np.array_equal(image, cv2.resize(make_image(seed, 48, 40), (32, 32), interpolation=cv2.INTER_LINEAR))
             assert Path(row["path"]).read_bytes() == (raw / row["image_id"]).read_bytes()
         assert summary.counts[split] == {
             name: sum(row["class_name"] == name for row in mine) for name in ("cats", "dogs")
@@ -95,7 +93,7 @@ def test_the_zoo_is_sorted_into_used_and_named_with_reasons(tmp_path: Path) -> N
         row = left_out.pop(f"cats/bad-{name}")
         assert row["kind"] == "unreadable" and word in row["reason"] and row["class_name"] == "cats"
     assert left_out.pop("cats/pipe.jpg")["kind"] == "skipped"
-    assert left_out and all(row["kind"] == "duplicate" for row in left_out.values())  # of one picture in many formats
+    assert left_out and all(row["kind"] == "duplicate" for row in left_out.values())  # of one image in many formats
     assert summary.left_out["unreadable"] == len(unreadable)
     notes = {row["image_id"]: row["note"] for row in rows_of(tmp_path / "prepared" / "manifest.csv")}
     assert notes["dogs/good-jpeg-named.png"] == "JPEG named .png" or "dogs/good-jpeg-named.png" in left_out
@@ -170,7 +168,7 @@ def test_a_killed_run_goes_on_with_its_finished_shards(tmp_path: Path, monkeypat
     calls[:] = [""] * 3
     prepare(raw, workers=1)
     assert len(calls) - 3 == 5 - done
-    (raw / "cats" / "1000.png").write_bytes(encode(make_picture(1, 60, 60), "PNG"))  # a changed file is decoded again
+    (raw / "cats" / "1000.png").write_bytes(encode(make_image(1, 60, 60), "PNG"))  # a changed file is decoded again
     calls[:] = [""] * 3
     prepare(raw, "again", workers=1)
     assert len(calls) - 3 == 1
@@ -182,7 +180,7 @@ def test_a_killed_run_goes_on_with_its_finished_shards(tmp_path: Path, monkeypat
 def test_equal_pixels_within_a_class_are_kept_once(tmp_path: Path) -> None:
     raw = make_raw(tmp_path / "raw", {"cats": 20, "dogs": 20})
     (raw / "cats/copy.png").write_bytes((raw / "cats/1003.png").read_bytes())
-    (raw / "cats/same.bmp").write_bytes(encode(make_picture(1003, 48, 40), "BMP"))  # other bytes, same pixels
+    (raw / "cats/same.bmp").write_bytes(encode(make_image(1003, 48, 40), "BMP"))  # other bytes, same pixels
     assert prepare(raw).left_out == {"duplicate": 2}
     reasons = {row["path"]: row["reason"] for row in rows_of(tmp_path / "prepared/rejected.csv")}
     assert reasons == dict.fromkeys(("cats/copy.png", "cats/same.bmp"), "the same pixels as cats/1003.png")
@@ -210,7 +208,7 @@ CHANGES: dict[str, Callable[[NDArray[np.uint8]], bytes]] = {
 def test_near_duplicates_never_cross_splits(tmp_path: Path, change: str) -> None:
     raw = make_raw(tmp_path / "raw", {"cats": 25, "dogs": 25})
     for path in sorted(raw.rglob("*.png")):
-        pixels = make_picture(int(path.stem), 96, 80)
+        pixels = make_image(int(path.stem), 96, 80)
         path.write_bytes(encode(pixels, "PNG"))
         path.with_name(path.stem + "-again.jpg").write_bytes(CHANGES[change](pixels))
     prepare(raw)
@@ -224,7 +222,7 @@ def test_near_duplicates_never_cross_splits(tmp_path: Path, change: str) -> None
 
 def test_near_duplicates_can_be_switched_off(tmp_path: Path) -> None:
     raw = make_raw(tmp_path / "raw", {"cats": 20, "dogs": 20})
-    (raw / "cats/again.jpg").write_bytes(encode(make_picture(1003, 48, 40), "JPEG", quality=50))
+    (raw / "cats/again.jpg").write_bytes(encode(make_image(1003, 48, 40), "JPEG", quality=50))
     prepare(raw, near_duplicate_bits=None)
     assert load_json(tmp_path / "prepared/complete.json")["near_duplicate_groups"] == 0
 
@@ -235,9 +233,9 @@ def test_a_leak_between_the_folders_own_splits_is_refused_or_named(tmp_path: Pat
         make_raw(raw / split, {"cats": 8, "dogs": 8})
         for name in ("cats", "dogs"):
             for file in (raw / split / name).iterdir():
-                file.write_bytes(encode(make_picture(int(file.stem) + 100 * number, 48, 40), "PNG"))
+                file.write_bytes(encode(make_image(int(file.stem) + 100 * number, 48, 40), "PNG"))
     prepare(raw, "clean")
-    (raw / "test/cats/leaked.jpg").write_bytes(encode(make_picture(1001, 48, 40), "JPEG", quality=60))
+    (raw / "test/cats/leaked.jpg").write_bytes(encode(make_image(1001, 48, 40), "JPEG", quality=60))
     with pytest.raises(Refused, match=r"(?s)test/cats/leaked\.jpg = train/cats/1001\.png.*allow_leak"):
         prepare(raw)
     summary = prepare(raw, allow_leak=True)
@@ -268,13 +266,13 @@ def test_close_hashes_are_all_found_by_parts_as_by_brute_force() -> None:
 
 def test_flat_backgrounds_alone_make_no_duplicates() -> None:
     """Two figures on one background: few bits of dHash differ, but the thumbnails do."""
-    background = make_picture(5, 96, 96)
-    pictures = []
+    background = make_image(5, 96, 96)
+    images = []
     for column in (10, 60):
-        picture = background.copy()
-        picture[20:80, column : column + 30] = 0
-        pictures.append(picture)
-    prints = [make_fingerprints(picture) for picture in pictures]
+        image = background.copy()
+        image[20:80, column : column + 30] = 0
+        images.append(image)
+    prints = [make_fingerprints(image) for image in images]
     records = [Record(str(row), "a", None, "", pixel_sha256=str(row), dhash=0, row=row) for row in range(2)]
     assert group_near_duplicates(records, np.stack([thumb for _, thumb in prints]), 4).tolist() == [0, 1]
 
@@ -296,7 +294,7 @@ def draw(records: Sequence[Record], groups: Sequence[int] | None = None, seed: i
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_added_pictures_leave_the_old_ones_in_their_split(seed: int) -> None:
+def test_added_images_leave_the_old_ones_in_their_split(seed: int) -> None:
     old = make_records(40, "a") + make_records(200, "b")
     before = draw(old, seed=seed)
     after = draw(make_records(10, "a", first=40) + old + make_records(10, "b", first=200), seed=seed)
@@ -332,7 +330,7 @@ def test_folders_own_train_and_validation_are_kept_and_half_of_validation_become
     raw = tmp_path / "raw"
     make_raw(raw / "train", {"cats": 10, "dogs": 10})
     for number, name in enumerate(("cats", "dogs")):
-        add_pictures(raw / "validation" / name, 30, 5000 + 1000 * number)
+        add_images(raw / "validation" / name, 30, 5000 + 1000 * number)
     summary = prepare(raw)
     splits = splits_of(tmp_path / "prepared")
     assert {image_id for image_id, split in splits.items() if split == "train"} == {
@@ -350,7 +348,7 @@ def test_folders_own_test_is_kept_and_val_is_drawn_from_train(tmp_path: Path) ->
     raw = tmp_path / "raw"
     make_raw(raw / "train", {"cats": 30, "dogs": 30})
     for number, name in enumerate(("cats", "dogs")):
-        add_pictures(raw / "test" / name, 10, 5000 + 1000 * number)
+        add_images(raw / "test" / name, 10, 5000 + 1000 * number)
     prepare(raw)
     splits = splits_of(tmp_path / "prepared")
     assert {i for i, split in splits.items() if split == "test"} == {i for i in splits if i.startswith("test/")}
@@ -372,7 +370,7 @@ def test_imbalanced_classes_are_both_everywhere(tmp_path: Path) -> None:
 # --- memory
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     code = (
         "import resource, sys\nfrom pathlib import Path\n"
         "from frostline.params import Prepare\nfrom frostline.images import shards\n"
@@ -389,11 +387,11 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
     assert peaks[1] < 1.2 * peaks[0]
 
 
-# --- real pictures
+# --- real images
 
 
 @pytest.mark.parametrize("name", ["cats_vs_dogs", "horses_or_humans"])
-def test_the_reference_labs_pictures_pass_without_a_leak(tmp_path: Path, shared: Path, name: str) -> None:
+def test_the_reference_labs_images_pass_without_a_leak(tmp_path: Path, shared: Path, name: str) -> None:
     summary = prepare_images(
         shared / "data" / name, tmp_path / "prepared", Prepare(), size=64, seed=7, work=tmp_path / "w"
     )
@@ -402,7 +400,7 @@ def test_the_reference_labs_pictures_pass_without_a_leak(tmp_path: Path, shared:
         assert max(counts.values()) < 1.6 * min(counts.values())
 
 
-def test_sixteen_bit_pictures_that_use_twelve_are_noted_and_the_param_mends_them(tmp_path: Path) -> None:
+def test_sixteen_bit_images_that_use_twelve_are_noted_and_the_param_mends_them(tmp_path: Path) -> None:
     import cv2
 
     rng = np.random.default_rng(0)

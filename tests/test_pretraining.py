@@ -100,7 +100,7 @@ def test_the_optimizer_goes_on_where_it_stopped(tiny, source, tmp_path):
     assert any(np.any(variable) for variable in network.optimizer.variables[2:])
 
 
-def test_small_pictures_first_give_a_base_for_the_full_size(tiny, source, tmp_path):
+def test_small_images_first_give_a_base_for_the_full_size(tiny, source, tmp_path):
     recipe = replace(RECIPE, image_size=64, small_size=32, small_share=0.5)
     base, history = pretrain(source, recipe, tmp_path)
     assert [epoch.size for epoch in history] == [32, 64]
@@ -151,7 +151,7 @@ def test_every_row_is_seen_once_in_an_epoch(source):
     }
 
 
-def test_statistics_are_those_of_the_pictures(tiny, source):
+def test_statistics_are_those_of_the_images(tiny, source):
     network, base = pretraining.build_network(RECIPE, 4)
     before = network.layers[-1].get_weights()
     pretraining.settle_statistics(network, base, source, RECIPE)
@@ -160,7 +160,7 @@ def test_statistics_are_those_of_the_pictures(tiny, source):
     assert all(np.array_equal(*pair) for pair in zip(before, network.layers[-1].get_weights(), strict=True))
 
 
-def test_no_augmentation_leaves_pictures_as_they_are():
+def test_no_augmentation_leaves_images_as_they_are():
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     before = images.copy()
     assert np.array_equal(augment_batch(images, np.random.default_rng(1), 0.0, 32), images)

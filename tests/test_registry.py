@@ -269,7 +269,7 @@ def test_trace_leads_down_to_the_data_and_up_to_the_version(store, files):
 
 @pytest.fixture
 def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose line has run up to `evaluate`: 120 test pictures that the tiny model gets right."""
+    """A project whose line has run up to `evaluate`: 120 test images that the tiny model gets right."""
     import keras
 
     (mlflow_root / "params.yaml").write_text(
@@ -397,29 +397,29 @@ def test_the_whole_life_of_a_version(workspace):
 
 
 def predict_everything(workspace: Path) -> None:
-    """Files, a folder, a pattern and standard input, with one that is no picture among them."""
+    """Files, a folder, a pattern and standard input, with one that is no image among them."""
     images = np.load("data/prepared/test/images.npy")[:4]
     wanted = list(csv.DictReader(Path("reports/evaluation/predictions.csv").read_text().splitlines()))[:4]
-    folder = workspace / "pictures"
+    folder = workspace / "images"
     folder.mkdir()
     for index, image in enumerate(images):
         (folder / f"{index}.png").write_bytes(encode(image))
-    (folder / "bad.jpg").write_bytes(b"no picture")
-    code, said = call("predict", "pictures", "--json")
+    (folder / "bad.jpg").write_bytes(b"no image")
+    code, said = call("predict", "images", "--json")
     assert code == 1
     rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png", "bad.jpg"]
     for row, want in zip(rows, wanted, strict=False):
         assert row["probabilities"] == pytest.approx({name: float(want[f"p({name})"]) for name in CLASSES}, abs=1e-5)
-    code, said = call("predict", "pictures/[01].png", "pictures/2.png", "--csv")
+    code, said = call("predict", "images/[01].png", "images/2.png", "--csv")
     assert code == 0, said
     table = list(csv.DictReader(said.splitlines()))
     assert [row["label"] for row in table] == [row["label"] for row in rows[:3]]
     assert set(table[0]) == {"file", "label", "probability", "error", *(f"p({name})" for name in CLASSES)}
     piped = CliRunner().invoke(group, ["predict", "-"], input=encode(images[0]))
     assert piped.output.startswith(f"(stdin)\t{rows[0]['label']}\t")
-    listed = CliRunner().invoke(group, ["predict", "-", "--tta", "--explain", "maps"], input="pictures/1.png\n")
-    assert listed.output.startswith(f"pictures/1.png\t{rows[1]['label']}\t"), listed.output
+    listed = CliRunner().invoke(group, ["predict", "-", "--tta", "--explain", "maps"], input="images/1.png\n")
+    assert listed.output.startswith(f"images/1.png\t{rows[1]['label']}\t"), listed.output
     assert [path.name for path in Path("maps").iterdir()] == ["00000-1.png"]
     code, said = call("predict", "nowhere.png")
     assert code == 1
@@ -436,7 +436,7 @@ def encode(image: np.ndarray) -> bytes:
 def serve_the_champion(workspace: Path) -> None:
     """The real server, asked as anyone would ask it."""
     image = np.load("data/prepared/test/images.npy")[0]
-    wanted = json.loads(call("predict", "pictures/0.png", "--json")[1])
+    wanted = json.loads(call("predict", "images/0.png", "--json")[1])
     with running("serve", "/ping") as url:
         answer = ask(f"{url}/invocations", {"dataframe_records": [{"image": base64.b64encode(encode(image)).decode()}]})
         assert answer["predictions"][0]["label"] == wanted["label"]
@@ -455,7 +455,7 @@ def export_the_champion() -> None:
     assert record["source"] == {"model": "frostline", "version": "1", "sha256": sha256_of(Path("models/final.keras"))}
     assert (record["classes"], record["image_size"], record["resize"]) == (list(CLASSES), SIZE, "squash")
     assert call("export", "saved_model", "--model", "models/final.keras")[0] == 0
-    assert load_json(Path("exports/final/saved_model/export.json"))["num_pictures"] == 16
+    assert load_json(Path("exports/final/saved_model/export.json"))["num_images"] == 16
     assert call("export", "saved_model", "--model", "x.keras", "--version", "1")[0] == 2
 
 
@@ -558,7 +558,7 @@ def test_a_worse_model_is_refused_and_force_is_recorded(workspace):
 def test_after_a_class_was_added_the_gate_says_so_and_force_promotes(workspace):
     run_register()
     assert call("promote")[0] == 0
-    # The same pictures; the third class is called otherwise now, so that one is new and one is gone.
+    # The same images; the third class is called otherwise now, so that one is new and one is gone.
     classes = [*CLASSES[:2], "newcomers"]
     save_json(Path("data/prepared/classes.json"), classes)
     path = Path("reports/evaluation/predictions.csv")
@@ -593,7 +593,7 @@ def test_an_experiment_moves_no_alias(workspace, monkeypatch):
     assert store.client.get_run(registration["run_id"]).info.status == "FINISHED"
 
 
-def test_test_pictures_in_the_training_data_are_found(workspace):
+def test_test_images_in_the_training_data_are_found(workspace):
     run_register()
     params = load_params()
     store = open_store(params.tracking, workspace)
@@ -609,7 +609,7 @@ def test_test_pictures_in_the_training_data_are_found(workspace):
     assert promotion.find_leaks(prepared, version, facts, None) == [rows[70]["image_id"]]
 
 
-def test_near_duplicates_of_training_pictures_are_found(workspace):
+def test_near_duplicates_of_training_images_are_found(workspace):
     run_register()
     store = open_store(load_params().tracking, workspace)
     version = load_version(store, "frostline", 1)
@@ -635,7 +635,7 @@ def test_another_registrys_version_is_not_promoted(workspace, tmp_path):
     assert "has no version 9" in call("promote")[1]
 
 
-def test_golden_pictures_are_those_of_the_split_with_their_answers(workspace):
+def test_golden_images_are_those_of_the_split_with_their_answers(workspace):
     images, probabilities = load_golden(Path("reports/evaluation/predictions.csv"), Path("data/prepared/test"), CLASSES)
     assert images.shape == (16, SIZE, SIZE, 3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)

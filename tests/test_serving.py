@@ -1,4 +1,4 @@
-"""The model that MLflow serves: a tiny network, real encoded pictures."""
+"""The model that MLflow serves: a tiny network, real encoded images."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ def model(mlflow_model: Path) -> FrostlineModel:
     return FrostlineModel(mlflow_model / DATA)
 
 
-def test_encoded_pictures_and_their_pixels_get_the_same_answer(model, images):
+def test_encoded_images_and_their_pixels_get_the_same_answer(model, images):
     encoded = model.predict(pd.DataFrame({"image": [encode(image) for image in images]}))
     pixels = model.predict(pd.DataFrame({"pixels": [image.tolist() for image in images]}))
     assert encoded["label"].tolist() == pixels["label"].tolist()
@@ -93,11 +93,11 @@ def test_whoever_only_knows_mlflow_gets_the_same_answers(mlflow_model, model, im
         "    except Exception as error: print(json.dumps([error.get_http_status_code(), error.message]))\n"
     )
     bad = [
-        {"dataframe_records": [{"image": base64.b64encode(b"no picture").decode()}]},
+        {"dataframe_records": [{"image": base64.b64encode(b"no image").decode()}]},
         {"dataframe_records": [{"image": None}]},
         {"dataframe_records": [{"pixels": images[0, :8].tolist()}]},
         {"dataframe_records": [{"pixels": (images[0].astype(int) + 256).tolist()}]},
-        {"dataframe_records": [{"picture": "x"}]},
+        {"dataframe_records": [{"image": "x"}]},
         {"dataframe_records": []},
     ]
     pixels = {"dataframe_split": {"columns": ["pixels"], "data": [[image.tolist()] for image in images]}}
@@ -129,7 +129,7 @@ def test_whoever_only_knows_mlflow_gets_the_same_answers(mlflow_model, model, im
         ({"pixels": [[[0.5] * 3] * SIZE] * SIZE}, "whole numbers"),
     ],
 )
-def test_a_row_that_is_no_picture_is_refused_with_its_number(model, row, said):
+def test_a_row_that_is_no_image_is_refused_with_its_number(model, row, said):
     with pytest.raises(Exception, match=said) as refusal:
         model.predict(pd.DataFrame([row]))
     assert refusal.value.get_http_status_code() == 400
@@ -187,7 +187,7 @@ def asked(data: bytes) -> list[object]:
     ]
 
 
-def test_a_picture_is_understood_in_every_form_that_mlflow_hands_on(model, images):
+def test_a_image_is_understood_in_every_form_that_mlflow_hands_on(model, images):
     data = encode(images[0])
     answers = [model.predict(given).to_dict("records") for given in asked(data)]
     assert all(answer == answers[0] for answer in answers)
@@ -198,7 +198,7 @@ def test_a_refusal_does_not_repeat_what_was_sent(model, place):
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException) as refusal:
-        model.predict(asked(b"no picture, but a text" * 1000)[place])
+        model.predict(asked(b"no image, but a text" * 1000)[place])
     # As MLflow's server does, with all that was sent.
     refusal.value.message = f"Failed to predict data '{'x' * 30_000}'. Error '{refusal.value.message}'"
     assert len(refusal.value.serialize_as_json()) < 400

@@ -54,7 +54,7 @@ def fetch(source: object, destination: Path, **settings: Any) -> dict[str, Any]:
 
 
 def test_class_folders_are_copied_as_new_files_and_the_source_is_left_alone(tmp_path: Path) -> None:
-    source = make_tree(tmp_path / "pictures", "cats/1.jpg", "cats/deep/2.jpg", "dogs/3.jpg")
+    source = make_tree(tmp_path / "images", "cats/1.jpg", "cats/deep/2.jpg", "dogs/3.jpg")
     before = snapshot(source)
     for folder in (source, source / "cats", source / "dogs"):
         folder.chmod(0o555)
@@ -127,7 +127,7 @@ def test_classes_that_differ_in_case_or_unicode_form_are_pointed_out(tmp_path: P
     ("names", "word"),
     [
         ((), "holds nothing"),
-        (("1.jpg", "2.jpg"), "pictures/cats/1.jpg"),
+        (("1.jpg", "2.jpg"), "images/cats/1.jpg"),
         (("train/a/1.jpg", "train/b/1.jpg", "other/a/1.jpg"), "beside others"),
         (("test/a/1.jpg", "validation/a/1.jpg"), "no `train`"),
         (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"), "differ in their classes"),
@@ -181,7 +181,7 @@ def test_a_full_disk_is_noticed_before_anything_is_copied(tmp_path: Path, monkey
     assert not (tmp_path / "raw").exists()
 
 
-def test_generated_pictures_are_a_source(tmp_path: Path) -> None:
+def test_generated_images_are_a_source(tmp_path: Path) -> None:
     facts = fetch("generated", tmp_path / "raw", images_per_class=2)
     assert len(facts["counts"]) >= 5 and set(facts["counts"].values()) == {2}
 
@@ -196,7 +196,7 @@ def test_an_unknown_source_is_refused_with_what_is_allowed(tmp_path: Path) -> No
     [
         *(("generated", sources.Generated, False), ("tfds:beans", sources.TensorFlowSet, False)),
         *(("tf_flowers", sources.Download, False), ("https://host/a.zip", sources.Download, False)),
-        *(("pictures", sources.Local, True), ("", sources.Local, True)),
+        *(("images", sources.Local, True), ("", sources.Local, True)),
     ],
 )
 def test_each_source_is_of_one_kind(given: str, kind: type, is_path: bool) -> None:
@@ -204,7 +204,7 @@ def test_each_source_is_of_one_kind(given: str, kind: type, is_path: bool) -> No
     assert type(source) is kind and source.is_path == is_path
 
 
-def test_pictures_are_counted_before_they_are_fetched_where_that_can_be_told(tmp_path: Path) -> None:
+def test_images_are_counted_before_they_are_fetched_where_that_can_be_told(tmp_path: Path) -> None:
     tree = (
         f"{split}/{name}/{split}{number}.jpg"
         for split in ("train", "test")
@@ -348,7 +348,7 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path: Path, name: s
     make, word = HOSTILE[name]
     place = tmp_path / "in"
     place.mkdir()
-    archive = make(place / "pictures.archive")
+    archive = make(place / "images.archive")
     with pytest.raises(Refused, match=word):
         fetch(archive, tmp_path / "out" / "raw", max_extract_gb=0.005 if "limit" in name else 0.05)
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path != archive]
@@ -429,7 +429,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/pictures.zip"
+        return f"http://127.0.0.1:{self.server_address[1]}/images.zip"
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -8,39 +8,39 @@ from frostline.params import Base, Fetch
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for name in ("cats/1.jpg", "cats/2.jpg", "dogs/1.jpg"):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     (tmp_path / "mine.h5").write_bytes(b"weights")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
-def look(root, memory=None, before=None, source="pictures", weights="mine.h5"):
+def look(root, memory=None, before=None, source="images", weights="mine.h5"):
     base = Base(name="MobileNetV2", weights=weights, image_size=96)
     return survey_inputs(Fetch(source=source), base, root, memory or {}, before or {})
 
 
-def test_the_digest_follows_names_and_contents_alone(pictures, tmp_path):
+def test_the_digest_follows_names_and_contents_alone(images, tmp_path):
     first = look(tmp_path).record
     assert first["fetch.source"]["num_files"] == 3
-    os.utime(pictures / "cats" / "1.jpg", (0, 0))
-    pictures.rename(tmp_path / "moved")
+    os.utime(images / "cats" / "1.jpg", (0, 0))
+    images.rename(tmp_path / "moved")
     assert look(tmp_path, source="moved").record == first
     (tmp_path / "moved" / "cats").rename(tmp_path / "moved" / "lions")
     assert look(tmp_path, source="moved").record != first
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "replace", "weights"])
-def test_every_change_of_an_input_changes_its_digest(pictures, tmp_path, change):
+def test_every_change_of_an_input_changes_its_digest(images, tmp_path, change):
     first = look(tmp_path)
     if change == "add":
-        (pictures / "dogs" / "2.jpg").write_bytes(b"new")
+        (images / "dogs" / "2.jpg").write_bytes(b"new")
     elif change == "remove":
-        (pictures / "cats" / "2.jpg").unlink()
+        (images / "cats" / "2.jpg").unlink()
     elif change == "replace":
-        (pictures / "cats" / "2.jpg").write_bytes(b"CATS/2.JPG")  # of the same size
+        (images / "cats" / "2.jpg").write_bytes(b"CATS/2.JPG")  # of the same size
     else:
         (tmp_path / "mine.h5").write_bytes(b"WEIGHTS")
     changed = "base.weights" if change == "weights" else "fetch.source"
@@ -48,19 +48,19 @@ def test_every_change_of_an_input_changes_its_digest(pictures, tmp_path, change)
     assert {key for key in again if again[key] != first.record[key]} == {changed}
 
 
-def test_only_what_changed_is_hashed_again(pictures, tmp_path, monkeypatch):
+def test_only_what_changed_is_hashed_again(images, tmp_path, monkeypatch):
     first = look(tmp_path)
     hashed = []
     real = survey.sha256_of
     monkeypatch.setattr(survey, "sha256_of", lambda path: hashed.append(path.name) or real(path))
     assert look(tmp_path, first.memory).record == first.record
     assert hashed == []
-    (pictures / "cats" / "2.jpg").write_bytes(b"other")
+    (images / "cats" / "2.jpg").write_bytes(b"other")
     look(tmp_path, first.memory)
     assert hashed == ["2.jpg"]
 
 
-def test_an_input_that_is_not_here_keeps_its_last_record(pictures, tmp_path):
+def test_an_input_that_is_not_here_keeps_its_last_record(images, tmp_path):
     first = look(tmp_path).record
     assert look(tmp_path, before=first, source="gone", weights="gone.h5").record == first
 

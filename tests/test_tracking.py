@@ -109,7 +109,7 @@ def test_more_metrics_than_one_batch_takes_are_all_logged(store):
     assert (len(data.params), len(data.metrics)) == (150, 1200)
 
 
-def test_pictures_go_to_their_folder_and_class_names_with_signs_are_taken(store, tmp_path):
+def test_images_go_to_their_folder_and_class_names_with_signs_are_taken(store, tmp_path):
     run = open_final_run(store, name="final", params={}, tags={})
     (tmp_path / "roc.png").write_bytes(b"png")
     (tmp_path / "card.md").write_text("card")

@@ -43,7 +43,7 @@ NUM = {"train": 48, "val": 24}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with prepared pictures of two classes (bright or dark), their view, a random base and its features."""
+    """A folder with prepared images of two classes (bright or dark), their view, a random base and its features."""
     folder = tmp_path_factory.mktemp("project")
     params = make_params(folder)
     rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_sources(folder: Path) -> dict[str, JoinedRows]:
-    """Plain pictures, one view and mirror images, of train and val."""
+    """Plain images, one view and mirror images, of train and val."""
     images = [np.asarray(load_split(folder / "data/prepared" / split).images) for split in NUM]
     return {
         "view-000": JoinedRows(*images),
@@ -223,7 +223,7 @@ def test_the_whole_model_is_the_mean_of_its_parts_in_stock_layers(
     assert heat.shape == (2, SIZE, SIZE) and heat.max() > 0.5
 
 
-def test_out_of_fold_answers_are_those_of_the_networks_that_have_not_seen_the_picture(
+def test_out_of_fold_answers_are_those_of_the_networks_that_have_not_seen_the_image(
     project: Path, tmp_path: Path
 ) -> None:
     refitter = make_refitter(project, tmp_path / "work")

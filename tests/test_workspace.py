@@ -43,7 +43,7 @@ def record_run(root: Path, stage: str, **times: float) -> None:
 
 
 def test_the_default_places_do_not_overlap(tmp_path):
-    assert overlaps(tmp_path, {"fetch.source": "pictures", "base.weights": "weights/mine.h5"}) == []
+    assert overlaps(tmp_path, {"fetch.source": "images", "base.weights": "weights/mine.h5"}) == []
 
 
 @pytest.mark.parametrize("key", ["fetch.source", "base.weights"])
@@ -64,9 +64,9 @@ def test_an_input_that_meets_an_output_through_a_link_is_refused(tmp_path, key, 
     (tmp_path / "mine").symlink_to(tmp_path / output)
     assert overlaps(tmp_path, {key: "mine"})
     # The other way round: the output is the link.
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "pictures")
-    assert overlaps(tmp_path, {key: "pictures"}, views="link")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert overlaps(tmp_path, {key: "images"}, views="link")
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))

@@ -1,4 +1,4 @@
-"""The bad zoo: every kind of picture file that people really have, drawn by code. Used by several test modules."""
+"""The bad zoo: every kind of image file that people really have, drawn by code. Used by several test modules."""
 
 import io
 import struct
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
-def make_picture(seed: int, width: int = 128, height: int = 96) -> NDArray[np.uint8]:
-    """A smooth random RGB picture, unlike every other seed's."""
+def make_image(seed: int, width: int = 128, height: int = 96) -> NDArray[np.uint8]:
+    """A smooth random RGB image, unlike every other seed's."""
     coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
 def encode(image: Image.Image | NDArray[np.uint8], kind: str, **options: object) -> bytes:
-    """The picture in Pillow's format `kind`."""
+    """The image in Pillow's format `kind`."""
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -44,7 +44,7 @@ def make_bomb(side: int) -> bytes:
 
 
 def turned(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The picture with EXIF orientation 6: to be shown turned right by 90 degrees."""
+    """The image with EXIF orientation 6: to be shown turned right by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encode(image, kind, exif=exif, **options)
@@ -52,11 +52,11 @@ def turned(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def make_readable() -> dict[str, tuple[bytes, str]]:
     """Name -> (file, what a correct decoder shows): "same", "grey", "turned", "on white", "half on white", "mid"."""
-    pixels = make_picture(0)
+    pixels = make_image(0)
     image = Image.fromarray(pixels)
     half = Image.fromarray(np.dstack([pixels, np.full(pixels.shape[:2], 128, np.uint8)]))
     clear = Image.fromarray(np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)]))
-    others = [Image.fromarray(make_picture(1)), Image.fromarray(make_picture(2))]
+    others = [Image.fromarray(make_image(1)), Image.fromarray(make_image(2))]
     middle = np.full((64, 64), 32639, np.uint16)  # 127 * 257
     return {
         "jpeg.jpg": (encode(image, "JPEG", quality=95), "same"),
@@ -102,7 +102,7 @@ def make_readable() -> dict[str, tuple[bytes, str]]:
 
 def make_unreadable() -> dict[str, tuple[bytes, str]]:
     """Name -> (file, a word of the reason that it must be refused with)."""
-    pixels = make_picture(0)
+    pixels = make_image(0)
     jpeg, png = encode(pixels, "JPEG"), encode(pixels, "PNG")
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
@@ -128,12 +128,12 @@ def make_unreadable() -> dict[str, tuple[bytes, str]]:
         "document.jpg": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "PDF"),
         "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
         "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC"),
-        "noise.jpg": (np.random.default_rng(0).bytes(5000), "not a known picture"),
+        "noise.jpg": (np.random.default_rng(0).bytes(5000), "not a known image"),
         "jpeg-2000.jp2": (encode(pixels, "JPEG2000"), "JPEG 2000"),
         "float.tiff": (encode_wide(np.full((64, 64), 0.5, np.float32), ".tiff"), "float32"),
         "100-megapixel.png": (make_bomb(10_000), "too large"),
         "60000x60000.png": (png_header(60_000, 60_000), "too large"),
-        "one-pixel.png": (encode(make_picture(0, 1, 1), "PNG"), "too small"),
-        "1x5000.png": (encode(make_picture(0, 1, 5000), "PNG"), "too small"),
-        "20000x2.png": (encode(make_picture(0, 20000, 2), "PNG"), "too small"),
+        "one-pixel.png": (encode(make_image(0, 1, 1), "PNG"), "too small"),
+        "1x5000.png": (encode(make_image(0, 1, 5000), "PNG"), "too small"),
+        "20000x2.png": (encode(make_image(0, 20000, 2), "PNG"), "too small"),
     }

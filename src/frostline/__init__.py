@@ -24,7 +24,7 @@ IGNORED = (
     # Runs would be written later, elsewhere, or refused for a long value.
     *("MLFLOW_ENABLE_ASYNC_LOGGING", "MLFLOW_TRUNCATE_LONG_VALUES", "MLFLOW_REGISTRY_URI"),
     *("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
-    # OpenCV would refuse pictures that prepare.max_megapixels allows.
+    # OpenCV would refuse images that prepare.max_megapixels allows.
     *("OPENCV_IO_MAX_IMAGE_PIXELS", "OPENCV_IO_MAX_IMAGE_WIDTH", "OPENCV_IO_MAX_IMAGE_HEIGHT"),
 )
 # Kept for the processes that this one starts: they see an environment that is clean already.

@@ -22,10 +22,10 @@ FAULT_BYTES, HELD_BYTES = 65_536, 16_000_000
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """One split of the prepared pictures.
+    """One split of the prepared images.
 
     images: uint8 (num_images, size, size, 3), memory-mapped; labels: int32 (num_images,); groups: int64 (num_images,),
-    equal or nearly equal pictures share one; ids: the pictures' paths below `data/raw`, in the same order.
+    equal or nearly equal images share one; ids: the images' paths below `data/raw`, in the same order.
     """
 
     images: NDArray[np.uint8]
@@ -37,7 +37,7 @@ class ImageSplit:
 class JoinedRows:
     """Arrays with rows of one shape and type, one after the other along the first axis, without a copy.
 
-    `len`, `shape`, `dtype` and `take_rows` work as on one array. mirrored: of pictures (n, h, w, c), left and right changed.
+    `len`, `shape`, `dtype` and `take_rows` work as on one array. mirrored: of images (n, h, w, c), left and right changed.
     """
 
     def __init__(self, *parts: NDArray[Any], mirrored: bool = False) -> None:
@@ -173,7 +173,7 @@ def save_split(
 ) -> None:
     """Writes one split: `images.npy`, `labels.npy`, `groups.npy`, `ids.json`; `images` yields (k, size, size, 3) chunks.
 
-    Without `groups` every picture is one of its own.
+    Without `groups` every image is one of its own.
     """
     save_array(folder / "images.npy", images, (len(ids), size, size, 3), np.uint8)
     save_array(folder / "labels.npy", [labels], labels.shape, np.int32)
@@ -182,7 +182,7 @@ def save_split(
 
 
 def load_split(folder: Path) -> ImageSplit:
-    """One split, its pictures memory-mapped."""
+    """One split, its images memory-mapped."""
     return ImageSplit(
         load_array(folder / "images.npy"),
         load_array(folder / "labels.npy"),

@@ -179,7 +179,7 @@ def choose_streams(batch_size: int) -> tuple[int, int]:
 
     Never two where oneDNN computes (TensorFlow's default on CPUs with AVX512_VNNI or newer): the kernel that fuses a
     convolution with a residual sum keeps that sum's memory in itself (`MklFusedConvOp::fuse_add_src_` in TensorFlow's
-    mkl_conv_ops.cc), so that two calls of one function at once crash or mix their pictures. It fills the cores alone.
+    mkl_conv_ops.cc), so that two calls of one function at once crash or mix their images. It fills the cores alone.
     """
     if not on_cpu():
         return 2, batch_size

@@ -59,7 +59,7 @@ class Paths(Section):
 
 
 class Fetch(Section):
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     # A folder, an archive (path or https URL), `tfds:<name>`, a named source, or `generated`.
     source: str
@@ -89,24 +89,24 @@ class Base(Section):
 
 
 class Prepare(Section):
-    """How pictures are decoded, checked, de-duplicated and split."""
+    """How images are decoded, checked, de-duplicated and split."""
 
     resize: Literal["squash", "crop", "pad"] = "squash"
     val_share: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     test_share: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
-    # How many bits pictures stored in 16 bits really use; 12 for most X-rays and cameras. What is brighter becomes white.
+    # How many bits images stored in 16 bits really use; 12 for most X-rays and cameras. What is brighter becomes white.
     bits: Annotated[int, Field(ge=9, le=16)] = 16
     min_side: Positive = 16
     max_megapixels: Annotated[float, Field(gt=0)] = 50.0
     min_per_class: Annotated[int, Field(ge=3)] = 5
     max_rejected_share: Share = 0.05
-    # Hamming distance of 64-bit dHashes up to which two pictures count as the same; null switches the check off.
+    # Hamming distance of 64-bit dHashes up to which two images count as the same; null switches the check off.
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] | None = 4
     allow_leak: bool = False
 
 
 class Augment(Section):
-    """The views: view 0 is the plain picture, the others go through the transforms."""
+    """The views: view 0 is the plain image, the others go through the transforms."""
 
     views: Positive
     # Albumentations transforms in order, each `{Name: {argument: value}}`.
@@ -239,18 +239,18 @@ class Tune(Section):
 
 
 class Refit(Section):
-    """The final model: the best trials trained again on all pictures but one fold, once for each fold."""
+    """The final model: the best trials trained again on all images but one fold, once for each fold."""
 
     folds: Annotated[int, Field(ge=2, le=20)] = 5
     # So many of the best trials are cross-fitted; the lowest out-of-fold log loss wins.
     candidates: Positive = 3
     # mean: the folds' tails on one prefix, probabilities averaged; average_weights: one tail with the mean of their weights;
-    # single: one tail trained on all pictures.
+    # single: one tail trained on all images.
     combine: Literal["mean", "average_weights", "single"] = "mean"
-    # Does the model answer for the picture and its mirror image? auto: where a flip was among the transforms and it lowers the
+    # Does the model answer for the image and its mirror image? auto: where a flip was among the transforms and it lowers the
     # out-of-fold log loss.
     mirrored: Literal["auto", "yes", "no"] = "auto"
-    # Are validation pictures trained on, once they have chosen? drawn: where `prepare` drew them; a validation split that the
+    # Are validation images trained on, once they have chosen? drawn: where `prepare` drew them; a validation split that the
     # folder brings may be another camera or another year, set apart on purpose.
     train_on_val: Literal["drawn", "always", "never"] = "drawn"
 

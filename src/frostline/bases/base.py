@@ -34,7 +34,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Base:
-    """A network from scaled pictures, float32 (n, image_size, image_size, 3), to a feature map; frozen.
+    """A network from scaled images, float32 (n, image_size, image_size, 3), to a feature map; frozen.
 
     `cuts[d].depth == d`.
     """

@@ -8,10 +8,10 @@ from frostline.errors import Refused, first_line
 
 
 def load_custom(path: Path, image_size: int) -> keras.Model:
-    """The model in `path` as one flat graph on pictures (n, image_size, image_size, 3), float32.
+    """The model in `path` as one flat graph on images (n, image_size, image_size, 3), float32.
 
     Loaded in Keras's safe mode. Models inside it are taken apart, so that one can cut within them. Raises Refused for
-    what cannot be loaded, for more than one input, and for another picture size than the model was made for.
+    what cannot be loaded, for more than one input, and for another image size than the model was made for.
     """
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -26,11 +26,11 @@ def load_custom(path: Path, image_size: int) -> keras.Model:
         )
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or len(model.outputs) != 1:
-        raise Refused(f"base.weights: {path} must take one picture and give one output; its inputs are {shapes}.")
+        raise Refused(f"base.weights: {path} must take one image and give one output; its inputs are {shapes}.")
     if any(
         given not in (None, needed) for given, needed in zip(shapes[0][1:], (image_size, image_size, 3), strict=True)
     ):
-        raise Refused(f"base.image_size: {path} takes pictures of shape {shapes[0][1:]}; given was {image_size}.")
+        raise Refused(f"base.image_size: {path} takes images of shape {shapes[0][1:]}; given was {image_size}.")
     pixels = keras.Input((image_size, image_size, 3), name="scaled_pixels")
     return keras.Model(pixels, copy_graph(model.inputs[0], model.outputs, pixels, prefix=OWN), name="custom")
 

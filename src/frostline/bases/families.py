@@ -241,13 +241,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 
 
 def check_base(name: str, image_size: int, options: Mapping[str, Any]) -> None:
-    """Raises Refused for an unknown family or option, and for pictures smaller than the family takes."""
+    """Raises Refused for an unknown family or option, and for images smaller than the family takes."""
     if problems := base_problems(name, image_size, options):
         raise Refused("; ".join(problems))
 
 
 def base_problems(name: str, image_size: int, options: Mapping[str, Any]) -> list[str]:
-    """What a family does not take: each wrong option, and a picture that is too small; one line each."""
+    """What a family does not take: each wrong option, and an image that is too small; one line each."""
     if name == CUSTOM:
         return [
             f"base.options: a custom base takes scaling: {', '.join(get_args(Scaling))}; given was {option}: {value!r}"
@@ -262,7 +262,7 @@ def base_problems(name: str, image_size: int, options: Mapping[str, Any]) -> lis
     problems = [problem for option, value in options.items() if (problem := _option_problem(family, option, value))]
     if image_size < family.min_size:
         problems.append(
-            f"base.image_size: {name} takes pictures of at least {family.min_size} px; given was {image_size}"
+            f"base.image_size: {name} takes images of at least {family.min_size} px; given was {image_size}"
         )
     return problems
 

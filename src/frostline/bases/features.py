@@ -17,7 +17,7 @@ from frostline.devices import Tensor, choose_streams, compile_frozen, measure_sp
 from frostline.files import load_json, part_of, save_json
 from frostline.seeding import in_order
 
-SHARD = 2048  # pictures after which what is written is made safe
+SHARD = 2048  # images after which what is written is made safe
 # What a lower precision must bring: how many times the speed; and what it may cost: relative change of the features. The
 # final model computes in float32: 1 % of the bundled base's features moved one of its probabilities by 0.04.
 LOW_PRECISIONS = ("bfloat16", "float16")
@@ -27,7 +27,7 @@ Forward = Callable[[Tensor], list[Tensor]]
 
 
 POOLED = "pooled"  # of every cut, of every view: what heads see
-MIRROR = "mirror"  # the view of the plain picture with left and right changed
+MIRROR = "mirror"  # the view of the plain image with left and right changed
 
 
 def depth_folder(depth: int) -> str:
@@ -36,9 +36,9 @@ def depth_folder(depth: int) -> str:
 
 
 class Extractor:
-    """The frozen prefix of a base, compiled: pictures -> maps at each depth and all cuts pooled, in one pass.
+    """The frozen prefix of a base, compiled: images -> maps at each depth and all cuts pooled, in one pass.
 
-    folders: where each output lies among the features, in their order; shapes: of one picture's row of each.
+    folders: where each output lies among the features, in their order; shapes: of one image's row of each.
     """
 
     def __init__(self, base: Base, depths: Sequence[int], batch_size: int, precision: str = "float32") -> None:
@@ -52,7 +52,7 @@ class Extractor:
         self._types: list[type[np.floating[Any]]] = []
 
     def run(self, images: Rows, first: int = 0) -> Iterator[list[NDArray[np.float32]]]:
-        """Features batch by batch, in the pictures' order, from the row `first`: an array (num_images, *shape) per output.
+        """Features batch by batch, in the images' order, from the row `first`: an array (num_images, *shape) per output.
 
         The number of batches that are computed at a time changes no feature, their size none by more than rounding.
         """
@@ -66,7 +66,7 @@ class Extractor:
             yield from in_order(pool, compute, starts, ahead=2 * streams)
 
     def types(self, images: Rows) -> list[type[np.floating[Any]]]:
-        """The type in which each output is stored, by the features of the first pictures; asked once."""
+        """The type in which each output is stored, by the features of the first images; asked once."""
         if not self._types:
             *maps, pooled = next(self.run(take_rows(images, slice(0, self.batch_size))))
             self._types = [choose_dtype(values) for values in maps]
@@ -75,7 +75,7 @@ class Extractor:
         return self._types
 
     def row_bytes(self, images: Rows) -> dict[str, int]:
-        """Bytes that one picture's features take in each folder."""
+        """Bytes that one image's features take in each folder."""
         sizes = [
             int(np.prod(shape)) * np.dtype(kind).itemsize
             for shape, kind in zip(self.shapes, self.types(images), strict=True)
@@ -87,7 +87,7 @@ class Extractor:
 
         sources: name -> uint8 (num_images, size, size, 3), e.g. "view-003". Writes `depth-DD/<name>.npy` and
         `pooled/<name>.npy`, float16 or float32 (num_images, *feature shape). What is there already is kept: a killed
-        extraction goes on after the last SHARD pictures that it had written.
+        extraction goes on after the last SHARD images that it had written.
         """
         kinds = self.types(next(iter(sources.values())))
         for name, images in sources.items():
@@ -160,7 +160,7 @@ def choose_precision(
         with np.errstate(over="ignore", invalid="ignore"):
             change = np.max([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(low, full, strict=True)])
         reasons.append(
-            f"{kind} has {seconds / taken:.2g} times the speed on {len(images)} pictures and changes features by {change:.2g}"
+            f"{kind} has {seconds / taken:.2g} times the speed on {len(images)} images and changes features by {change:.2g}"
         )
         if seconds / taken >= best and change <= MAX_CHANGE:
             chosen, best = kind, seconds / taken

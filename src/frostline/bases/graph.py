@@ -34,7 +34,7 @@ def nodes_of(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Node]:
                 order.append(node)
         elif id(node) not in seen:
             if node.is_input:
-                raise Refused(f"{tensor.name} is an input of its own: a base must have exactly one input, its picture.")
+                raise Refused(f"{tensor.name} is an input of its own: a base must have exactly one input, its image.")
             waiting.append((tensor, True))
             waiting += [(parent, False) for parent in reversed(node.input_tensors)]
     return order

@@ -27,7 +27,7 @@ from frostline.params import Fetch, Prepare
 from frostline.process import die_with_parent
 from frostline.seeding import derive_seed
 
-Pictures = NDArray[np.uint8]  # (num_images, size, size, 3)
+Images = NDArray[np.uint8]  # (num_images, size, size, 3)
 
 # MobileNetV2's own momentum of 0.999 needs tens of thousands of steps before its statistics mean anything.
 MOMENTUM = 0.99
@@ -47,7 +47,7 @@ class Recipe:
     weight_decay: float = 0.02
     label_smoothing: float = 0.1
     warmup_share: float = 0.05
-    # 0 = pictures as they are; 1 = crops down to half the area, flips, turns, changes of colour.
+    # 0 = images as they are; 1 = crops down to half the area, flips, turns, changes of colour.
     augmentation: float = 0.5
     # The first part of the epochs runs at this smaller size: most is learnt there, at a fraction of the cost.
     small_size: int | None = None
@@ -58,20 +58,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class SourceSet:
-    """Pictures to pre-train on; `shards` stay on disk and are read by index.
+    """Images to pre-train on; `shards` stay on disk and are read by index.
 
     Every shard has the same number of rows, except the last.
     """
 
-    shards: tuple[Pictures, ...]
+    shards: tuple[Images, ...]
     labels: NDArray[np.int32]
-    val_images: Pictures
+    val_images: Images
     val_labels: NDArray[np.int32]
     classes: tuple[str, ...]
     description: str
 
-    def take(self, rows: NDArray[np.intp]) -> Pictures:
-        """The pictures of these rows, copied: (len(rows), size, size, 3)."""
+    def take(self, rows: NDArray[np.intp]) -> Images:
+        """The images of these rows, copied: (len(rows), size, size, 3)."""
         size = len(self.shards[0])
         return np.stack([self.shards[row // size][row % size] for row in rows])
 
@@ -81,7 +81,7 @@ def make_generated_source(
 ) -> SourceSet:
     """The generated source family, drawn into `folder`: shards that are whole or absent, so a killed run goes on.
 
-    A shard holds the same few pictures of every class. One more small shard is kept for validation.
+    A shard holds the same few images of every class. One more small shard is kept for validation.
     """
     per_shard = max(1, 8192 // num_classes)
     starts = list(range(0, images_per_class, per_shard))
@@ -89,7 +89,7 @@ def make_generated_source(
         (folder / f"shard-{start:05d}.npy", range(start, min(start + per_shard, images_per_class))) for start in starts
     ]
     num_val = max(1, min(8, images_per_class // 10))
-    # Validation pictures have numbers that no training picture can have.
+    # Validation images have numbers that no training image can have.
     shards.append((folder / "val.npy", range(10_000_000, 10_000_000 + num_val)))
     missing = [(path, num_classes, numbers, size, seed) for path, numbers in shards if not path.is_file()]
     if workers > 1 and len(missing) > 1:
@@ -106,7 +106,7 @@ def make_generated_source(
         load_array(shards[-1][0]),
         labels[-1],
         tuple(f"formula {label}" for label in range(num_classes)),
-        f"generated source family: {num_classes} classes x {images_per_class} pictures, seed {seed}",
+        f"generated source family: {num_classes} classes x {images_per_class} images, seed {seed}",
     )
 
 
@@ -114,17 +114,17 @@ def _draw_shard(job: tuple[Path, int, range, int, int]) -> None:
     path, num_classes, numbers, size, seed = job
     cv2.setNumThreads(1)
 
-    def draw(number: int) -> Pictures:
+    def draw(number: int) -> Images:
         return np.stack([draw_source(label, derive_seed(seed, number), size) for label in range(num_classes)])
 
     save_array(path, (draw(number) for number in numbers), (len(numbers) * num_classes, size, size, 3), np.uint8)
 
 
-def augment_batch(images: Pictures, rng: np.random.Generator, strength: float, size: int) -> Pictures:
-    """New pictures of side `size`: cropped, mirrored, turned and recoloured; `images` unchanged."""
+def augment_batch(images: Images, rng: np.random.Generator, strength: float, size: int) -> Images:
+    """New images of side `size`: cropped, mirrored, turned and recoloured; `images` unchanged."""
     count, side = images.shape[:2]
     result = np.empty((count, size, size, 3), np.uint8)
-    # Share of the area kept, as in Inception-style crops; mirrored at the rim where a turn leaves the picture.
+    # Share of the area kept, as in Inception-style crops; mirrored at the rim where a turn leaves the image.
     zoom: NDArray[np.float64] = np.asarray(np.sqrt(rng.uniform(1 - 0.6 * strength, 1.0, count)) * (side / size))
     aspect: NDArray[np.float64] = np.exp(rng.uniform(-0.25, 0.25, count) * strength)
     turn = np.asarray(rng.normal(0, 0.2 * strength, count))
@@ -222,7 +222,7 @@ def build_network(recipe: Recipe, num_classes: int) -> tuple[keras.Model, keras.
     x = base(scale_pixels(inputs, FAMILIES[recipe.architecture].scaling))
     x = keras.layers.GlobalAveragePooling2D()(x)
     # Pooled activations are all positive: uncentred, one Adam step moves a class's logit by half a unit whatever the
-    # picture shows. At unit variance one step moves it by learning rate times their number. Both keep the loss above
+    # image shows. At unit variance one step moves it by learning rate times their number. Both keep the loss above
     # that of guessing for thousands of steps: after 375 steps on 192 formulas it was 4.6 with a scale of 0.05, else 5.3.
     x = keras.layers.BatchNormalization(center=False, scale=False, momentum=MOMENTUM, dtype="float32")(x)
     x = keras.layers.Rescaling(x.shape[-1] ** -0.5, dtype="float32")(x)
@@ -234,7 +234,7 @@ def silence_branches(base: keras.Model) -> int:
     """Sets the last scale of every residual branch to zero, so that training begins with a shallow network.
 
     Goyal et al., "Accurate, large minibatch SGD" (2017), section 5.1. Returns the number of silenced branches. After
-    the same time on 24 formulas, MobileNetV2 0.35 was right on 40 % of the training pictures instead of 16 %.
+    the same time on 24 formulas, MobileNetV2 0.35 was right on 40 % of the training images instead of 16 %.
     """
     silenced = 0
     for layer in base.layers:
@@ -281,7 +281,7 @@ def pretrain(
 
 
 def settle_statistics(network: keras.Model, base: keras.Model, source: SourceSet, recipe: Recipe) -> None:
-    """Replaces BatchNorm's running averages by the mean over up to 32 batches of pictures at full size.
+    """Replaces BatchNorm's running averages by the mean over up to 32 batches of images at full size.
 
     Running averages trail behind the weights (Wu and Johnson, "Rethinking Batch in BatchNorm", 2021, section 3).
     """
@@ -360,7 +360,7 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def make_folder_source(location: str, work: Path, *, size: int, seed: int, sha256: str | None = None) -> SourceSet:
-    """The pictures of a folder, archive, URL or `tfds:<name>`, prepared like any other data under `work`.
+    """The images of a folder, archive, URL or `tfds:<name>`, prepared like any other data under `work`.
 
     Raises Refused as the stages `fetch` and `prepare` do.
     """
@@ -382,7 +382,7 @@ def make_folder_source(location: str, work: Path, *, size: int, seed: int, sha25
         np.concatenate([val.images, test.images]),
         np.concatenate([val.labels, test.labels]),
         classes,
-        f"{location}: {len(train.labels)} pictures of {len(classes)} classes",
+        f"{location}: {len(train.labels)} images of {len(classes)} classes",
     )
 
 

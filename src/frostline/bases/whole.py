@@ -1,4 +1,4 @@
-"""A family's whole network with its 1000-class top, on uint8 pictures."""
+"""A family's whole network with its 1000-class top, on uint8 images."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -22,10 +22,10 @@ COMMANDS: dict[str, str] = {
     "rollback": "Make the champion before this one champion again.",
     "history": "Every decision about the champion: who, when, what, why.",
     "trace": "Where a version comes from, or what came of a run.",
-    "predict": "Label pictures with the champion.",
+    "predict": "Label images with the champion.",
     "serve": "The champion behind MLflow's scoring server.",
     "export": "The champion as SavedModel, LiteRT (TFLite) or ONNX, each compared with it.",
-    "diff": "The test pictures on which two runs give different answers.",
+    "diff": "The test images on which two runs give different answers.",
     "pretrain": "Train a base of your own on a large source set.",
     "clean": "List and remove old runs, studies and unfinished work; registered versions stay.",
 }
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup)
 @click.version_option(package_name="frostline")
 def group() -> None:
-    """Fine-tune a pre-trained image network on your own pictures, and promote the best on evidence."""
+    """Fine-tune a pre-trained image network on your own images, and promote the best on evidence."""
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from frostline.errors import Refused
 @click.command()
 @click.argument("name", required=False)
 @click.option(
-    "--image-size", type=click.IntRange(16, 1024), help="Side of the pictures in pixels; default: the family's own."
+    "--image-size", type=click.IntRange(16, 1024), help="Side of the images in pixels; default: the family's own."
 )
 @click.option("--options", multiple=True, metavar="KEY=VALUE", help="A constructor option, for instance alpha=0.35.")
 @click.option("--output-layer", metavar="LAYER", help="Where the head sits, as base.output_layer.")

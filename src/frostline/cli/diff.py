@@ -1,4 +1,4 @@
-"""`frostline diff`: the test pictures on which two runs give different answers."""
+"""`frostline diff`: the test images on which two runs give different answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from frostline.params import Params
     from frostline.tracking.store import Store
 
-PICTURES = 48  # flips shown in the picture, at most
+IMAGES = 48  # flips shown in the image, at most
 
 
 @click.command()
@@ -29,7 +29,7 @@ PICTURES = 48  # flips shown in the picture, at most
 )
 @click.option("--no-log", is_flag=True, help="Only print and write files; leave the runs alone.")
 def command(before: str, after: str, limit: int, out: Path, no_log: bool) -> None:
-    """Print which answers changed from RUN_A to RUN_B, and how surely one is better; log table and pictures to RUN_B.
+    """Print which answers changed from RUN_A to RUN_B, and how surely one is better; log table and images to RUN_B.
 
     A run is named by its id or the beginning of it, by the number of its registered version, or by an alias such as
     champion.
@@ -99,9 +99,9 @@ def load_run_predictions(store: "Store", run_id: str) -> "Predictions":
 def compare_predictions(
     before: "Predictions", after: "Predictions", rows: Sequence[Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Counts and tests of all common pictures, and a record of each flip: broken first, then mended, then both wrong.
+    """Counts and tests of all common images, and a record of each flip: broken first, then mended, then both wrong.
 
-    rows: the common pictures' rows in each table.
+    rows: the common images' rows in each table.
     """
     from frostline.evidence.comparison import mcnemar, paired_difference
 
@@ -132,7 +132,7 @@ def describe(record: dict[str, Any], before: str, after: str) -> str:
     """The comparison in two sentences."""
     low, value, high = (100 * record["difference"][key] for key in ("low", "value", "high"))
     return (
-        f"On {record['num_images']} common pictures {after} mends {record['mended']} answers of {before} and breaks "
+        f"On {record['num_images']} common images {after} mends {record['mended']} answers of {before} and breaks "
         f"{record['broken']}; {record['both_wrong']} are wrong in another way. "
         f"Accuracy {value:+.2f} points, 95 % interval [{low:+.2f}, {high:+.2f}]; exact one-sided McNemar p = "
         f"{record['p_better']:.3g} for better, {record['p_worse']:.3g} for worse."
@@ -142,7 +142,7 @@ def describe(record: dict[str, Any], before: str, after: str) -> str:
 def write_flips(
     folder: Path, params: "Params", flips: list[dict[str, Any]], tables: Sequence["Predictions"], names: tuple[str, str]
 ) -> list[Path]:
-    """Writes flips.csv, and flips.png from the prepared test pictures; pictures that are not here are left out."""
+    """Writes flips.csv, and flips.png from the prepared test images; images that are not here are left out."""
     import csv
 
     import numpy as np
@@ -151,7 +151,7 @@ def write_flips(
     from frostline.evidence.figures import sheets
 
     folder.mkdir(parents=True, exist_ok=True)
-    table, picture = folder / "flips.csv", folder / "flips.png"
+    table, image = folder / "flips.csv", folder / "flips.png"
     with table.open("w", encoding="utf-8", newline="") as file:
         columns = ("kind", "file", "label", "before", "p_before", "after", "p_after")
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -159,14 +159,14 @@ def write_flips(
         writer.writerows(flips)
     test = Path(params.paths.prepared) / "test"
     if not (test / "ids.json").is_file():
-        click.echo(f"No pictures: {test} is not here; `dvc checkout` or `dvc repro` brings it.", err=True)
+        click.echo(f"No images: {test} is not here; `dvc checkout` or `dvc repro` brings it.", err=True)
         return [table]
     split = load_split(test)
     row_of = {name: row for row, name in enumerate(split.ids)}
-    shown = [flip for flip in flips if flip["file"] in row_of][:PICTURES]
+    shown = [flip for flip in flips if flip["file"] in row_of][:IMAGES]
     place = {name: index for index, name in enumerate(tables[0].class_names)}
     images = np.stack([split.images[row_of[flip["file"]]] for flip in shown]) if shown else split.images[:0]
     labels, old, new = (np.array([place[flip[key]] for flip in shown], int) for key in ("label", "before", "after"))
     ids = [flip["file"] for flip in shown]
-    sheets.flips(images, labels, (names[0], old), (names[1], new), ids, tables[0].class_names, picture)
-    return [table, picture]
+    sheets.flips(images, labels, (names[0], old), (names[1], new), ids, tables[0].class_names, image)
+    return [table, image]

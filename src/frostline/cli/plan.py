@@ -11,7 +11,7 @@ import click
 def command(as_json: bool) -> None:
     """Print what each stage will store and how long it will take, and what gives way where storage.budget_gb is too small.
 
-    Measured on a handful of your pictures with your base: takes a minute or two, and changes nothing.
+    Measured on a handful of your images with your base: takes a minute or two, and changes nothing.
     """
     import shutil
 

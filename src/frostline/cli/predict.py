@@ -1,4 +1,4 @@
-"""`frostline predict`: label and probability of pictures, from the champion."""
+"""`frostline predict`: label and probability of images, from the champion."""
 
 import csv
 import glob
@@ -23,7 +23,7 @@ STDIN = "-"
 
 
 @click.command()
-@click.argument("pictures", nargs=-1, metavar="FILES|FOLDERS|GLOBS|-")
+@click.argument("images", nargs=-1, metavar="FILES|FOLDERS|GLOBS|-")
 @click.option("--version", "number", type=int, help="Use this version instead of the champion.")
 @click.option("--model", type=click.Path(path_type=Path), help="Use this .keras file, with the classes beside it.")
 @click.option("--base", help="Label with a base as it was released, without any training: its name, as MobileNetV2.")
@@ -32,10 +32,10 @@ STDIN = "-"
 @click.option("--labels", type=click.Path(path_type=Path), help="The names of the classes for --base, as JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Write CSV.")
 @click.option("--json", "form", flag_value="json", help="Write one JSON record per line.")
-@click.option("--tta", is_flag=True, help="Average each picture with its mirror image.")
-@click.option("--explain", type=click.Path(path_type=Path), help="Write a Grad-CAM picture of each into this folder.")
+@click.option("--tta", is_flag=True, help="Average each image with its mirror image.")
+@click.option("--explain", type=click.Path(path_type=Path), help="Write a Grad-CAM image of each into this folder.")
 def command(
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     number: int | None,
     model: Path | None,
     base: str | None,
@@ -46,9 +46,9 @@ def command(
     tta: bool,
     explain: Path | None,
 ) -> None:
-    """Print label and probability of each picture; `-` reads a picture, or a list of file names, from standard input.
+    """Print label and probability of each image; `-` reads an image, or a list of file names, from standard input.
 
-    A file that is no picture is reported and does not stop the rest; the exit code is then 1.
+    A file that is no image is reported and does not stop the rest; the exit code is then 1.
     """
     from frostline.errors import Refused
 
@@ -56,7 +56,7 @@ def command(
         raise Refused("--weights, --options and --labels go with --base NAME; a model of your own is --model FILE.")
     if base is not None and (number or model or tta or explain):
         raise Refused("--base labels with a base as it is: --version, --model, --tta and --explain do not go with it.")
-    found, unknown = find_pictures(pictures)
+    found, unknown = find_images(images)
     if base is not None:
         from frostline.bases.families import parse_options
         from frostline.serving.direct import label_images
@@ -68,8 +68,8 @@ def command(
     sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes))
 
 
-def find_pictures(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]], list[dict[str, Any]]]:
-    """(name, bytes or None for a file) of each picture, and an error record for each name that stands for nothing.
+def find_images(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]], list[dict[str, Any]]]:
+    """(name, bytes or None for a file) of each image, and an error record for each name that stands for nothing.
 
     Folders are read with all that lies below them, by suffix; a glob may be quoted. Raises Refused where nothing is left.
     """
@@ -85,7 +85,7 @@ def find_pictures(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]],
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             found += [(str(file), None) for file in inside]
             if not inside:
-                unknown.append({"file": name, "error": "the folder holds no pictures"})
+                unknown.append({"file": name, "error": "the folder holds no images"})
         elif path.exists():
             found.append((name, None))
         elif matches := sorted(glob.glob(name, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
@@ -93,12 +93,12 @@ def find_pictures(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]],
         else:
             unknown.append({"file": name, "error": "no such file, folder or pattern"})
     if not found and not unknown:
-        raise Refused("No pictures given. Name files, folders or patterns, or - for standard input.")
+        raise Refused("No images given. Name files, folders or patterns, or - for standard input.")
     return found, unknown
 
 
 def read_stdin() -> list[tuple[str, bytes | None]]:
-    """What standard input holds: the names of files, one a line, or the bytes of one picture."""
+    """What standard input holds: the names of files, one a line, or the bytes of one image."""
     data = sys.stdin.buffer.read()
     try:
         names = data.decode().split("\n")
@@ -122,21 +122,21 @@ def load_labeller(number: int | None, model: Path | None) -> "FrostlineModel":
 
 def answer_all(
     labeller: "FrostlineModel",
-    pictures: Sequence[tuple[str, bytes | None]],
+    files: Sequence[tuple[str, bytes | None]],
     *,
     tta: bool,
     explain: Path | None,
     show_progress: bool,
 ) -> Iterator[dict[str, Any]]:
-    """One record per picture, in order, 32 at a time: file, label, probability and probabilities, or file and error."""
+    """One record per image, in order, 32 at a time: file, label, probability and probabilities, or file and error."""
     import numpy as np
 
     from frostline.images.decoding import UnreadableImage
     from frostline.serving.model import BATCH_SIZE, make_answers
 
-    with click.progressbar(length=len(pictures), label="Labelling", file=sys.stderr, hidden=not show_progress) as bar:
-        for start in range(0, len(pictures), BATCH_SIZE):
-            batch = pictures[start : start + BATCH_SIZE]
+    with click.progressbar(length=len(files), label="Labelling", file=sys.stderr, hidden=not show_progress) as bar:
+        for start in range(0, len(files), BATCH_SIZE):
+            batch = files[start : start + BATCH_SIZE]
             images: dict[int, Any] = {}
             records: dict[int, dict[str, Any]] = {}
             for index, (name, data) in enumerate(batch):
@@ -154,7 +154,7 @@ def answer_all(
                 for index, answer in zip(images, make_answers(probabilities, labeller.card.classes), strict=True):
                     records[index] = {"file": batch[index][0], **answer}
                 if explain is not None:
-                    # The number keeps pictures of the same name in several folders apart.
+                    # The number keeps images of the same name in several folders apart.
                     names = [f"{start + index:05d}-{Path(batch[index][0]).stem}.png" for index in images]
                     write_heat_maps(labeller, stacked, probabilities.argmax(axis=1), explain, names)
             bar.update(len(batch))
@@ -162,7 +162,7 @@ def answer_all(
 
 
 def write_heat_maps(labeller: "FrostlineModel", images: Any, labels: Any, folder: Path, names: Sequence[str]) -> None:
-    """Writes a PNG per picture: the picture beside itself under the Grad-CAM map of its label."""
+    """Writes a PNG per image: the image beside itself under the Grad-CAM map of its label."""
     import cv2
     import numpy as np
 

@@ -29,7 +29,7 @@ EVERY = 10.0  # seconds between two lines of progress
     "--base", "architecture", default="MobileNetV2", show_default=True, help="A family of keras.applications."
 )
 @click.option("--option", "options", multiple=True, help="Constructor option of the family, for instance alpha=0.35.")
-@click.option("--image-size", default=96, show_default=True, help="Side of the pictures in pixels.")
+@click.option("--image-size", default=96, show_default=True, help="Side of the images in pixels.")
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
@@ -45,7 +45,7 @@ EVERY = 10.0  # seconds between two lines of progress
     "--small-share", type=click.FloatRange(0, 1), default=0.6, show_default=True, help="Share of such epochs."
 )
 @click.option("--classes", type=click.IntRange(2), default=256, show_default=True, help="Classes of `generated`.")
-@click.option("--images-per-class", type=click.IntRange(2), default=200, show_default=True, help="Pictures of each.")
+@click.option("--images-per-class", type=click.IntRange(2), default=200, show_default=True, help="Images of each.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw `generated`."
@@ -57,7 +57,7 @@ EVERY = 10.0  # seconds between two lines of progress
 def command(source: str, out: Path, architecture: str, options: tuple[str, ...], **settings: Any) -> None:
     """Train a network from scratch on SOURCE and write it as a base: weights and a card.
 
-    SOURCE is `generated` (formula-driven pictures, nothing to download), a folder of class folders, an archive, a URL
+    SOURCE is `generated` (formula-driven images, nothing to download), a folder of class folders, an archive, a URL
     or tfds:NAME. A killed run goes on where it stopped when the same command is given again. Afterwards set
     `base.weights: OUT/base.weights.h5` in params.yaml.
     """
@@ -90,8 +90,8 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
     with held(work / "lock", f"this very training (its work is in {work})"):
         click.echo(f"source: {source}; work: {work}")
         if source == "generated":
-            pictures = make_generated_source(
-                work / "pictures",
+            images = make_generated_source(
+                work / "images",
                 settings["classes"],
                 settings["images_per_class"],
                 recipe.image_size,
@@ -99,18 +99,18 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
                 settings["workers"],
             )
         else:
-            pictures = make_folder_source(
+            images = make_folder_source(
                 source, work, size=recipe.image_size, seed=recipe.seed, sha256=settings["sha256"]
             )
-        click.echo(f"{pictures.description}; {len(pictures.val_labels)} more for validation")
-        run = _Run(work, recipe, pictures) if settings["track"] else None
-        base, history = pretrain(pictures, recipe, work, _Printer().show)
+        click.echo(f"{images.description}; {len(images.val_labels)} more for validation")
+        run = _Run(work, recipe, images) if settings["track"] else None
+        base, history = pretrain(images, recipe, work, _Printer().show)
         facts = {
             "command": shlex.join(["frostline", *sys.argv[1:]]),
             "commit": (ask_git(Path(), "rev-parse", "HEAD")[0] or "").strip() or None,
             "notes": list(settings["notes"]),
         }
-        path = save_base(out, base, make_card(recipe, pictures, history, licence="yours", **facts))
+        path = save_base(out, base, make_card(recipe, images, history, licence="yours", **facts))
         if run:
             run.close(history, out)
     shutil.rmtree(work)

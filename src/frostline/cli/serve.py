@@ -20,8 +20,8 @@ EXAMPLE = (
 def command(port: int, number: int | None) -> None:
     """Serve the champion on the loopback address, in this environment; Ctrl-C ends it.
 
-    POST /invocations takes base64 pictures in the column `image`, or nested lists of 0 to 255 in `pixels`, and answers
-    with label, probability and all probabilities; what is no picture gets status 400. The model's files are compared
+    POST /invocations takes base64 images in the column `image`, or nested lists of 0 to 255 in `pixels`, and answers
+    with label, probability and all probabilities; what is no image gets status 400. The model's files are compared
     with the registered sha256 before it starts.
     """
 

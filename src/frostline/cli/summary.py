@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from frostline.evidence.trials import SearchRecord
 
 NEXT = (
-    ("frostline ui", "the runs, curves and pictures in MLflow's pages"),
+    ("frostline ui", "the runs, curves and images in MLflow's pages"),
     ("frostline compare", "all trials as a table in the terminal"),
     ("frostline promote", "make this version the champion, if the gate passes"),
 )
@@ -77,10 +77,10 @@ def summarize(
             f"{best.number} of {len(search.trials)} ({finished} ran to the end): {best.depth} blocks unfrozen, dropout "
             f"{best.hparams.dropout:.2f}, validation accuracy {best.score:.3f}",
         ),
-        ("test accuracy", f"{_interval(evaluation['accuracy'])} on {evaluation['num_images']} pictures"),
+        ("test accuracy", f"{_interval(evaluation['accuracy'])} on {evaluation['num_images']} images"),
     ]
     if refit:
-        what = f"{describe_final(refit)}; accuracy out of fold {refit.accuracy:.3f} on {refit.num_images} pictures"
+        what = f"{describe_final(refit)}; accuracy out of fold {refit.accuracy:.3f} on {refit.num_images} images"
         rows.insert(1, ("final model", what))
     if "accuracy" in evaluation.get("baseline", {}):
         rows.append(("bare head", _interval(evaluation["baseline"]["accuracy"])))

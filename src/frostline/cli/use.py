@@ -7,7 +7,7 @@ import click
 
 @click.command()
 @click.argument("preset", required=False)
-@click.option("--data", metavar="DIR", help="A folder or archive with the pictures, instead of the preset's source.")
+@click.option("--data", metavar="DIR", help="A folder or archive with the images, instead of the preset's source.")
 @click.option("--weights", metavar="FILE", help="A weights file, or random; instead of the preset's weights.")
 @click.option("--base", metavar="NAME", help="Another base, whole and with its own options.")
 @click.option("--force", is_flag=True, help="Overwrite edits of params.yaml.")

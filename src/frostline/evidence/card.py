@@ -53,8 +53,8 @@ def _introduce(records: Records, params: Params) -> str:
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
         f"# {params.register_.name}\n\n"
-        f"Tells {len(names)} classes of pictures apart: {listed}. {_with_article(records.base['name'])}: {trained}. "
-        f"Accuracy on {records.evaluation.num_images} test pictures that no choice has seen: "
+        f"Tells {len(names)} classes of images apart: {listed}. {_with_article(records.base['name'])}: {trained}. "
+        f"Accuracy on {records.evaluation.num_images} test images that no choice has seen: "
         f"**{_percent(accuracy)}** ({_confidence(records.evaluation)})."
     )
 
@@ -103,7 +103,7 @@ def _describe_results(evaluation: Evaluation) -> str:
                 f"{before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
                 f"{after['log_loss']:.4f}."
             )
-            + f" A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so few pictures.",
+            + f" A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so few images.",
         ]
     )
 
@@ -114,7 +114,7 @@ def _describe_gain(name: str, scores: Mapping[str, Score], gain: Gain) -> str:
         return f"- Of {name} every answer is the same ({plain})."
     return (
         f"- Against {name} ({plain}): {100 * gain.value:+.2f} points "
-        f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], {gain.wins} pictures won and {gain.losses} lost, "
+        f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], {gain.wins} images won and {gain.losses} lost, "
         f"exact one-sided McNemar p = {gain.p_value:.3g}."
     )
 
@@ -126,7 +126,7 @@ def _describe_weaknesses(evaluation: Evaluation) -> str:
         :WEAK
     ]
     lines = [
-        "| class | recall | precision | test pictures |",
+        "| class | recall | precision | test images |",
         "|---|---|---|---|",
         *(
             f"| {_cell(name)} | {_percent(row['recall'])} | {_percent(row['precision'])} | {row['support']} |"
@@ -139,12 +139,12 @@ def _describe_weaknesses(evaluation: Evaluation) -> str:
     small = [name for name, row in classes.items() if 0 < row["support"] < SMALL]
     untested = [name for name, row in classes.items() if not row["support"]]
     if small:
-        lines.append(f"Hardly tested, with fewer than {SMALL} pictures: {some(small, 10)}.")
+        lines.append(f"Hardly tested, with fewer than {SMALL} images: {some(small, 10)}.")
     if untested:
         lines.append(f"**Not tested at all**: {some(untested, 10)}.")
     lines.append(
-        "It answers with one of its classes whatever it is shown; a picture of something else gets a wrong answer, "
-        "sometimes a confident one. Pictures unlike the training data (another camera, drawings, other surroundings) "
+        "It answers with one of its classes whatever it is shown; an image of something else gets a wrong answer, "
+        "sometimes a confident one. Images unlike the training data (another camera, drawings, other surroundings) "
         "were not tested."
     )
     return "\n".join(lines)
@@ -157,10 +157,10 @@ def _describe_data(records: Records, params: Params) -> str:
     return "\n".join(
         [
             f"- Source: {redact(params.fetch.source)}",
-            f"- Pictures: {counts}, at {prepared['image_size']} × {prepared['image_size']} pixels ({prepared['resize']})",
+            f"- Images: {counts}, at {prepared['image_size']} × {prepared['image_size']} pixels ({prepared['resize']})",
             f"- Left out: {left_out or 'none'}; exact and near duplicates never cross splits",
             f"- Hash of the prepared data: `{prepared['content_sha256']}`",
-            f"- Training saw {params.augment.views} views of each picture: "
+            f"- Training saw {params.augment.views} views of each image: "
             + (", ".join(name for step in params.augment.transforms for name in step) or "the plain one only"),
         ]
     )
@@ -198,7 +198,7 @@ def _describe_search(records: Records) -> str:
             f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed (study `{refit.study}`)",
             *([f"- {edge}"] if edge else []),
             f"- Tails of trial {refit.trial}: {chosen}" + (f"; everything up to `{cut}` frozen" if cut else ""),
-            f"- Cross-fitted on {refit.num_images} pictures, {refit.folds} folds: each picture judged by networks that have not "
+            f"- Cross-fitted on {refit.num_images} images, {refit.folds} folds: each image judged by networks that have not "
             f"seen it. Chosen by log loss: {refit.share:.0%} tails, {1 - refit.share:.0%} linear heads"
             + (", the mean with the mirror image" if refit.mirrored else "")
             + f"; out of fold accuracy {refit.accuracy:.1%}, log loss {refit.log_loss:.4f}",
@@ -214,7 +214,7 @@ def _describe_search(records: Records) -> str:
 def _describe_use(records: Records, params: Params) -> str:
     name, size = params.register_.name, records.prepared["image_size"]
     return (
-        "Input: uint8 pictures (n, "
+        "Input: uint8 images (n, "
         f"{size}, {size}, 3), RGB, 0 to 255; scaling is inside. Output: {len(records.class_names)} probabilities in the "
         "order of the classes above.\n\n"
         "```\n"

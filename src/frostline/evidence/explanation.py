@@ -1,4 +1,4 @@
-"""Which parts of a picture an answer rests on: Grad-CAM (Selvaraju et al., ICCV 2017)."""
+"""Which parts of an image an answer rests on: Grad-CAM (Selvaraju et al., ICCV 2017)."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def explain(model: keras.Model, images: NDArray[np.uint8], classes: NDArray[np.i
     """Heat maps float32 (num_images, size, size), 0 to 1: how much each place speaks for the class in `classes`.
 
     model: uint8 (num_images, size, size, 3) -> probabilities, as `refit` writes it; images in that form. The maps of all
-    tails and cuts that the answer rests on are added in units of the score. A picture in which nothing speaks for the class
+    tails and cuts that the answer rests on are added in units of the score. An image in which nothing speaks for the class
     gets a map of zeros. Refused where the model has no feature map.
     """
     to_maps, to_scores = split_at_maps(model)
@@ -46,7 +46,7 @@ def split_at_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """(image -> the feature maps that are pooled, or the last one; those maps -> class scores before the last softmax).
 
     The two share the model's layers. The probabilities would not do: their gradient vanishes where the model is sure.
-    Of a model that also answers for the mirror image, the part that answers for the picture is explained.
+    Of a model that also answers for the mirror image, the part that answers for the image is explained.
     """
     inner = next((layer for layer in model.layers if layer.name == "network" and isinstance(layer, keras.Model)), None)
     if inner is not None:

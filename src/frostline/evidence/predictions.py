@@ -17,7 +17,7 @@ from frostline.files import replacing
 class Predictions:
     """A model's predictions on one split.
 
-    files: each picture's path below the data; labels: int (num_images,); probabilities: float32
+    files: each image's path below the data; labels: int (num_images,); probabilities: float32
     (num_images, num_classes), columns in the order of class_names.
     """
 
@@ -101,6 +101,6 @@ def common_rows(before: Predictions, after: Predictions) -> tuple[NDArray[np.int
         if name in place and before.class_names[before.labels[row]] == after.class_names[after.labels[place[name]]]
     ]
     if not pairs:
-        raise Refused("The two runs were tested on other pictures: no file is in both tables.")
+        raise Refused("The two runs were tested on other images: no file is in both tables.")
     rows = np.array(pairs, np.intp)
     return rows[:, 0], rows[:, 1]

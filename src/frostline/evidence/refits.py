@@ -10,10 +10,10 @@ from frostline.hparams import Hparams
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to answer, judged on every picture by a network that has not seen it.
+    """One way to answer, judged on every image by a network that has not seen it.
 
     name: "trial 7", "head on every cut" or "bare head"; trial: its number, None for linear heads; accuracy with its 95 %
-    interval, and log loss in nats, of the out-of-fold predictions; gain: accuracy over the bare head on the same pictures
+    interval, and log loss in nats, of the out-of-fold predictions; gain: accuracy over the bare head on the same images
     with its paired interval.
     """
 

@@ -1,1 +1,1 @@
-"""Pictures: where they come from, how they are decoded, checked, split and augmented. The home of Albumentations."""
+"""Images: where they come from, how they are decoded, checked, split and augmented. The home of Albumentations."""

@@ -1,4 +1,4 @@
-"""Archives of pictures, unpacked without trust: every member is judged before the first one is written."""
+"""Archives of images, unpacked without trust: every member is judged before the first one is written."""
 
 import lzma
 import re
@@ -17,7 +17,7 @@ from frostline.images.names import ARCHIVES
 from frostline.images.walk import decode_name
 
 MAX_MEMBERS = 5_000_000
-MAX_RATIO = 200  # unpacked to packed bytes; pictures are near 1, a bomb is near 1000
+MAX_RATIO = 200  # unpacked to packed bytes; images are near 1, a bomb is near 1000
 SMALL = 10_000_000  # bytes below which the ratio is not looked at
 _FOREIGN = (
     (b"Rar!", "rar"),

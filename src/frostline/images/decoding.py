@@ -1,4 +1,4 @@
-"""Encoded pictures -> uint8 RGB arrays: the one decoder of prepare, evaluate, predict and serve.
+"""Encoded images -> uint8 RGB arrays: the one decoder of prepare, evaluate, predict and serve.
 
 What the decoder reads is decided by content, not by name. Everything is measured on the header before a pixel is
 decoded, so that a small file cannot ask for gigabytes.
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 # The formats read, by their first bytes.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF", "PNM")
 
-# What else turns up under the name of a picture: a pattern at the beginning of the file, and the word for it.
+# What else turns up under the name of an image: a pattern at the beginning of the file, and the word for it.
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
-    (rb"version https://git-lfs", "a Git LFS pointer, not the picture; run `git lfs pull`"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the image; run `git lfs pull`"),
     (rb"%PDF-", "a PDF document"),
     (rb"PK\x03\x04", "a zip archive"),
     (rb"\x1f\x8b", "a gzip archive"),
@@ -32,7 +32,7 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 
 
 class UnreadableImage(ValueError):
-    """A file that cannot be used as a picture; `reason` says why, in a few words."""
+    """A file that cannot be used as an image; `reason` says why, in a few words."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -59,12 +59,12 @@ class Header:
 def decode_image(
     data: bytes, size: int, resize: str = "squash", *, min_side: int = 16, max_megapixels: float = 50.0, bits: int = 16
 ) -> NDArray[np.uint8]:
-    """The picture in `data` as uint8 RGB of shape (size, size, 3).
+    """The image in `data` as uint8 RGB of shape (size, size, 3).
 
     EXIF orientation is applied, transparency composited on white, 16 bits scaled to 8, grey and CMYK turned into RGB; of
     an animation the first frame is taken. `resize`: "squash" ignores the aspect ratio, "crop" keeps the centre square,
-    "pad" adds black borders; `bits`: how many of 16 hold the picture, 12 for most X-rays and cameras. Raises
-    UnreadableImage, with the reason, for all that is not a whole, usable picture.
+    "pad" adds black borders; `bits`: how many of 16 hold the image, 12 for most X-rays and cameras. Raises
+    UnreadableImage, with the reason, for all that is not a whole, usable image.
     """
     header = read_header(data)
     check_header(header, min_side=min_side, max_megapixels=max_megapixels)
@@ -72,7 +72,7 @@ def decode_image(
 
 
 def check_header(header: Header, *, min_side: int, max_megapixels: float) -> None:
-    """Raises UnreadableImage for a picture that is too small to show anything or too large to decode."""
+    """Raises UnreadableImage for an image that is too small to show anything or too large to decode."""
     width, height = header.width, header.height
     if min(width, height) < min_side:
         raise UnreadableImage(f"too small: {width}x{height}, at least {min_side} pixels a side are needed")
@@ -84,13 +84,13 @@ def decode_checked(data: bytes, header: Header, size: int, resize: str, bits: in
     """As `decode_image`, for data whose header was already read and checked."""
     image = _decode(data, header, size, resize, bits)
     if header.format == "JPEG" and _is_cut(data, image):
-        raise UnreadableImage("truncated: the JPEG ends before its picture does")
+        raise UnreadableImage("truncated: the JPEG ends before its image does")
     image = _fit(image, size, resize)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def used_bits(data: bytes, header: Header) -> int:
-    """How many of a 16-bit picture's bits are used by its brightest pixel; 0 for other pictures, or where it is dark alone."""
+    """How many of a 16-bit image's bits are used by its brightest pixel; 0 for other images, or where it is dark alone."""
     if header.peak != 65535:
         return 0
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -98,7 +98,7 @@ def used_bits(data: bytes, header: Header) -> int:
 
 
 def read_header(data: bytes) -> Header:
-    """Format and size of the picture in `data`, from its first bytes; raises UnreadableImage if it is none."""
+    """Format and size of the image in `data`, from its first bytes; raises UnreadableImage if it is none."""
     try:
         if data.startswith(b"\xff\xd8"):
             return _read_jpeg(data)
@@ -132,13 +132,13 @@ def _describe_stranger(data: bytes) -> str:
     if b"\x00" not in start:
         try:
             start.decode("utf-8")
-            return "text, not a picture"
+            return "text, not an image"
         except UnicodeDecodeError as error:
             if error.start > len(start) - 4:  # a character cut by our own 1024 bytes
-                return "text, not a picture"
+                return "text, not an image"
     if not start.strip(b"\x00"):
         return "zero bytes only"
-    return f"not a known picture format; read are {', '.join(FORMATS)}"
+    return f"not a known image format; read are {', '.join(FORMATS)}"
 
 
 def _read_jpeg(data: bytes) -> Header:
@@ -280,10 +280,10 @@ def _decode(data: bytes, header: Header, size: int, resize: str, bits: int) -> N
 
 
 def _is_cut(data: bytes, image: NDArray[np.uint8]) -> bool:
-    """True where a JPEG's data ends before its picture, though an end marker was put behind it; libjpeg fills up with grey.
+    """True where a JPEG's data ends before its image, though an end marker was put behind it; libjpeg fills up with grey.
 
-    image: the picture as decoded. Of a progressive one the scans tell. Of another one a grey corner raises the doubt, which
-    more data before the end marker settles: a whole picture does not change by them, a cut one is filled with them.
+    image: the image as decoded. Of a progressive one the scans tell. Of another one a grey corner raises the doubt, which
+    more data before the end marker settles: a whole image does not change by them, a cut one is filled with them.
     """
     if scans := _progressive_scans(data):
         return not all(scans)
@@ -315,7 +315,7 @@ def _progressive_scans(data: bytes) -> list[bool]:
 
 
 def _jpeg_flag(header: Header, size: int, resize: str) -> int:
-    """The scale 1, 1/2, 1/4 or 1/8 at which libjpeg decodes; the picture stays at least `size` pixels.
+    """The scale 1, 1/2, 1/4 or 1/8 at which libjpeg decodes; the image stays at least `size` pixels.
 
     Fewer coefficients are transformed, which is faster and a better low pass than any later resizing.
     """
@@ -338,7 +338,7 @@ def _to_8_bits(decoded: NDArray[Any], peak: int, inverted: bool) -> NDArray[np.u
         decoded = decoded >> 8
     elif peak != 255:
         scaled = (np.minimum(decoded, peak).astype(np.uint32) * 510 + peak) // (2 * peak)
-        # Alpha is not measured in the picture's unit: where it is full, it is full.
+        # Alpha is not measured in the image's unit: where it is full, it is full.
         if decoded.ndim == 3 and decoded.shape[2] == 4 and decoded.dtype == np.uint16:
             scaled[..., 3] = decoded[..., 3] >> 8 if decoded[..., 3].max() > peak else scaled[..., 3]
         decoded = scaled
@@ -379,7 +379,7 @@ def _orientation_of(kinds: object, metadata: object) -> int:
 
 
 def _rotate(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The picture as it is meant to be seen (EXIF 2.32, tag 0x0112)."""
+    """The image as it is meant to be seen (EXIF 2.32, tag 0x0112)."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -390,7 +390,7 @@ def _rotate(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _fit(image: NDArray[np.uint8], size: int, resize: str) -> NDArray[np.uint8]:
-    """The picture at (size, size, 3)."""
+    """The image at (size, size, 3)."""
     height, width = image.shape[:2]
     if resize == "crop":
         side = min(height, width)

@@ -1,4 +1,4 @@
-"""Pictures that are there twice: exactly, nearly, or under two labels."""
+"""Images that are there twice: exactly, nearly, or under two labels."""
 
 import itertools
 from collections import defaultdict
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from frostline.images.shards import Record
 
-# Correlation of two thumbnails from which a small dHash distance counts. On the pictures of horses_or_humans, all on
+# Correlation of two thumbnails from which a small dHash distance counts. On the images of horses_or_humans, all on
 # similar backgrounds, dHash alone takes 1153 pairs for duplicates, most of them of different figures.
 MIN_CORRELATION = 0.98
 
@@ -17,7 +17,7 @@ LeftOut = tuple[str, str, str, str]  # path, class, kind, reason
 
 
 def drop_exact_duplicates(records: Sequence[Record]) -> tuple[list[Record], list[LeftOut]]:
-    """Keeps one of each set of pictures with equal pixels per folder split; excludes those with two labels."""
+    """Keeps one of each set of images with equal pixels per folder split; excludes those with two labels."""
     by_pixels: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_pixels[record.pixel_sha256].append(record)
@@ -41,7 +41,7 @@ def drop_exact_duplicates(records: Sequence[Record]) -> tuple[list[Record], list
 
 
 def group_near_duplicates(records: Sequence[Record], thumbs: NDArray[np.uint8], bits: int | None) -> NDArray[np.int64]:
-    """A group number per record, (num_records,): equal or nearly equal pictures share one, directly or in a chain.
+    """A group number per record, (num_records,): equal or nearly equal images share one, directly or in a chain.
 
     Nearly equal: dHashes within `bits` and thumbnails that correlate by at least MIN_CORRELATION.
     """

@@ -1,4 +1,4 @@
-"""Class folders: how a tree of pictures is understood, and copied without following anything out of it."""
+"""Class folders: how a tree of images is understood, and copied without following anything out of it."""
 
 import os
 import re
@@ -12,26 +12,26 @@ from pathlib import Path, PurePosixPath
 from frostline.errors import Refused, some
 from frostline.files import COMPLETE, load_json
 from frostline.images.labels import Table, class_of, find_table
-from frostline.images.names import BESIDE, IMAGES, MASKS, SPLIT_NAMES, is_picture, is_unlabelled, split_of
+from frostline.images.names import BESIDE, IMAGES, MASKS, SPLIT_NAMES, is_image, is_unlabelled, split_of
 from frostline.images.walk import Entry, Walk
 
 SPLITS = ("train", "validation", "test")
 _DRAWING = """Expected one folder per class,
-    pictures/cats/1.jpg        or    pictures/train/cats/1.jpg
-    pictures/dogs/2.jpg              pictures/validation/cats/2.jpg
-                                     pictures/test/cats/3.jpg (validation and test may be missing)
-or one folder of pictures with a table `file,label` beside it, labels.csv."""
+    images/cats/1.jpg        or    images/train/cats/1.jpg
+    images/dogs/2.jpg              images/validation/cats/2.jpg
+                                     images/test/cats/3.jpg (validation and test may be missing)
+or one folder of images with a table `file,label` beside it, labels.csv."""
 # `cat.1.jpg`, as a well-known set has them. With "_" it could as well be a camera's IMG_1.jpg.
 _CLASS_IN_NAME = re.compile(r"([A-Za-z][A-Za-z _-]*)\.\d+\.\w+")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder of pictures holds.
+    """What a folder of images holds.
 
     splits: () where the folder is not split; classes: sorted as a person would ("9" before "10"); skipped: (path below
     the root, reason) of what cannot be read safely; notes: what a user should be told; tables: files that the layout
-    was read from besides the pictures.
+    was read from besides the images.
     """
 
     root: Path
@@ -80,7 +80,7 @@ def read_layout(raw: Path, splits: Sequence[str] | None = None) -> Layout:
 def _make(root: Path, entries: Sequence[Entry], walk: Walk, notes: list[str], tables: Sequence[Path]) -> Layout:
     if walk.sidecars:
         kinds = ", ".join(f"{number} {suffix}" for suffix, number in Counter(walk.sidecars).most_common(6))
-        notes.append(f"{len(walk.sidecars)} files that are no pictures by their names were left out: {kinds}")
+        notes.append(f"{len(walk.sidecars)} files that are no images by their names were left out: {kinds}")
     classes = {entry.class_name for entry in entries}
     return Layout(
         root,
@@ -94,21 +94,21 @@ def _make(root: Path, entries: Sequence[Entry], walk: Walk, notes: list[str], ta
 
 
 def _unwrap(root: Path, walk: Walk, notes: list[str]) -> tuple[Path, list[Path], list[Path]]:
-    """The folder where the layout begins, its folders and its files; what stands beside the pictures is left out."""
+    """The folder where the layout begins, its folders and its files; what stands beside the images is left out."""
     top, (folders, files) = root, walk.children(root)
     while True:
-        beside = [folder for folder in folders if folder.name.casefold() in BESIDE and not walk.has_pictures(folder)]
+        beside = [folder for folder in folders if folder.name.casefold() in BESIDE and not walk.has_images(folder)]
         if beside and len(beside) < len(folders):
-            notes.append(f"folders without pictures were left out: {some(folder.name for folder in beside)}")
+            notes.append(f"folders without images were left out: {some(folder.name for folder in beside)}")
             folders = [folder for folder in folders if folder not in beside]
-        if len(folders) != 1 or any(is_picture(file.name) for file in files):
+        if len(folders) != 1 or any(is_image(file.name) for file in files):
             break
         within, _ = walk.children(folders[0])
         if not within or (folders[0].is_symlink() and not walk.follow_links):
             break
         notes.append(f"the single folder {folders[0].name!r} was unwrapped")
         top, (folders, files) = folders[0], walk.children(folders[0])
-    if not folders and not any(is_picture(file.name) for file in files):
+    if not folders and not any(is_image(file.name) for file in files):
         raise Refused(f"{root} holds {f'{len(files)} files and no folder' if files else 'nothing'}. {_DRAWING}")
     return top, folders, files
 
@@ -117,8 +117,8 @@ def _read(
     top: Path, folders: list[Path], files: list[Path], walk: Walk, notes: list[str]
 ) -> tuple[list[Entry], tuple[Path, ...]]:
     """The entries, and the tables that they were read from."""
-    flat = {folder: pictures for folder in folders if (pictures := _flat_pictures(folder, walk))}
-    own = [file for file in files if is_picture(file.name)]
+    flat = {folder: images for folder in folders if (images := _flat_images(folder, walk))}
+    own = [file for file in files if is_image(file.name)]
     named = {folder: split for folder in folders if (split := split_of(folder.name))}
     is_split_like = bool(named) and all(folder in named or is_unlabelled(folder.name) for folder in folders)
     if (
@@ -146,24 +146,24 @@ def _train_is_flat(named: dict[Path, str], flat: dict[Path, list[Path]]) -> bool
     return any(split == "train" and folder in flat for folder, split in named.items())
 
 
-def _flat_pictures(folder: Path, walk: Walk) -> list[Path]:
-    """The pictures of a folder that holds no folder, but for one of its own split's name (test/test); [] where it holds some."""
+def _flat_images(folder: Path, walk: Walk) -> list[Path]:
+    """The images of a folder that holds no folder, but for one of its own split's name (test/test); [] where it holds some."""
     folders, files = walk.children(folder)
     while (
         len(folders) == 1
-        and not any(is_picture(file.name) for file in files)
+        and not any(is_image(file.name) for file in files)
         and split_of(folder.name) is not None
         and split_of(folders[0].name) == split_of(folder.name)
     ):
         folder = folders[0]
         folders, files = walk.children(folder)
-    return [] if folders else [file for file in files if is_picture(file.name)]
+    return [] if folders else [file for file in files if is_image(file.name)]
 
 
 def _read_flat(
     top: Path, own: list[Path], flat: dict[Path, list[Path]], files: list[Path], walk: Walk, notes: list[str]
 ) -> tuple[list[Entry], tuple[Path, ...]]:
-    """Pictures without class folders: their labels stand in a table, or in names such as `cat.1.jpg`; else refused."""
+    """Images without class folders: their labels stand in a table, or in names such as `cat.1.jpg`; else refused."""
     train = [folder for folder in flat if split_of(folder.name) == "train"]
     # A name alone, 1.jpg, may stand in `train` and in `test`: the reading that leaves fewer rows over is right.
     sets = [[file for group in flat.values() for file in group], [file for folder in train for file in flat[folder]]]
@@ -188,50 +188,50 @@ def _read_flat(
         )
         if others := [folder for folder in flat if folder not in train]:
             notes.append(
-                f"pictures without labels were left out: {some(_seen(folder, flat[folder]) for folder in others)}"
+                f"images without labels were left out: {some(_seen(folder, flat[folder]) for folder in others)}"
             )
         found = [walk.read_file(str(file), None, name, file.name) for file, name in matches.items()]
         return [entry for entry in found if entry], ()
-    seen = [f"{len(own)} pictures in itself"] if own else []
-    seen += [_seen(folder, pictures) for folder, pictures in flat.items()]
+    seen = [f"{len(own)} images in itself"] if own else []
+    seen += [_seen(folder, images) for folder, images in flat.items()]
     listed = [file.name for file in files if file not in own]
     if len(flat) == 1 and not own and not listed:
         (folder,) = flat
         raise Refused(
-            f"{top} holds one folder of pictures, {folder.name!r}: that is one class, and at least 2 are needed. {_DRAWING}"
+            f"{top} holds one folder of images, {folder.name!r}: that is one class, and at least 2 are needed. {_DRAWING}"
         )
     raise Refused(
-        f"{top} holds {some(seen)}{f' and the files {some(listed)}' if listed else ''}: pictures without class folders, so "
+        f"{top} holds {some(seen)}{f' and the files {some(listed)}' if listed else ''}: images without class folders, so "
         f"that their classes are not known. {_DRAWING}"
     )
 
 
-def _read_table(top: Path, pictures: dict[str, Path], table: Table, walk: Walk, notes: list[str]) -> list[Entry]:
-    splits = {name: split_of(file.parent.name) if file.parent != top else None for name, file in pictures.items()}
+def _read_table(top: Path, images: dict[str, Path], table: Table, walk: Walk, notes: list[str]) -> list[Entry]:
+    splits = {name: split_of(file.parent.name) if file.parent != top else None for name, file in images.items()}
     is_split = len({splits[name] for name in table.labels}) > 1 and all(splits[name] for name in table.labels)
     names = Counter(PurePosixPath(name).name for name in table.labels)
     entries = []
     for name, label in table.labels.items():
         short = PurePosixPath(name).name
         entry = walk.read_file(
-            str(pictures[name]),
+            str(images[name]),
             splits[name] if is_split else None,
             class_of(label),
             short if names[short] == 1 else name.replace("/", "_"),
         )
         entries += [entry] if entry else []
-    without = len(pictures) - len(table.labels)
+    without = len(images) - len(table.labels)
     notes.append(
         f"the classes were read from {table.file.name}, column {table.label_column!r}, for the files in its column "
-        f"{table.file_column!r}: {len(table.labels)} pictures"
-        + (f"; {without} pictures without a row were left out" if without else "")
-        + (f"; {table.unmatched} rows name no picture" if table.unmatched else "")
+        f"{table.file_column!r}: {len(table.labels)} images"
+        + (f"; {without} images without a row were left out" if without else "")
+        + (f"; {table.unmatched} rows name no image" if table.unmatched else "")
     )
     return entries
 
 
-def _seen(folder: Path, pictures: Sequence[Path]) -> str:
-    return f"{folder.name}/ ({len(pictures)} pictures, no folder)"
+def _seen(folder: Path, images: Sequence[Path]) -> str:
+    return f"{folder.name}/ ({len(images)} images, no folder)"
 
 
 def _read_splits(top: Path, folders: list[Path], named: dict[Path, str], walk: Walk, notes: list[str]) -> list[Entry]:
@@ -249,11 +249,11 @@ def _read_splits(top: Path, folders: list[Path], named: dict[Path, str], walk: W
         notes.append(f"taken for splits by their names: {some(f'{folder.name} ({named[folder]})' for folder in odd)}")
     aside = [folder for folder in folders if folder not in named]
     for split, folder in list(splits.items()):
-        if split != "train" and (not walk.children(folder)[0] or _flat_pictures(folder, walk)):
+        if split != "train" and (not walk.children(folder)[0] or _flat_images(folder, walk)):
             aside.append(splits.pop(split))
     if aside:
         notes.append(
-            f"pictures without class folders were left out, because they have no labels: {some(folder.name for folder in aside)}"
+            f"images without class folders were left out, because they have no labels: {some(folder.name for folder in aside)}"
         )
     for split, folder in splits.items():
         within, _ = walk.children(folder)
@@ -280,7 +280,7 @@ def _inner_splits(folders: list[Path], walk: Walk) -> set[str]:
     for folder in folders:
         within, files = walk.children(folder)
         names = {SPLIT_NAMES.get(child.name.lower(), "") for child in within}
-        if "" in names or "train" not in names or len(names) < 2 or any(is_picture(file.name) for file in files):
+        if "" in names or "train" not in names or len(names) < 2 or any(is_image(file.name) for file in files):
             return set()
         kinds.append(names)
     return set.intersection(*kinds) if len(kinds) > 1 else set()
@@ -301,14 +301,14 @@ def _read_classes(top: Path, folders: list[Path], walk: Walk, notes: list[str]) 
     names = {folder.name.casefold() for folder in folders}
     if len(folders) == 2 and names & IMAGES and names & MASKS - IMAGES:
         raise Refused(
-            f"{top} holds {some(folder.name for folder in folders)}: pictures and what belongs to them, no classes. {_DRAWING}"
+            f"{top} holds {some(folder.name for folder in folders)}: images and what belongs to them, no classes. {_DRAWING}"
         )
     within = {
         folder: [child.name for child in walk.children(folder)[0]]
         for folder in folders
-        if not _flat_pictures(folder, walk)
+        if not _flat_images(folder, walk)
     }
-    nested = [folder for folder, children in within.items() if children and not _direct_pictures(folder, walk)]
+    nested = [folder for folder, children in within.items() if children and not _direct_images(folder, walk)]
     sets = {tuple(within[folder]) for folder in nested}
     if len(folders) == len(nested) > 1 and len(sets) == 1 and len(next(iter(sets))) > 1:
         raise Refused(
@@ -321,7 +321,7 @@ def _read_classes(top: Path, folders: list[Path], walk: Walk, notes: list[str]) 
     if words := [folder.name for folder in folders if split_of(folder.name)]:
         if len(words) > 1:
             raise Refused(
-                f"{top} holds {some(folder.name for folder in folders)}; {some(words)} are named like splits and hold pictures "
+                f"{top} holds {some(folder.name for folder in folders)}; {some(words)} are named like splits and hold images "
                 f"without class folders. {_DRAWING}"
             )
         notes.append(
@@ -330,12 +330,12 @@ def _read_classes(top: Path, folders: list[Path], walk: Walk, notes: list[str]) 
     return _read_all(top, folders, None, walk, "")
 
 
-def _direct_pictures(folder: Path, walk: Walk) -> bool:
-    return any(is_picture(file.name) for file in walk.children(folder)[1])
+def _direct_images(folder: Path, walk: Walk) -> bool:
+    return any(is_image(file.name) for file in walk.children(folder)[1])
 
 
 def _read_all(top: Path, folders: list[Path], split: str | None, walk: Walk, prefix: str) -> list[Entry]:
-    """The entries of class folders; Refused where one holds no picture."""
+    """The entries of class folders; Refused where one holds no image."""
     entries: list[Entry] = []
     empty = []
     for folder in folders:
@@ -352,7 +352,7 @@ def _refuse_empty(root: Path, names: list[str], walk: Walk) -> None:
     ends = [name.split("/")[-1] for name in names]
     reasons = [f"{path}: {reason}" for path, reason in walk.skipped if any(end in path.split("/") for end in ends)]
     why = f" ({some(reasons, 3)})" if reasons else ""
-    raise Refused(f"{root} has class folders without a picture: {some(names)}{why}. Fill them or remove them.")
+    raise Refused(f"{root} has class folders without an image: {some(names)}{why}. Fill them or remove them.")
 
 
 def copy_layout(layout: Layout, destination: Path, *, move: bool = False) -> None:

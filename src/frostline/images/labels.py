@@ -1,4 +1,4 @@
-"""A table of labels (`file,label`) beside pictures that stand in one folder."""
+"""A table of labels (`file,label`) beside images that stand in one folder."""
 
 import csv
 import io
@@ -22,12 +22,12 @@ LABEL_COLUMNS = (
     "labels",
     "y",
 )
-MIN_MATCHED = 0.5  # share of a table's rows that name a picture; below it, the table is about something else
+MIN_MATCHED = 0.5  # share of a table's rows that name an image; below it, the table is about something else
 
 
 @dataclass(frozen=True)
 class Table:
-    """Labels of pictures. labels: picture's path below the folder -> label; unmatched: rows that name no picture."""
+    """Labels of images. labels: image's path below the folder -> label; unmatched: rows that name no image."""
 
     file: Path
     file_column: str
@@ -36,12 +36,12 @@ class Table:
     unmatched: int
 
 
-def find_table(files: Iterable[Path], pictures: Iterable[str]) -> Table | None:
-    """The one table among `files` that names most of `pictures` (paths below the folder, "/" between).
+def find_table(files: Iterable[Path], images: Iterable[str]) -> Table | None:
+    """The one table among `files` that names most of `images` (paths below the folder, "/" between).
 
     Raises Refused where several do, or where it is not clear which column holds the label.
     """
-    keys = _keys_of(pictures)
+    keys = _keys_of(images)
     tables = []
     for file in files:
         if file.suffix.lower() in (".csv", ".tsv") and "submission" not in file.name.lower():
@@ -51,7 +51,7 @@ def find_table(files: Iterable[Path], pictures: Iterable[str]) -> Table | None:
     if len(tables) > 1:
         names = ", ".join(table.file.name for table in tables)
         raise Refused(
-            f"{names} each name the pictures; which of them holds the labels is a guess. Leave one of them there."
+            f"{names} each name the images; which of them holds the labels is a guess. Leave one of them there."
         )
     return tables[0] if tables else None
 
@@ -66,13 +66,13 @@ def class_of(label: str) -> str:
     return re.sub(r"^\.+", "_", name)
 
 
-def _keys_of(pictures: Iterable[str]) -> dict[str, str | None]:
-    """What a table may call a picture -> the picture; None where that could be several."""
+def _keys_of(images: Iterable[str]) -> dict[str, str | None]:
+    """What a table may call an image -> the image; None where that could be several."""
     keys: dict[str, str | None] = {}
-    for picture in pictures:
-        path = PurePosixPath(picture)
-        for key in {picture, path.name, path.stem, str(path.with_suffix(""))}:
-            keys[key] = None if key in keys and key != picture else picture
+    for image in images:
+        path = PurePosixPath(image)
+        for key in {image, path.name, path.stem, str(path.with_suffix(""))}:
+            keys[key] = None if key in keys and key != image else image
     return keys
 
 
@@ -96,7 +96,7 @@ def _match(file: Path, rows: list[list[str]], keys: Mapping[str, str | None]) ->
     def find(value: str) -> str | None:
         return keys.get(value.strip().replace("\\", "/").removeprefix("./"))
 
-    if any(find(value) for value in header):  # no header: its first row names a picture
+    if any(find(value) for value in header):  # no header: its first row names an image
         header, body = [f"column {number}" for number in range(1, width + 1)], rows
     body = [row for row in body if len(row) == width]
     matched = [sum(find(row[column]) is not None for row in body) for column in range(width)]
@@ -106,14 +106,14 @@ def _match(file: Path, rows: list[list[str]], keys: Mapping[str, str | None]) ->
     label_column = _label_column(file, header, file_column)
     labels: dict[str, str] = {}
     for row in body:
-        picture, label = find(row[file_column]), row[label_column].strip()
-        if picture is None:
+        image, label = find(row[file_column]), row[label_column].strip()
+        if image is None:
             continue
         if not label:
-            raise Refused(f"{file}: {picture} has no label in the column {header[label_column]!r}.")
-        if labels.setdefault(picture, label) != label:
+            raise Refused(f"{file}: {image} has no label in the column {header[label_column]!r}.")
+        if labels.setdefault(image, label) != label:
             raise Refused(
-                f"{file}: {picture} has two labels, {labels[picture]!r} and {label!r}; a picture has one class here."
+                f"{file}: {image} has two labels, {labels[image]!r} and {label!r}; an image has one class here."
             )
     return Table(file, header[file_column], header[label_column], labels, len(body) - max(matched))
 
@@ -128,6 +128,6 @@ def _label_column(file: Path, header: list[str], file_column: int) -> int:
                 return column
     listed = ", ".join(repr(header[column]) for column in others[:12])
     raise Refused(
-        f"{file} names the pictures by {header[file_column]!r} and has the columns {listed}; which of them is the label is a "
+        f"{file} names the images by {header[file_column]!r} and has the columns {listed}; which of them is the label is a "
         f"guess. Leave two columns, file and label, or call one of them `label`."
     )

@@ -1,11 +1,11 @@
-"""What a file's or folder's name says: no picture, a split, something beside the pictures."""
+"""What a file's or folder's name says: no image, a split, something beside the images."""
 
 import re
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import PurePath
 
-# The kinds of pictures that are read -> the suffixes that each goes by.
+# The kinds of images that are read -> the suffixes that each goes by.
 READ: Mapping[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -16,8 +16,8 @@ READ: Mapping[str, tuple[str, ...]] = {
     "AVIF": (".avif",),
     "PNM": (".ppm", ".pgm", ".pnm"),
 }
-# With what is a picture by its name, too, though rare or not read: prepare says so of each.
-PICTURES = frozenset(chain(*READ.values(), (".apng", ".dib", ".pbm", ".heic", ".heif", ".jp2", ".jxl")))
+# With what is an image by its name, too, though rare or not read: prepare says so of each.
+IMAGE_SUFFIXES = frozenset(chain(*READ.values(), (".apng", ".dib", ".pbm", ".heic", ".heif", ".jp2", ".jxl")))
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # that are unpacked
 # How people name a split's folder -> our name below `data/raw`.
 SPLIT_NAMES = {
@@ -33,9 +33,9 @@ SPLIT_NAMES = {
     "testing": "test",
     "testset": "test",
 }
-# Folders of pictures without labels, as competitions have them.
+# Folders of images without labels, as competitions have them.
 UNLABELLED = frozenset({"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unlabel", "unsup"})
-# Folders that stand beside the pictures, and hold none.
+# Folders that stand beside the images, and hold none.
 BESIDE = frozenset(
     {
         *("annotation", "annotations", "label", "labels", "metadata", "meta", "lists", "list", "xml", "xmls", "json"),
@@ -57,7 +57,7 @@ _JUNK = frozenset(
     }
 )
 _JUNK_PATTERN = re.compile(r"\.|~\$|thumbs\.db:|.*\.(tmp|part|crdownload|swp|lnk|url)$|.*~$", re.IGNORECASE | re.DOTALL)
-# What goes with a picture under its name, or tells of the folder: no picture, and no broken one.
+# What goes with an image under its name, or tells of the folder: no image, and no broken one.
 _SIDECARS = frozenset(
     {
         *(".xml", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".ini"),
@@ -91,7 +91,7 @@ def is_junk(name: str) -> bool:
 
 
 def is_sidecar(name: str) -> bool:
-    """Does the name say that it is no picture, but something beside one?
+    """Does the name say that it is no image, but something beside one?
 
     >>> [is_sidecar(name) for name in ("1.xml", "1.TXT", "1.jpg", "1.jpg.json", "IMG_2", "1.cr2")]
     [True, True, False, True, False, False]
@@ -99,9 +99,9 @@ def is_sidecar(name: str) -> bool:
     return PurePath(name).suffix.lower() in _SIDECARS
 
 
-def is_picture(name: str) -> bool:
-    """Has it the suffix of a picture? What is inside is not looked at."""
-    return PurePath(name).suffix.lower() in PICTURES
+def is_image(name: str) -> bool:
+    """Has it the suffix of an image? What is inside is not looked at."""
+    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def split_of(name: str) -> str | None:
@@ -115,7 +115,7 @@ def split_of(name: str) -> str | None:
 
 
 def is_unlabelled(name: str) -> bool:
-    """Does a folder's name say that its pictures have no labels?"""
+    """Does a folder's name say that its images have no labels?"""
     return not UNLABELLED.isdisjoint(_words(name))
 
 

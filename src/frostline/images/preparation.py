@@ -53,7 +53,7 @@ def prepare_images(
     """Decodes, checks, de-duplicates and splits `raw`, and writes the folder `destination`.
 
     `work` keeps decoded shards, so that a killed run goes on; the number of `workers` changes nothing but the time.
-    Raises Refused where the pictures cannot make a sound data set, naming files and classes.
+    Raises Refused where the images cannot make a sound data set, naming files and classes.
     """
     layout = read_layout(raw)
     if len(layout.classes) < 2:
@@ -94,7 +94,7 @@ def _check_rejected(left_out: Sequence[LeftOut], total: int, prepare: Prepare, r
     pointers = sum("Git LFS" in reason for _, _, _, reason in left_out)
     if pointers > total / 2:
         raise Refused(
-            f"{pointers} of {total} files in {raw} are Git LFS pointers. Run `git lfs pull` where the pictures come from, "
+            f"{pointers} of {total} files in {raw} are Git LFS pointers. Run `git lfs pull` where the images come from, "
             "then `dvc repro`."
         )
     listed = "\n".join(f"  {path}: {reason}" for path, _, _, reason in left_out[:20])
@@ -110,19 +110,19 @@ def _check_classes(records: Sequence[Record], classes: Sequence[str], prepare: P
     small = [f"{name} ({counts[name]})" for name in classes if counts[name] < prepare.min_per_class]
     if small:
         raise Refused(
-            f"Too few usable pictures in {', '.join(small)}; prepare.min_per_class asks for {prepare.min_per_class}. "
-            "Add pictures or remove the class."
+            f"Too few usable images in {', '.join(small)}; prepare.min_per_class asks for {prepare.min_per_class}. "
+            "Add images or remove the class."
         )
 
 
 def _dark_note(records: Sequence[Record], prepare: Prepare) -> list[str]:
-    """A note where 16-bit pictures leave their upper bits empty, so that they come out dark."""
+    """A note where 16-bit images leave their upper bits empty, so that they come out dark."""
     deep = [record.used_bits for record in records if record.used_bits]
     if not deep or max(deep) >= prepare.bits:
         return []
     used = max(9, max(deep))
     return [
-        f"{len(deep)} pictures have 16 bits, of which at most {max(deep)} are used: they come out dark. If their camera has no more, "
+        f"{len(deep)} images have 16 bits, of which at most {max(deep)} are used: they come out dark. If their camera has no more, "
         f"set prepare.bits: {used}, which makes its brightest white"
     ]
 
@@ -137,9 +137,7 @@ def _check_leaks(records: Sequence[Record], groups: NDArray[np.int64], prepare: 
         return []
     listed = "\n".join("  " + " = ".join(record.image_id for record in same[:4]) for same in torn[:10])
     more = f"\n  and {len(torn) - 10} more" if len(torn) > 10 else ""
-    text = (
-        f"{len(torn)} pictures stand, equal or nearly equal, in more than one of the folders' splits:\n{listed}{more}"
-    )
+    text = f"{len(torn)} images stand, equal or nearly equal, in more than one of the folders' splits:\n{listed}{more}"
     if not prepare.allow_leak:
         raise Refused(
             f"{text}\nRemove them from one side, or set prepare.allow_leak: true and distrust the test score."
@@ -151,9 +149,7 @@ def _check_splits(records: Sequence[Record], splits: Sequence[str], classes: Seq
     present = {(split, record.class_name) for record, split in zip(records, splits, strict=True)}
     missing = [f"{split}/{name}" for split in SPLITS for name in classes if (split, name) not in present]
     if missing:
-        raise Refused(
-            f"No picture is left for {', '.join(missing)}: the class has too few distinct pictures. Add some."
-        )
+        raise Refused(f"No image is left for {', '.join(missing)}: the class has too few distinct images. Add some.")
 
 
 def _write(
@@ -206,7 +202,7 @@ def _write(
         near_duplicate_groups=sum(number > 1 for number in sizes.values()),
         image_size=size,
         resize=prepare.resize,
-        # Validation pictures that a person set apart may be meant to stay unseen; see refit.train_on_val.
+        # Validation images that a person set apart may be meant to stay unseen; see refit.train_on_val.
         val_is_drawn=all(record.folder_split != "validation" for record in records),
         notes=notes,
     )

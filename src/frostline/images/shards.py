@@ -1,4 +1,4 @@
-"""Decoded pictures with their fingerprints, in shards on disk that a killed run takes up again."""
+"""Decoded images with their fingerprints, in shards on disk that a killed run takes up again."""
 
 import hashlib
 import multiprocessing
@@ -20,8 +20,8 @@ from frostline.images.walk import Entry
 from frostline.params import Prepare
 from frostline.process import die_with_parent, keep_freed_memory
 
-SHARD_BYTES = 16_000_000  # of decoded pictures: the unit of work, what a kill loses, what a worker holds
-GATHER = 64  # decoded pictures copied at once
+SHARD_BYTES = 16_000_000  # of decoded images: the unit of work, what a kill loses, what a worker holds
+GATHER = 64  # decoded images copied at once
 THUMB = 16  # side of the grey thumbnail
 # From this many files on, processes (each imports OpenCV first) are worth their time and memory: threads share Python's lock.
 PROCESSES_FROM = 2_000
@@ -29,7 +29,7 @@ PROCESSES_FROM = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One file of `raw`. `reason` is "" for a usable picture; then `row` is its place among the decoded ones."""
+    """One file of `raw`. `reason` is "" for a usable image; then `row` is its place among the decoded ones."""
 
     image_id: str
     class_name: str
@@ -91,12 +91,12 @@ def decode_shards(entries: Sequence[Entry], prepare: Prepare, size: int, work: P
 
 
 def load_thumbs(shards: Sequence[Shard]) -> NDArray[np.uint8]:
-    """The thumbnails of all usable pictures, (num_usable, THUMB * THUMB)."""
+    """The thumbnails of all usable images, (num_usable, THUMB * THUMB)."""
     return np.concatenate([load_array(shard.folder / "thumbs.npy") for shard in shards])
 
 
 def gather_images(shards: Sequence[Shard], rows: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-    """The decoded pictures of ascending `rows`, in chunks of at most GATHER."""
+    """The decoded images of ascending `rows`, in chunks of at most GATHER."""
     start, wanted = 0, np.array(rows, np.int64)
     for shard in shards:
         low, high = np.searchsorted(wanted, [start, start + shard.num_usable])
@@ -107,7 +107,7 @@ def gather_images(shards: Sequence[Shard], rows: Sequence[int]) -> Iterator[NDAr
 
 
 def make_fingerprints(image: NDArray[np.uint8]) -> tuple[int, NDArray[np.uint8]]:
-    """Of an RGB picture: the 64-bit difference hash, and the grey thumbnail, flat (THUMB * THUMB,).
+    """Of an RGB image: the 64-bit difference hash, and the grey thumbnail, flat (THUMB * THUMB,).
 
     The hash says of each of 8 x 8 cells whether it is darker than its right neighbour. Source: N. Krawetz, "Kind of Like
     That", hackerfactor.com, 2013.

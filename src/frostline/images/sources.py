@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, an archive, a URL, `tfds:<name>`, a named source, or `generated` -> class folders."""
+"""Where images come from: a folder, an archive, a URL, `tfds:<name>`, a named source, or `generated` -> class folders."""
 
 import importlib.util
 import shutil
@@ -64,7 +64,7 @@ def fetch_source(
     downloads: Path = DOWNLOADS,
     lock_file: Path = LOCK_FILE,
 ) -> Mapping[str, Any]:
-    """Writes the source's pictures as class folders into the new folder `destination`; gives the facts of its marker.
+    """Writes the source's images as class folders into the new folder `destination`; gives the facts of its marker.
 
     Downloads are kept in `downloads`. Raises Refused where the source is not what it should be; nothing is left at
     `destination` then.
@@ -123,15 +123,15 @@ class Source:
         """Raises Refused or OSError where it cannot be fetched, as far as is known without a network."""
 
     def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
-        """Its pictures as class folders in `target.destination`: their layout, and the sha256 of each archive."""
+        """Its images as class folders in `target.destination`: their layout, and the sha256 of each archive."""
         raise NotImplementedError
 
     def count(self) -> tuple[int, int, dict[str, int]]:
-        """What `count_pictures` tells of it before it is fetched; Refused where only `fetch` can tell."""
-        return count_pictures(self._look())
+        """What `count_layout` tells of it before it is fetched; Refused where only `fetch` can tell."""
+        return count_layout(self._look())
 
     def sample(self, folder: Path, number: int, size: int, seed: int) -> Layout:
-        """Pictures to measure on: all that it has, or about `number` where they are drawn, into the new `folder`."""
+        """Images to measure on: all that it has, or about `number` where they are drawn, into the new `folder`."""
         return self._look()
 
     def _look(self) -> Layout:
@@ -142,7 +142,7 @@ class Source:
 
 
 class Generated(Source):
-    """Drawn pictures, as many of each class as is asked for."""
+    """Drawn images, as many of each class as is asked for."""
 
     def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
         num_files, _, _ = self.count()
@@ -260,7 +260,7 @@ def source_of(fetch: Fetch) -> Source:
     return Download(fetch) if fetch.source in NAMED_SOURCES or "://" in fetch.source else Local(fetch)
 
 
-def count_pictures(layout: Layout) -> tuple[int, int, dict[str, int]]:
+def count_layout(layout: Layout) -> tuple[int, int, dict[str, int]]:
     """The number of files, of classes, and of files in each split."""
     splits = {name: sum(entry.split == name for entry in layout.entries) for name in layout.splits}
     return len(layout.entries), len(layout.classes), splits
@@ -283,7 +283,7 @@ def _place(layout: Layout, split: str | None) -> Layout:
 
 
 def write_tfds(name: str, folder: Path, cache: Path) -> None:
-    """Writes a set of TensorFlow Datasets as class folders, its encoded pictures as they are.
+    """Writes a set of TensorFlow Datasets as class folders, its encoded images as they are.
 
     Raises Refused where the extra is not installed, or the set has no features `image` and `label`.
     """

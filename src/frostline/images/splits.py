@@ -1,4 +1,4 @@
-"""The split of every picture: the folders' own, or drawn so that neither order nor added pictures move one."""
+"""The split of every image: the folders' own, or drawn so that neither order nor added images move one."""
 
 import math
 from collections import defaultdict
@@ -18,7 +18,7 @@ def split_images(
 ) -> tuple[list[str], str]:
     """The split of each record, and a sentence that says where the splits come from.
 
-    Folders' own splits are kept. What is missing is drawn by a hash of each group's first file, so that added pictures
+    Folders' own splits are kept. What is missing is drawn by a hash of each group's first file, so that added images
     move no old one; a class that a split would miss gets the group that is nearest to it.
     """
     given = {record.folder_split for record in records}
@@ -93,7 +93,7 @@ def _balance(
 ) -> None:
     """Moves a class's groups, those at the borders first, until no split is empty or, by large groups, far from its share.
 
-    A picture without near duplicates moves only to fill an empty split: added pictures shall not move old ones. Groups
+    An image without near duplicates moves only to fill an empty split: added images shall not move old ones. Groups
     may move while a split is off by more than the standard deviation of a binomial draw. Changes `assigned`.
     """
     total = sum(weights.values())
@@ -103,7 +103,7 @@ def _balance(
         counts[assigned[group]] += weight
 
     def lack(split: str, change: int = 0) -> float:
-        """Pictures missing to the split's share, in standard deviations; infinite where there is none."""
+        """Images missing to the split's share, in standard deviations; infinite where there is none."""
         count, share = counts[split] + change, shares[split]
         return (share * total - count) / max(1.0, (share * (1 - share) * total) ** 0.5) if count > 0 else math.inf
 

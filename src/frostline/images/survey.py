@@ -79,8 +79,8 @@ def describe_changes(fetch: Fetch, base: Base, raw: Path, root: Path) -> list[st
     before, made = load_json(record), load_json(marker)
     now = survey_inputs(fetch, base, root, load_json(memory) if memory.is_file() else {}, before).record
     lines = []
-    pictures = now.get("fetch.source") or {}
-    num_files = pictures.get("num_files")
+    images = now.get("fetch.source") or {}
+    num_files = images.get("num_files")
     is_folder = "fetch.source" in inputs_of_fetch(fetch) and path_of(fetch.source, root).is_dir()
     if is_folder and num_files != made.get("num_files"):
         lines.append(

@@ -97,7 +97,7 @@ def _problems_of_line(transforms: Transforms, image_size: int) -> list[str]:
                 image = run_transforms((transform,), image, seed=0, force=True) if transform is not None else image
             except Exception as error:
                 shape = "x".join(map(str, before.shape[:2]))
-                problems[f"{name}: fails on a picture of {shape}: {_shorten(error)}"] = None
+                problems[f"{name}: fails on an image of {shape}: {_shorten(error)}"] = None
                 break
             if image.shape != before.shape or image.dtype != before.dtype:
                 changed = name
@@ -137,7 +137,7 @@ def _names() -> list[str]:
 def run_transforms(
     pipeline: Pipeline, image: NDArray[np.uint8], seed: int, *, force: bool = False
 ) -> NDArray[np.uint8]:
-    # One stream for all transforms. `Compose.set_random_seed` gives each transform the same seed, so that a picture
+    # One stream for all transforms. `Compose.set_random_seed` gives each transform the same seed, so that an image
     # would be brightened exactly when it is flipped; it is slower, too.
     drawn = np.random.Generator(np.random.PCG64(seed))
     drawn_by_python = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Views of the training pictures; each depends on (seed, image id, view number) alone."""
+"""Views of the training images; each depends on (seed, image id, view number) alone."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from frostline.images.transforms import Pipeline, Transforms, build_transform, b
 from frostline.process import count_cores, die_with_parent, keep_freed_memory
 from frostline.seeding import derive_seed, in_order
 
-CHUNK = 128  # pictures per task
+CHUNK = 128  # images per task
 # From so many bytes of views on (7 800 at 160 px), starting processes (each imports Albumentations, a second) is worth its time.
 POOL_FROM = 600_000_000
 # A change of how views are drawn raises this, so that unfinished work of before is not mixed in.
@@ -34,7 +34,7 @@ RECIPE = 1
 
 
 def view_seed(seed: int, image_id: str, view: int) -> int:
-    """The seed of one view of one picture."""
+    """The seed of one view of one image."""
     return derive_seed(seed, "augment", image_id, view)
 
 
@@ -54,7 +54,7 @@ def make_view(image: NDArray[np.uint8], pipeline: Pipeline, seed: int) -> NDArra
 def make_views(
     images: NDArray[np.uint8], ids: Sequence[str], pipeline: Pipeline, *, view: int, seed: int
 ) -> NDArray[np.uint8]:
-    """View number `view` of each picture: uint8 (num_images, size, size, 3). View 0 is the plain picture."""
+    """View number `view` of each image: uint8 (num_images, size, size, 3). View 0 is the plain image."""
     if view == 0:
         return np.array(images)
     views = np.empty_like(images)
@@ -73,7 +73,7 @@ def save_views(
     seed: int,
     workers: int | None = None,
 ) -> Iterator[int]:
-    """Writes `view-001.npy` .. of the pictures in `images_files`, joined, and yields the number of each; whole files are kept.
+    """Writes `view-001.npy` .. of the images in `images_files`, joined, and yields the number of each; whole files are kept.
 
     workers: processes, by default one per core where there are many views; their number changes nothing in the views.
     """
@@ -120,7 +120,7 @@ def save_views(
 def _draw_rows(
     images_files: Sequence[Path], ids: Sequence[str], pipeline: Pipeline, seed: int, start: int, view: int, file: Path
 ) -> None:
-    """Writes up to CHUNK views, those of the pictures from row `start` on, to the same rows of `file`."""
+    """Writes up to CHUNK views, those of the images from row `start` on, to the same rows of `file`."""
     rows = slice(start, start + CHUNK)
     images = take_rows(_join(images_files), rows)
     write_rows(file, make_views(images, ids[rows], pipeline, view=view, seed=seed), start)
@@ -159,7 +159,7 @@ def save_recipe(folder: Path, transforms: Transforms, *, num_views: int, seed: i
         "num_views": num_views,
         "seed": seed,
         "seed_of_view": 'derive_seed(seed, "augment", image_id, view)',
-        "pictures_sha256": content_sha256,
+        "images_sha256": content_sha256,
         "transforms": resolved,
         "versions": {"albumentations": A.__version__, "opencv": cv2.__version__, "numpy": np.__version__},
     }
@@ -184,9 +184,9 @@ def make_preview(
     rows: int = 6,
     columns: int = 8,
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """A few pictures spread over all, with their first views, uint8 (rows, columns, size, size, 3), and their places.
+    """A few images spread over all, with their first views, uint8 (rows, columns, size, size, 3), and their places.
 
-    View 0 is the plain picture.
+    View 0 is the plain image.
     """
     pipeline = build_transforms(transforms)
     chosen = np.linspace(0, len(images) - 1, min(rows, len(images))).astype(int).tolist()

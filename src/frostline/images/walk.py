@@ -1,4 +1,4 @@
-"""What lies below a folder: its pictures, and what is skipped unopened, with the reason."""
+"""What lies below a folder: its images, and what is skipped unopened, with the reason."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from frostline.errors import Refused
-from frostline.images.names import is_junk, is_picture, is_sidecar
+from frostline.images.names import is_image, is_junk, is_sidecar
 
 FOLLOW = "set fetch.follow_links: true to follow it"
 
@@ -49,9 +49,9 @@ class Walk:
                 (folders if child.is_dir() else files).append(child)
         return folders, files
 
-    def has_pictures(self, folder: Path) -> bool:
-        """Is there a file with the name of a picture, at any depth?"""
-        return any(is_picture(name) for _, _, names in os.walk(folder) for name in names)
+    def has_images(self, folder: Path) -> bool:
+        """Is there a file with the name of an image, at any depth?"""
+        return any(is_image(name) for _, _, names in os.walk(folder) for name in names)
 
     def readable(self, name: str) -> str:
         """A name as text; Refused where its bytes are neither UTF-8 nor of the given encoding."""
@@ -99,7 +99,7 @@ class Walk:
                         yield entry
 
     def read_file(self, path: str, split: str | None, class_name: str, name: str) -> Entry | None:
-        """One file as an entry; None where it is no picture by its name, or skipped."""
+        """One file as an entry; None where it is no image by its name, or skipped."""
         if is_sidecar(path):
             self.sidecars.append(Path(path).suffix.lower())
             return None

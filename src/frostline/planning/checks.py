@@ -108,7 +108,7 @@ def check_source(fetch: Fetch, root: Path) -> list[str]:
 
 
 def check_shares(fetch: Fetch, prepare: Prepare) -> list[str]:
-    """Problems of the split: nothing left to train on, or too few pictures in a class."""
+    """Problems of the split: nothing left to train on, or too few images in a class."""
     problems = []
     if prepare.val_share + prepare.test_share >= 0.95:
         problems.append(

@@ -68,7 +68,7 @@ def _prepare(counts: Counts, size: int, pace: Pace, cores: int) -> Step:
 
 
 def count_trained(params: Params, counts: Counts) -> tuple[int, int]:
-    """(pictures that the final model is trained on, others of train and val)."""
+    """(images that the final model is trained on, others of train and val)."""
     with_val = trains_on_val(params.refit.train_on_val, counts.val_is_drawn)
     return counts.train + (counts.val if with_val else 0), 0 if with_val else counts.val
 
@@ -78,15 +78,15 @@ def _augment(trained: int, views: int, size: int, pace: Pace, cores: int, pool_f
     bytes_ = view_bytes(drawn, size)
     # The processes of a pool load the libraries again, all at once.
     work = drawn * pace.augment / cores + pace.start["augment"] if bytes_ >= pool_from else drawn * pace.augment
-    what = f"{views} views of {trained} pictures, the plain one among them"
+    what = f"{views} views of {trained} images, the plain one among them"
     return Step("augment", what, bytes_, pace.start["augment"] + work + bytes_ * pace.disk)
 
 
 def _extract(trained: int, plain: int, storage: Storage, pace: Pace, mirrored: bool) -> Step:
-    pictures = trained * storage.views + plain + mirrored * (trained + plain)
-    seconds = pace.start["extract"] + pace.build + pictures * pace.prefix + storage.total * pace.disk
+    images = trained * storage.views + plain + mirrored * (trained + plain)
+    seconds = pace.start["extract"] + pace.build + images * pace.prefix + storage.total * pace.disk
     stored = ", ".join(f"{depth} ({storage.bytes[depth] / 1e6:.0f} MB)" for depth in storage.stored)
-    what = f"{pictures} pictures through the frozen prefix; every cut pooled ({storage.pooled / 1e6:.0f} MB)"
+    what = f"{images} images through the frozen prefix; every cut pooled ({storage.pooled / 1e6:.0f} MB)"
     what += f"; depths stored: {stored}" if stored else ""
     return Step("extract", what, storage.total, seconds)
 
@@ -102,7 +102,7 @@ def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pa
     epochs = expect_epochs(tune)
     searched = epochs * mean(epoch[depth] for depth in depths)
     refit = params.refit
-    # Each fold trains on all pictures but its own share; a candidate's tail is compiled once, in a process of its own.
+    # Each fold trains on all images but its own share; a candidate's tail is compiled once, in a process of its own.
     share = (refit.folds - 1) / refit.folds * sum(count_trained(params, counts)) / max(counts.train, 1)
     trained = refit.candidates * (
         refit.folds * share * tune.epochs * mean(epoch[depth] for depth in depths) + mean(traces.values())

@@ -19,6 +19,6 @@ def describe_budget(views: int, wanted: int, budget_gb: float) -> list[str]:
     if views >= wanted:
         return []
     return [
-        f"BUDGET: {views} view{'s' * (views > 1)} of each picture instead of {wanted}, to stay within storage.budget_gb "
+        f"BUDGET: {views} view{'s' * (views > 1)} of each image instead of {wanted}, to stay within storage.budget_gb "
         f"({budget_gb:g}): epochs repeat them. Raise storage.budget_gb for more"
     ]

@@ -1,4 +1,4 @@
-"""What each part of the line takes here, measured on a handful of pictures with the code that the stages run."""
+"""What each part of the line takes here, measured on a handful of images with the code that the stages run."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ from frostline.arrays import load_array
 from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, require_complete
 from frostline.images.folders import read_layout
-from frostline.images.sources import count_pictures, source_of
+from frostline.images.sources import count_layout, source_of
 from frostline.params import Params
 from frostline.planning.storage import list_depths
 from frostline.process import UNFINISHED
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from frostline.bases.base import Base
 
 
-SAMPLE = 96  # pictures decoded and augmented
+SAMPLE = 96  # images decoded and augmented
 WRITTEN = 64_000_000  # bytes written to time the disk
 BATCHES, EPOCHS = 6, 3  # of a tail's training; the prefix gets as many batches
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pictures: files to decode, and in each split as prepare made them or, before it ran, as its shares say."""
+    """Images: files to decode, and in each split as prepare made them or, before it ran, as its shares say."""
 
     files: int
     train: int
@@ -46,7 +46,7 @@ class Counts:
 
 
 class Tail(NamedTuple):
-    """Seconds of a tail: to compile it, and per picture to train and to validate."""
+    """Seconds of a tail: to compile it, and per image to train and to validate."""
 
     trace: float
     train: float
@@ -58,7 +58,7 @@ class Pace:
     """Seconds.
 
     decode: per file, augment: per view, each on one core; disk: per byte; start: until a stage's libraries are loaded;
-    build: base and compiled prefix; prefix: per picture, on the whole device; tails: by depth.
+    build: base and compiled prefix; prefix: per image, on the whole device; tails: by depth.
     """
 
     decode: float
@@ -72,7 +72,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the network says: bytes of a picture's map by depth and of its pooled cuts, FLOPs below each cut, the precision."""
+    """What the network says: bytes of an image's map by depth and of its pooled cuts, FLOPs below each cut, the precision."""
 
     row_bytes: dict[int, int]
     pooled_bytes: int
@@ -91,14 +91,14 @@ def timed() -> Iterator[list[float]]:
 
 
 def count_images(params: Params) -> Counts:
-    """How many pictures there are; Refused where only `fetch` can tell."""
+    """How many images there are; Refused where only `fetch` can tell."""
     raw, prepared = Path(params.paths.raw), Path(params.paths.prepared)
     if _raw(params) and (prepared / COMPLETE).is_file():
         facts = require_complete(prepared)
         numbers, names = facts["num_images"], load_json(prepared / "classes.json")
         files = sum(numbers.values()) + sum(facts["left_out"].values())
         return Counts(files, numbers["train"], numbers["val"], numbers["test"], len(names), True, facts["val_is_drawn"])
-    files, num_classes, splits = count_pictures(read_layout(raw)) if _raw(params) else source_of(params.fetch).count()
+    files, num_classes, splits = count_layout(read_layout(raw)) if _raw(params) else source_of(params.fetch).count()
     return Counts(files, *_shares(files, splits, params), num_classes, False, "validation" not in splits)
 
 
@@ -116,13 +116,13 @@ def _shares(files: int, splits: dict[str, int], params: Params) -> tuple[int, in
 
 
 def _raw(params: Params) -> bool:
-    """Are the pictures that params ask for in `paths.raw`?"""
+    """Are the images that params ask for in `paths.raw`?"""
     marker = Path(params.paths.raw) / COMPLETE
     return marker.is_file() and bool(load_json(marker).get("source") == params.fetch.source)
 
 
-def measure_pictures(params: Params, work: Path) -> tuple[NDArray[np.uint8], float, float]:
-    """Some decoded pictures, and the seconds per file and per view on one core."""
+def measure_images(params: Params, work: Path) -> tuple[NDArray[np.uint8], float, float]:
+    """Some decoded images, and the seconds per file and per view on one core."""
     from frostline.images.shards import decode_shards
     from frostline.images.transforms import build_transforms
     from frostline.images.views import make_views
@@ -138,7 +138,7 @@ def measure_pictures(params: Params, work: Path) -> tuple[NDArray[np.uint8], flo
         shards = decode_shards(chosen, params.prepare, size, work / "shards", 1)
     images = np.concatenate([load_array(shard.folder / "images.npy") for shard in shards])
     if not len(images):
-        raise Refused(f"None of {len(chosen)} pictures could be read. `dvc repro prepare` names the reasons.")
+        raise Refused(f"None of {len(chosen)} images could be read. `dvc repro prepare` names the reasons.")
     pipeline, ids = build_transforms(params.augment.transforms, size), [str(row) for row in range(len(images))]
     make_views(images[:4], ids[:4], pipeline, view=1, seed=0)
     with timed() as augmented:
@@ -162,7 +162,7 @@ def measure(params: Params) -> tuple[Counts, Facts, Pace]:
     counts = count_images(params)
     UNFINISHED.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="plan-", dir=UNFINISHED) as work:
-        images, decode, augment = measure_pictures(params, Path(work))
+        images, decode, augment = measure_images(params, Path(work))
         facts, build, prefix, tails = _measure_network(
             _capped(params, counts.train), images, counts.num_classes, Path(work)
         )
@@ -171,7 +171,7 @@ def measure(params: Params) -> tuple[Counts, Facts, Pace]:
 
 
 def _capped(params: Params, num_images: int) -> Params:
-    """The params with batches no larger than the pictures, as `extract` and `tune` make them."""
+    """The params with batches no larger than the images, as `extract` and `tune` make them."""
     sections = {
         name: section.model_copy(update={"batch_size": max(1, min(section.batch_size, num_images))})
         for name, section in (("extract", params.extract), ("tune", params.tune))

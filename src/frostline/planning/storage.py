@@ -19,7 +19,7 @@ FLIPS = {"HorizontalFlip", "D4", "SquareSymmetry"}
 class Storage:
     """What `extract` writes.
 
-    views: of each picture that is trained on, the plain one among them. sources: for each depth of the search, from 1 on,
+    views: of each image that is trained on, the plain one among them. sources: for each depth of the search, from 1 on,
     the depth whose maps are stored for it: itself, or a deeper one whose maps are taken through the blocks between at every
     reading. bytes: on disk, by stored depth; pooled: bytes of all cuts pooled, which are always stored.
     """
@@ -41,7 +41,7 @@ class Storage:
 
 
 def fit_views(num_images: int, image_size: int, wanted: int, budget_gb: float) -> int:
-    """How many views of each training picture are kept: at most `wanted`, at least the plain one, which takes no space here.
+    """How many views of each training image are kept: at most `wanted`, at least the plain one, which takes no space here.
 
     >>> fit_views(2000, 160, wanted=8, budget_gb=20), fit_views(2000, 160, wanted=8, budget_gb=1)
     (8, 4)
@@ -50,7 +50,7 @@ def fit_views(num_images: int, image_size: int, wanted: int, budget_gb: float) -
 
 
 def view_bytes(num_images: int, image_size: int) -> int:
-    """Bytes of one view of all pictures, uint8 RGB."""
+    """Bytes of one view of all images, uint8 RGB."""
     return num_images * image_size**2 * 3
 
 
@@ -66,11 +66,11 @@ def plan_storage(
     *,
     mirrored: bool = False,
 ) -> Storage:
-    """Which depths are stored, and how many views of them, beside `views` views of the pictures.
+    """Which depths are stored, and how many views of them, beside `views` views of the images.
 
-    row_bytes: of one picture's map, by depth; pooled_bytes: of its pooled cuts; prefix_flops: below the cut, by depth.
-    num_images: pictures of which there are views; num_plain: those of which only the plain one is read; mirrored: is the
-    mirrored plain picture read, too? The shallowest and
+    row_bytes: of one image's map, by depth; pooled_bytes: of its pooled cuts; prefix_flops: below the cut, by depth.
+    num_images: images of which there are views; num_plain: those of which only the plain one is read; mirrored: is the
+    mirrored plain image read, too? The shallowest and
     the deepest cut are always stored, with as many views as fit. Of the others those are dropped first whose maps cost the
     fewest FLOPs for each byte that they free. Raises Refused where not even one view fits.
     """
@@ -129,5 +129,5 @@ def flips(augment: Augment) -> bool:
 
 
 def trains_on_val(asked: str, val_is_drawn: bool) -> bool:
-    """Is the final model trained on validation pictures, too? See `refit.train_on_val`."""
+    """Is the final model trained on validation images, too? See `refit.train_on_val`."""
     return asked == "always" or (asked == "drawn" and val_is_drawn)

@@ -116,7 +116,7 @@ def stranger_problems(paths: Paths, root: Path) -> list[str]:
     return [
         f"paths.{name}: {getattr(paths, name)!r} holds {_count(files)} that Frostline did not write "
         f"({', '.join(_shown(file, root) for file in files[:3])}{' ...' if len(files) > 3 else ''}); its stage would delete "
-        "them. Move them out; pictures and weights of yours belong into a folder of their own, named by fetch.source or "
+        "them. Move them out; images and weights of yours belong into a folder of their own, named by fetch.source or "
         "base.weights"
         for name, files in find_strangers(paths, root).items()
         if not _was_killed(name, root)

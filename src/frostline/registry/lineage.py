@@ -67,7 +67,7 @@ def _origin(tags: Mapping[str, str], params: Mapping[str, str]) -> Facts:
     named = {
         "frostline.params.sha256": "params.yaml sha256",
         "frostline.seed": "seed",
-        "frostline.data.sha256": "pictures sha256",
+        "frostline.data.sha256": "images sha256",
         "frostline.git.commit": "commit",
         "frostline.git.changes": "uncommitted changes",
         "frostline.dvc_exp_name": "DVC experiment",

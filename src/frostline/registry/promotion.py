@@ -130,7 +130,7 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
 
 
 def find_leaks(prepared: Path, version: Version, facts: Any, bits: int | None) -> list[str] | None:
-    """Test pictures that the version was trained on, or near duplicates of such; None where it cannot be known.
+    """Test images that the version was trained on, or near duplicates of such; None where it cannot be known.
 
     It can be known of versions that were trained on the prepared data of this workspace. Pixels and hashes are
     compared again, whatever `prepare` said.

@@ -139,7 +139,7 @@ def without_title(card: str) -> str:
 
 
 def describe_accuracy(evaluation: Evaluation) -> str:
-    """The test accuracy with its interval and the number of pictures behind it, for people."""
+    """The test accuracy with its interval and the number of images behind it, for people."""
     accuracy = evaluation.score("accuracy")
     return f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] on {evaluation.num_images} images"
 
@@ -163,7 +163,7 @@ def describe_wear(uses: int) -> str:
         return ""
     return (
         f"Models were scored {uses} times on this test split, so it no longer counts as unseen: part of a good score on it "
-        "is choice. Test the next one on new pictures."
+        "is choice. Test the next one on new images."
     )
 
 

@@ -28,7 +28,7 @@ from frostline.training.linear import CrossValidation
 class Job:
     """All that a worker needs; it can be sent to another process.
 
-    study: where trials are drawn from; store, parent_run_id: where their runs go; class_names: of the pictures; heads: the
+    study: where trials are drawn from; store, parent_run_id: where their runs go; class_names: of the images; heads: the
     linear ones that every head starts from, by what they see.
     """
 

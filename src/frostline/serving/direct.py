@@ -1,4 +1,4 @@
-"""Pictures labelled with the 1000 ImageNet classes by a base as it was released, without any training."""
+"""Images labelled with the 1000 ImageNet classes by a base as it was released, without any training."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def label_images(
     options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """One record per picture, in order: file, label, probability and `top`, the likeliest classes; or file and error.
+    """One record per image, in order: file, label, probability and `top`, the likeliest classes; or file and error.
 
     files: (name, bytes), or (path, None) for a file still to be read. weights: a file of the whole network with its
     top; None lets Keras download ImageNet's. labels: see `load_class_names`; classes without a name are called by

@@ -1,4 +1,4 @@
-"""A model for other runtimes: SavedModel, LiteRT (TFLite) or ONNX, each compared with the Keras model on real pictures."""
+"""A model for other runtimes: SavedModel, LiteRT (TFLite) or ONNX, each compared with the Keras model on real images."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from frostline.serving.model import GOLDEN, predict_probabilities
 
 # Of a probability: other runtimes add up in another order. Golden predictions are held to the same.
 TOLERANCE = 1e-4
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 RECORD = "export.json"
 Images = NDArray[np.uint8]
 # What a runtime answered: float32 (num_images, num_classes), and the name, dtype and shape of input and output.
@@ -66,7 +66,7 @@ def export_model(network: keras.Model, form: str, folder: Path, images: Images, 
         if not difference <= TOLERANCE:
             raise Refused(
                 f"The {form} model differs from the Keras model by {difference:.3g} of a probability on {len(images)} "
-                f"pictures; allowed is {TOLERANCE:g}. It was removed; the Keras model is as it was."
+                f"images; allowed is {TOLERANCE:g}. It was removed; the Keras model is as it was."
             )
         record = {
             **facts,
@@ -76,7 +76,7 @@ def export_model(network: keras.Model, form: str, folder: Path, images: Images, 
             "sha256": hash_folder(artefact) if artefact.is_dir() else sha256_of(artefact),
             "max_difference": difference,
             "tolerance": TOLERANCE,
-            "num_pictures": len(images),
+            "num_images": len(images),
             **interface,
             "versions": {name: metadata.version(name) for name in ("keras", "tensorflow", *chosen.packages)},
         }
@@ -101,10 +101,10 @@ def require_packages(forms: Sequence[str]) -> None:
             )
 
 
-def load_pictures(place: Path, image_size: int) -> Images:
-    """At most 16 prepared pictures, uint8 (num_images, size, size, 3), spread over what there is.
+def load_images(place: Path, image_size: int) -> Images:
+    """At most 16 prepared images, uint8 (num_images, size, size, 3), spread over what there is.
 
-    place: a version's folder, which holds some of its test pictures, or a split of the prepared data.
+    place: a version's folder, which holds some of its test images, or a split of the prepared data.
     Refused where there are none of that size.
     """
     if (place / GOLDEN).is_file():
@@ -113,10 +113,10 @@ def load_pictures(place: Path, image_size: int) -> Images:
     elif (place / "images.npy").is_file():
         images = load_split(place).images
     else:
-        raise Refused(f"{place} holds no pictures, so an export could not be compared. Run `dvc repro prepare` first.")
+        raise Refused(f"{place} holds no images, so an export could not be compared. Run `dvc repro prepare` first.")
     if images.shape[1] != image_size:
-        raise Refused(f"The pictures of {place} have {images.shape[1]} pixels a side, the model takes {image_size}.")
-    return np.asarray(images[np.linspace(0, len(images) - 1, min(NUM_PICTURES, len(images))).astype(int)])
+        raise Refused(f"The images of {place} have {images.shape[1]} pixels a side, the model takes {image_size}.")
+    return np.asarray(images[np.linspace(0, len(images) - 1, min(NUM_IMAGES, len(images))).astype(int)])
 
 
 def _convert(network: keras.Model, form: str, artefact: Path) -> None:

@@ -1,4 +1,4 @@
-"""Golden predictions: a few test pictures with the answers they got, stored with the version."""
+"""Golden predictions: a few test images with the answers they got, stored with the version."""
 
 import csv
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ COUNT = 16
 def load_golden(
     predictions: Path, split: Path, classes: Sequence[str]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Pictures uint8 (n, size, size, 3) and their probabilities float32 (n, num_classes), n at most 16.
+    """Images uint8 (n, size, size, 3) and their probabilities float32 (n, num_classes), n at most 16.
 
     They are spread evenly over the split, as `evaluate` wrote them to predictions.csv; no choice is made by score.
     """

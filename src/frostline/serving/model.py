@@ -1,7 +1,7 @@
 """The model that MLflow serves: a pyfunc around the `.keras` file, with the decoder of `prepare` in front.
 
 A model folder holds `model.keras`, `frostline.json` (classes, size, how to decode, sha256) and `golden.npz` (a few test
-pictures with the answers they got when the model was registered).
+images with the answers they got when the model was registered).
 """
 
 import os
@@ -36,14 +36,14 @@ BATCH_SIZE = BATCH_SIZES[-1]
 REQUIREMENTS = ("mlflow", "keras", "numpy", "pandas", "opencv-python-headless")
 # A server answers in threads, but not every kernel may run in two at once (`devices.choose_streams`); one fills the cores.
 ONE_BATCH = threading.Lock()
-# Plain, of a data URL, or in TensorFlow Serving's {"b64": ...}; pictures begin with bytes that are none of these.
+# Plain, of a data URL, or in TensorFlow Serving's {"b64": ...}; images begin with bytes that are none of these.
 BASE64 = re.compile(rb"""(?:\{['"]b64['"]: ['"])?(?:data:[\w/+.-]+;base64,)?([A-Za-z0-9+/_\s-]{8,}=*\s*)(?:['"]\})?""")
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax"}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's user must know: the classes in the order of its outputs, and how a picture becomes its input."""
+    """What a model's user must know: the classes in the order of its outputs, and how an image becomes its input."""
 
     classes: tuple[str, ...]
     image_size: int
@@ -55,7 +55,7 @@ class Card:
 
 
 class FrostlineModel:
-    """Labels pictures: encoded ones in the column `image`, or decoded ones in the column `pixels`."""
+    """Labels images: encoded ones in the column `image`, or decoded ones in the column `pixels`."""
 
     def __init__(self, folder: Path) -> None:
         self.card = load_card(folder)
@@ -73,7 +73,7 @@ class FrostlineModel:
         return predict_probabilities(self.network, images)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """The picture as the model was trained on it; raises UnreadableImage."""
+        """The image as the model was trained on it; raises UnreadableImage."""
         card = self.card
         return decode_image(
             data,
@@ -88,7 +88,7 @@ class FrostlineModel:
         """One row of label, probability and all probabilities for each row of `image` or `pixels`.
 
         Raises MlflowException with INVALID_PARAMETER_VALUE, which a server answers with 400, for rows that are no
-        picture; all of them are named.
+        image; all of them are named.
         """
         import pandas as pd
 
@@ -97,7 +97,7 @@ class FrostlineModel:
         if problems:
             raise _bad_request("; ".join(problems))
         if not rows:
-            raise _bad_request("there are no rows; send at least one picture in `image` or `pixels`")
+            raise _bad_request("there are no rows; send at least one image in `image` or `pixels`")
         answers = make_answers(self.probabilities(np.stack(rows)), self.card.classes)
         return pd.DataFrame(answers, columns=["label", "probability", "probabilities"])
 
@@ -122,7 +122,7 @@ def load_card(folder: Path) -> Card:
 def load_network(path: Path, sha256: str | None, image_size: int | None = None) -> Any:
     """The Keras model in `path`, loaded in safe mode after its bytes were compared with `sha256`.
 
-    Raises Refused where the bytes are others, or the model is not one of ours: uint8 pictures in, probabilities out.
+    Raises Refused where the bytes are others, or the model is not one of ours: uint8 images in, probabilities out.
     """
     if not path.is_file():
         raise Refused(f"{path} does not exist.")
@@ -185,7 +185,7 @@ def save_model_folder(
 ) -> None:
     """Writes an MLflow model that needs neither this project nor its environment: file, card, code, requirements.
 
-    Keras is not imported. Args: golden: a few test pictures and the probabilities they got; mlflow_model: fields of
+    Keras is not imported. Args: golden: a few test images and the probabilities they got; mlflow_model: fields of
     MLflow's Model (run_id, model_id).
     """
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
@@ -202,7 +202,7 @@ def save_model_folder(
         save_json(data / CARD, {**asdict(card), "classes": list(card.classes)})
         if golden is not None:
             np.savez_compressed(data / GOLDEN, images=golden[0], probabilities=golden[1])
-        # The code as it is now: an old version goes on decoding pictures as it did. Bundled weights stay at home.
+        # The code as it is now: an old version goes on decoding images as it did. Bundled weights stay at home.
         shutil.copytree(
             Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("bundled", "__pycache__", "*.h5", "*.npz")
         )
@@ -222,7 +222,7 @@ def make_signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
 
-    # `pixels` is checked by us: MLflow's own check of nested lists takes a second per picture.
+    # `pixels` is checked by us: MLflow's own check of nested lists takes a second per image.
     given = [ColSpec(DataType.binary, "image", required=False), ColSpec(AnyType(), "pixels", required=False)]
     answer = [
         ColSpec(DataType.string, "label"),
@@ -254,7 +254,7 @@ def _records(model_input: Any) -> list[dict[str, Any]]:
         columns = {name: _column(model_input[name]) for name in ("image", "pixels") if name in model_input}
     if not columns:
         raise _bad_request(
-            "needs a column `image` (an encoded picture, base64 in JSON) or `pixels` (nested lists of 0 to 255)"
+            "needs a column `image` (an encoded image, base64 in JSON) or `pixels` (nested lists of 0 to 255)"
         )
     if len({len(column) for column in columns.values()}) > 1:
         raise _bad_request("`image` and `pixels` have different numbers of rows")
@@ -270,7 +270,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _bytes_of(value: Any) -> bytes:
-    """A picture's bytes, of themselves, of base64 as text, or of base64 in bytes.
+    """An image's bytes, of themselves, of base64 as text, or of base64 in bytes.
 
     MLflow decodes base64 in data frames alone; under `inputs` and `instances` it hands on the text, as bytes.
     """
@@ -285,7 +285,7 @@ def _bytes_of(value: Any) -> bytes:
             raise ValueError("`image` is a text that is no base64")
         value = text_of[1].decode("ascii")
     else:
-        raise ValueError(f"`image` must be the bytes of a picture, base64 in JSON; got {type(value).__name__}")
+        raise ValueError(f"`image` must be the bytes of an image, base64 in JSON; got {type(value).__name__}")
     plain = re.sub(r"\s", "", value).translate(str.maketrans("-_", "+/")).rstrip("=")
     return b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
@@ -306,7 +306,7 @@ def _bad_request(message: str) -> Exception:
     from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
     class BadRequest(MlflowException):
-        """A refusal that says what it says: the server would put all that was sent, pictures too, before it."""
+        """A refusal that says what it says: the server would put all that was sent, images too, before it."""
 
         @property
         def message(self) -> str:

@@ -29,7 +29,7 @@ class Score:
     """What one model did in its own process.
 
     probabilities: float32 (num_images, num_classes), columns in the order asked for, 0 for a class that the model does not
-    know; classes: those that it knows; latency: p50 and p95 in ms of one encoded picture, from bytes to answer;
+    know; classes: those that it knows; latency: p50 and p95 in ms of one encoded image, from bytes to answer;
     golden_difference: the largest change of a stored probability, None where the version has none stored.
     """
 
@@ -43,7 +43,7 @@ class Score:
 def score_in_fresh_process(
     folders: Sequence[Path], split: Path, raw: Path, classes: Sequence[str]
 ) -> list[Score | str]:
-    """The scores of the models in `folders` (as in a registered version) on the pictures of `split`, all in one process.
+    """The scores of the models in `folders` (as in a registered version) on the images of `split`, all in one process.
 
     A later model that cannot be scored has the reason in its place. Raises Refused with that process's last words where
     the first one cannot.
@@ -89,7 +89,7 @@ def _images_for(card: Card, split: Path, raw: Path) -> NDArray[np.uint8]:
     loaded = load_split(split)
     if loaded.images.shape[1] == card.image_size and facts.get("resize", card.resize) == card.resize:
         return loaded.images
-    # A champion of another size sees the same pictures as it was trained to see them.
+    # A champion of another size sees the same images as it was trained to see them.
     decoded = [
         decode_image(
             (raw / name).read_bytes(),

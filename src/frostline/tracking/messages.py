@@ -19,11 +19,11 @@ def say(stage: str, lines: Iterable[str] | str) -> None:
 def describe_preparation(
     counts: Mapping[str, Mapping[str, int]], left_out: Mapping[str, int], notes: Iterable[str], rejected: Path
 ) -> list[str]:
-    """Pictures by split and class, what was left out and where it is named, and what else is to be told."""
+    """Images by split and class, what was left out and where it is named, and what else is to be told."""
     lines = []
     for split, classes in counts.items():
         listed = ", ".join(f"{name} {number}" for name, number in classes.items())
-        lines.append(f"{split}: {sum(classes.values())} pictures ({listed})")
+        lines.append(f"{split}: {sum(classes.values())} images ({listed})")
     lines += [f"left out as {kind}: {number}; see {rejected}" for kind, number in left_out.items()]
     return [*lines, *(f"note: {note}" for note in notes)]
 
@@ -35,7 +35,7 @@ def describe_view(view: int, num_views: int) -> str:
 
 def describe_views(num_views: int, num_images: int) -> str:
     """All views were drawn."""
-    return f"{num_views} views of {num_images} pictures, the plain one among them"
+    return f"{num_views} views of {num_images} images, the plain one among them"
 
 
 def describe_precision(precision: str, reason: str) -> str:
@@ -57,7 +57,7 @@ def describe_candidates(record: "RefitRecord") -> list[str]:
     ]
     lines += [f"trial {number} left out: its loss is not finite in a fold" for number in record.diverged]
     what = f"{record.share:.0%} tails of trial {record.trial}, {1 - record.share:.0%} linear head"
-    mirror = ", picture and mirror image" if record.mirrored else ""
+    mirror = ", image and mirror image" if record.mirrored else ""
     return [*lines, f"chosen: {what}{mirror}: accuracy {record.accuracy:.4f}, log loss {record.log_loss:.4f}"]
 
 
@@ -65,7 +65,7 @@ def describe_test(evaluation: "Evaluation") -> str:
     """What the test split said of the final model."""
     accuracy, gain = evaluation.score("accuracy"), evaluation.gain
     return (
-        f"test accuracy {accuracy.value:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}] on {evaluation.num_images} pictures, "
+        f"test accuracy {accuracy.value:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}] on {evaluation.num_images} images, "
         f"{100 * gain.value:+.2f} points over head only (p = {gain.p_value:.3g})"
     )
 

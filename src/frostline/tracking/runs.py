@@ -150,7 +150,7 @@ def log_to_run(
     """Adds to a run, open or closed.
 
     Args:
-        artifacts: files, or file -> folder in the run ("" is its top). Pictures go to `figures` unless told otherwise.
+        artifacts: files, or file -> folder in the run ("" is its top). Images go to `figures` unless told otherwise.
     """
     _log(store, run_id, params=params or {}, metrics=metrics or {}, curves=curves or {}, tags=tags or {})
     placed = artifacts if isinstance(artifacts, Mapping) else {path: _folder_of(path) for path in artifacts}

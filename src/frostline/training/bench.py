@@ -21,15 +21,15 @@ from frostline.training.receipt import Receipt, check_equivalence
 from frostline.training.tail import HeadStart, build_tail, find_columns, group_columns, start_head
 from frostline.training.trainer import PHASES, Epoch, Trainer
 
-PROBE_BATCH = 32  # pictures of the equivalence receipt
+PROBE_BATCH = 32  # images of the equivalence receipt
 MAX_IMAGES = 10_000  # that a linear head is fitted on; its columns are held in float64
-HEAD_FOLDS = 5  # that choose a linear head's L2 strength within the training pictures
+HEAD_FOLDS = 5  # that choose a linear head's L2 strength within the training images
 
 
 class Bench:
     """What trials of one process share.
 
-    params: of the whole project; num_classes: of the pictures; heads: a linear head, cross-validated on the training pictures,
+    params: of the whole project; num_classes: of the images; heads: a linear head, cross-validated on the training images,
     for each of `last` and `all` that may be seen, where trials begin; empty where heads begin at random.
     """
 
@@ -47,7 +47,7 @@ class Bench:
 
     @property
     def batch_size(self) -> int:
-        """`tune.batch_size`, but no more than there are pictures: the rest of a batch would be computed for nothing."""
+        """`tune.batch_size`, but no more than there are images: the rest of a batch would be computed for nothing."""
         numbers = require_complete(Path(self.params.paths.prepared))["num_images"]
         return min(self.params.tune.batch_size, int(numbers["train"] + numbers["val"]))
 
@@ -91,7 +91,7 @@ class Bench:
         """One training as `params.tune` says, of the given (trained, judging) rows where they are not those of the splits.
 
         Rows that judge a fold do not end its training: patience is for the splits alone. head: where it begins; the linear
-        head of the training pictures, or a drawn one, unless given.
+        head of the training images, or a drawn one, unless given.
         """
         tune, trainer = self.params.tune, self.trainer(hparams)
         data = self.data(hparams.unfrozen_blocks, self.sees(hparams))
@@ -108,7 +108,7 @@ class Bench:
         )
 
     def start_head(self, hparams: Hparams, seed: int, fold: int | None = None) -> HeadStart:
-        """Where a head begins: at the linear head of the training pictures, or of all but one fold; drawn without `tune.probe`."""
+        """Where a head begins: at the linear head of the training images, or of all but one fold; drawn without `tune.probe`."""
         found = self.heads.get(self.sees(hparams)) if self.params.tune.probe else None
         linear = None
         if found is not None:
@@ -140,7 +140,7 @@ def fit_heads(
 ) -> dict[str, CrossValidation]:
     """A linear head on pooled features for each of `last` and `all`, cross-validated over the folds of these rows.
 
-    Trained on the plain and, where it is stored, the mirrored picture; of more than MAX_IMAGES on an even sample. Empty
+    Trained on the plain and, where it is stored, the mirrored image; of more than MAX_IMAGES on an even sample. Empty
     where the head is not pooled.
     """
     found: dict[str, CrossValidation] = {}
@@ -163,7 +163,7 @@ def fit_heads(
 
 
 def fit_shared_heads(bench: Bench) -> dict[str, CrossValidation]:
-    """The linear heads of the training pictures alone, where trials begin (LP-FT); empty where `tune.probe` is off.
+    """The linear heads of the training images alone, where trials begin (LP-FT); empty where `tune.probe` is off.
 
     Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022.
     """

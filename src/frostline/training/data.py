@@ -24,7 +24,7 @@ class FeatureRows:
 
     A row is the map of the depth, flat, and behind it columns `first` to `last` of the pooled cuts. `len`, `shape`, `dtype`,
     and an index, a slice or a list of rows. maps: None at depth 0. With `bridge`, the stored map belongs to a cut below: the
-    wanted one is computed from it, `batch_size` pictures at a time.
+    wanted one is computed from it, `batch_size` images at a time.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ Features = FeatureRows | Array
 class TrainingData:
     """Features of one depth, and which of them are trained on.
 
-    views: R arrays (num_images, num_columns), of which epoch e reads number e mod R; the first is the plain picture. mirror:
-    the mirrored plain picture, or None. labels: int32 (num_images,), in the order train, val; train, held_out: rows that are
-    trained on, and rows whose plain picture judges; class_weights: float32 (num_classes,).
+    views: R arrays (num_images, num_columns), of which epoch e reads number e mod R; the first is the plain image. mirror:
+    the mirrored plain image, or None. labels: int32 (num_images,), in the order train, val; train, held_out: rows that are
+    trained on, and rows whose plain image judges; class_weights: float32 (num_classes,).
     """
 
     views: Sequence[Features]
@@ -140,10 +140,10 @@ def make_class_weights(labels: NDArray[np.int32], num_classes: int, kind: str) -
 
 
 def draw_folds(labels: NDArray[np.int32], groups: NDArray[np.int64], num_folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each picture, (num_images,): stratified by class, a group (near duplicates) never in two.
+    """The fold of each image, (num_images,): stratified by class, a group (near duplicates) never in two.
 
     The groups of a class are dealt out in an order that depends on the seed and on each group's number alone, the next one
-    always to the fold that has the fewest pictures of its class. No fold is empty: fewer groups make fewer folds.
+    always to the fold that has the fewest images of its class. No fold is empty: fewer groups make fewer folds.
 
     >>> draw_folds(np.array([0, 0, 1, 1, 0, 1]), np.array([0, 1, 2, 3, 1, 5]), 2, 7).tolist().count(0)
     3

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression to its optimum: many features, few pictures, a path of L2 strengths, folds.
+"""Multinomial logistic regression to its optimum: many features, few images, a path of L2 strengths, folds.
 
 What is minimised over kernel W and bias b, on standardised features z, with row weights w (ones unless given):
 
@@ -35,8 +35,8 @@ STRENGTHS = (10.0, 3.16, 1.0, 0.316, 0.1, 0.0316, 0.01, 3.16e-3, 1e-3, 3.16e-4, 
 TOLERANCE, COARSE = 1e-5, 3e-5
 MAX_STEPS = 1000
 RANK = 1e-10  # axes with less than this part of the first axis's variance are rounding
-# Part of the pictures that count when strengths are weighed. Out-of-fold losses of one picture hang together through the
-# shared training pictures and along the path; all of them counted, the choice on 50 pictures follows their noise.
+# Part of the images that count when strengths are weighed. Out-of-fold losses of one image hang together through the
+# shared training images and along the path; all of them counted, the choice on 50 images follows their noise.
 TRUST = 0.5
 NEGLIGIBLE = 10.0  # nats of weight behind the best, from which on weaker strengths are not tried
 Array = NDArray[np.float64]
@@ -70,10 +70,10 @@ class Rotation:
 class CrossValidation:
     """The chosen strength, its heads, and their out-of-fold answers.
 
-    strengths, losses: (S,), of the path, strong to weak, in nats; logits: float32 (num_pictures, num_classes), each by the
-    head that has not seen the picture, on its view 0; loss: their mean cross-entropy; accuracy: their share of right ones.
+    strengths, losses: (S,), of the path, strong to weak, in nats; logits: float32 (num_images, num_classes), each by the
+    head that has not seen the image, on its view 0; loss: their mean cross-entropy; accuracy: their share of right ones.
     heads: kernel float32 (num_features, num_classes) and bias (num_classes,) for raw features, of each fold in turn; whole:
-    the same, of all pictures; mean, scale: (num_features,), what features are centred and divided by.
+    the same, of all images; mean, scale: (num_features,), what features are centred and divided by.
     """
 
     strengths: tuple[float, ...]
@@ -107,9 +107,9 @@ def cross_validate(
     groups: NDArray[np.integer[Any]] | None = None,
     workers: int = 2,
 ) -> CrossValidation:
-    """A head for each fold and one of all pictures, at the strength that the out-of-fold losses choose.
+    """A head for each fold and one of all images, at the strength that the out-of-fold losses choose.
 
-    features: (num_views, N, num_features) or (N, num_features), raw: all views of a picture are trained on or none;
+    features: (num_views, N, num_features) or (N, num_features), raw: all views of an image are trained on or none;
     labels, folds: (N,), folds from 0; weights: (N,); groups: (num_features,), which cut and pooling each belongs to. Mean
     and scale are those of all rows, labels unseen, so that every head and every strength has the same measure. workers:
     fits at a time, each on one thread of BLAS, whose own threads spend most of the time waiting for each other.
@@ -158,12 +158,10 @@ def cross_validate(
     )
 
 
-def choose_strength(
-    strengths: Sequence[float], losses: Sequence[float], num_pictures: int, *, complete: bool
-) -> Choice:
-    """The mean of the strengths' logarithms, weighed by exp(-TRUST * num_pictures * loss); the best one where they are many.
+def choose_strength(strengths: Sequence[float], losses: Sequence[float], num_images: int, *, complete: bool) -> Choice:
+    """The mean of the strengths' logarithms, weighed by exp(-TRUST * num_images * loss); the best one where they are many.
 
-    With few pictures the losses differ by less than their noise, and the lowest may lie anywhere; the mean then stays near
+    With few images the losses differ by less than their noise, and the lowest may lie anywhere; the mean then stays near
     the middle of the range. complete: were all of the range's strengths tried?
 
     >>> few, many = (choose_strength([1.0, 0.1, 0.01], [0.60, 0.50, 0.48], number, complete=True) for number in (10, 1000))
@@ -171,13 +169,13 @@ def choose_strength(
     (0.07, 0.01, 2, 'weakest')
     """
     lowest = int(np.argmin(losses))
-    shares = softmax(-TRUST * num_pictures * np.asarray(losses))
+    shares = softmax(-TRUST * num_images * np.asarray(losses))
     edge = "strongest" if lowest == 0 else "weakest" if complete and lowest == len(losses) - 1 else None
     return Choice(float(np.exp(shares @ np.log(strengths))), lowest, edge)
 
 
 def _held_out(rows: Reals, coefficients: Array, folds: NDArray[np.integer[Any]]) -> Array:
-    """Logits (N, num_classes) of each picture's view 0 by the fold that has not seen it."""
+    """Logits (N, num_classes) of each image's view 0 by the fold that has not seen it."""
     logits = np.empty((len(folds), coefficients.shape[-1]))
     for fold, own in enumerate(coefficients):
         chosen = np.flatnonzero(folds == fold)  # view 0 comes first in `rows`
@@ -213,7 +211,7 @@ def rotate(features: NDArray[Any], groups: NDArray[np.integer[Any]] | None = Non
 def measure_scale(deviations: Array, groups: NDArray[np.integer[Any]] | None = None) -> Array:
     """What each feature is divided by: its deviation, but at least the root mean square of its group's.
 
-    A unit that is silent on a few hundred training pictures speaks on some other; divided by its own tiny deviation it
+    A unit that is silent on a few hundred training images speaks on some other; divided by its own tiny deviation it
     would decide alone (docs/decisions/0013-linear-heads.md has the numbers).
 
     >>> measure_scale(np.array([2.0, 1e-6])).round(2).tolist()

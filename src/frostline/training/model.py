@@ -45,7 +45,7 @@ def build_model(
     """The whole model: uint8 (batch, size, size, 3) -> float32 probabilities (batch, num_classes).
 
     The mean of the tails' probabilities and that of the linear heads' are mixed by `members.share`; the logarithm is divided
-    by `temperature` (Guo et al., ICML 2017). mirrored: the answer is the mean of those for the picture and its mirror image.
+    by `temperature` (Guo et al., ICML 2017). mirrored: the answer is the mean of those for the image and its mirror image.
     Stock layers alone, frozen; holds no optimizer state.
     """
     pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")

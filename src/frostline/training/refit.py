@@ -36,9 +36,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """One way to answer, with out-of-fold probabilities of every picture.
+    """One way to answer, with out-of-fold probabilities of every image.
 
-    plain, mirror: float64 (num_images, num_classes), for the picture and for its mirror image (None where that is not
+    plain, mirror: float64 (num_images, num_classes), for the image and for its mirror image (None where that is not
     stored), by the network that has not seen it; trial: None for a linear head; tails: parameters of each fold's tail.
     """
 
@@ -55,7 +55,7 @@ class CrossFit:
 
 
 def cross_fit_head(bench: Bench, sees: str, name: str, rows: NDArray[np.intp], folds: NDArray[np.int64]) -> CrossFit:
-    """The linear heads of the folds, which `bench.heads` holds already, on every picture."""
+    """The linear heads of the folds, which `bench.heads` holds already, on every image."""
     data, found = bench.data(0, sees), bench.heads[sees]
     views = [data.views[0], data.mirror]
     answers: list[Floats | None] = []
@@ -76,7 +76,7 @@ def cross_fit_head(bench: Bench, sees: str, name: str, rows: NDArray[np.intp], f
 def cross_fit_trial(
     bench: Bench, trial: TrialRecord, rows: NDArray[np.intp], folds: NDArray[np.int64], work: Path
 ) -> CrossFit:
-    """The trial's tail trained once for each fold on all other pictures, from that fold's linear head, to the last epoch.
+    """The trial's tail trained once for each fold on all other images, from that fold's linear head, to the last epoch.
 
     work: where each fold is kept once it is fitted, so that a killed refit repeats none. FloatingPointError where a loss is
     not finite.
@@ -178,7 +178,7 @@ def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.in
     """The networks that the model averages: one of each fold, or one with the mean of their weights, or one trained on all.
 
     The mean of the weights is that of networks that began at nearly the same place (Wortsman et al., ICML 2022). Of the
-    linear heads it is in any case the one of all pictures: it answers as well as the mean of five
+    linear heads it is in any case the one of all images: it answers as well as the mean of five
     (docs/decisions/0013-linear-heads.md).
     """
     heads: Sequence[Head] = [] if choice.heads is None else [bench.heads[choice.sees].whole]
@@ -206,9 +206,9 @@ def compare_with_parts(
     temperature: float,
     mirrored: bool,
 ) -> float:
-    """The largest difference of a probability between the joined model on pictures and its parts on their stored features.
+    """The largest difference of a probability between the joined model on images and its parts on their stored features.
 
-    images: uint8, the pictures of `rows`. Refused where it is above JOIN_TOLERANCE.
+    images: uint8, the images of `rows`. Refused where it is above JOIN_TOLERANCE.
     """
     parts = np.mean(
         [_answer_of_parts(bench, members, rows, mirror) for mirror in ([False, True] if mirrored else [False])], axis=0
@@ -254,7 +254,7 @@ def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 class Refitter:
-    """The final training of a project: pictures of `splits`, in folds; folds that are fitted are kept in `work`."""
+    """The final training of a project: images of `splits`, in folds; folds that are fitted are kept in `work`."""
 
     def __init__(self, params: Params, class_names: Sequence[str], splits: Sequence[ImageSplit], work: Path) -> None:
         self.params, self.work = params, work

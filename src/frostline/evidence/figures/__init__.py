@@ -1,1 +1,1 @@
-"""Pictures of searches and evaluations. The home of matplotlib."""
+"""Images of searches and evaluations. The home of matplotlib."""

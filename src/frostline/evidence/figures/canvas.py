@@ -1,4 +1,4 @@
-"""The sheet that every picture is drawn on: size, fonts, colours, and how it reaches the disk."""
+"""The sheet that every image is drawn on: size, fonts, colours, and how it reaches the disk."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""All pictures of one evaluation, from the predictions alone."""
+"""All images of one evaluation, from the predictions alone."""
 
 from pathlib import Path
 

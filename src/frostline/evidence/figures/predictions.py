@@ -1,4 +1,4 @@
-"""Pictures of a model's predictions: confusions, ranking, calibration, and what a threshold would buy.
+"""Images of a model's predictions: confusions, ranking, calibration, and what a threshold would buy.
 
 `labels` is int (num_images,), `probabilities` float (num_images, num_classes).
 """

@@ -1,4 +1,4 @@
-"""Pictures of a search: what each trial scored, what it cost, and which choices mattered."""
+"""Images of a search: what each trial scored, what it cost, and which choices mattered."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -201,7 +201,7 @@ def learning_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: P
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[1].yaxis.set_major_formatter(PERCENT)
         handles, labels = axes[0].get_legend_handles_labels()
-        note = "training: on the epoch's own view of the pictures, with dropout"
+        note = "training: on the epoch's own view of the images, with dropout"
         figure.legend(handles, labels, loc="outside lower center", ncol=2, title=note, title_fontsize=10)
 
 

@@ -1,4 +1,4 @@
-"""Sheets of pictures: views, mistakes, explanations, flips. Images are uint8 (num_images, size, size, 3)."""
+"""Sheets of images: views, mistakes, explanations, flips. Images are uint8 (num_images, size, size, 3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ Array = NDArray[Any]
 
 
 def preview_sheet(views: Images, captions: Sequence[str], path: Path) -> None:
-    """One row per picture, one column per view; view 0 is the plain picture.
+    """One row per image, one column per view; view 0 is the plain image.
 
-    views: uint8 (num_images, num_views, size, size, 3); captions: one per picture, such as its class.
+    views: uint8 (num_images, num_views, size, size, 3); captions: one per image, such as its class.
     """
     num_images, num_views = views.shape[:2]
-    title = f"Views of {num_images} training pictures"
+    title = f"Views of {num_images} training images"
     grid = {"nrows": num_images, "ncols": num_views, "squeeze": False}
     with sheet(path, title, 0.6 + num_images * (8.6 / num_views), **grid) as (_, axes):
         for row, column in np.ndindex(num_images, num_views):
@@ -81,7 +81,7 @@ def explanations(
     class_names: Sequence[str],
     path: Path,
 ) -> None:
-    """Pairs of a picture and what its answer rests on (Grad-CAM), right answers first, then wrong ones.
+    """Pairs of an image and what its answer rests on (Grad-CAM), right answers first, then wrong ones.
 
     heatmaps: float (num_images, size, size), 0 to 1.
     """

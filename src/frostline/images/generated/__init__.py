@@ -1,1 +1,1 @@
-"""Pictures drawn from formulas and seeds."""
+"""Images drawn from formulas and seeds."""

@@ -1,4 +1,4 @@
-"""What every generated picture shares: paint layers, backgrounds, clutter, light and a camera's faults."""
+"""What every generated image shares: paint layers, backgrounds, clutter, light and a camera's faults."""
 
 import colorsys
 import functools
@@ -37,9 +37,9 @@ def make_layer(size: int, ground: Colour, matrix: NDArray[np.float64]) -> Layer:
 def make_pose(
     rng: np.random.Generator, size: int, scale: tuple[float, float], turn: float = math.pi, drift: float = 1.0
 ) -> NDArray[np.float64]:
-    """A random view of the unit frame: scale (share of the picture), turn (± radians), shear, place.
+    """A random view of the unit frame: scale (share of the image), turn (± radians), shear, place.
 
-    drift: 1 lets the frame's rim reach the picture's rim, more lets it leave the picture.
+    drift: 1 lets the frame's rim reach the image's rim, more lets it leave the image.
     """
     share = rng.uniform(*scale)
     angle = rng.uniform(-turn, turn)
@@ -253,7 +253,7 @@ def scrap(rng: np.random.Generator) -> Points:
 
 
 def add_clutter(rng: np.random.Generator, image: Image, count: int, scale: tuple[float, float]) -> Image:
-    """The picture with `count` scraps laid over it, lit like everything else."""
+    """The image with `count` scraps laid over it, lit like everything else."""
     if count == 0:
         return image
     size = len(image)
@@ -267,7 +267,7 @@ def add_clutter(rng: np.random.Generator, image: Image, count: int, scale: tuple
 
 
 def lay(rng: np.random.Generator, image: Image, layer: Layer, light: float, relief: float) -> Image:
-    """The picture with the layer on it: bulged by `relief`, lit from angle `light`, casting a shadow."""
+    """The image with the layer on it: bulged by `relief`, lit from angle `light`, casting a shadow."""
     size = len(image)
     half = (size // 2, size // 2)  # Light and shadow are smooth: half the resolution shows no difference.
     cover = layer.cover.astype(np.float32) * np.float32(1 / 255)
@@ -296,7 +296,7 @@ def add_texture(rng: np.random.Generator, layer: Layer, strength: float) -> None
 
 
 def photograph(rng: np.random.Generator, image: Image, hardness: float = 1.0) -> NDArray[np.uint8]:
-    """The picture as a poor camera sees it: uneven light, colour cast, contrast, blur, grain; uint8."""
+    """The image as a poor camera sees it: uneven light, colour cast, contrast, blur, grain; uint8."""
     size = len(image)
     y, x = _grid(size)
     angle = rng.uniform(0, 2 * math.pi)
@@ -305,7 +305,7 @@ def photograph(rng: np.random.Generator, image: Image, hardness: float = 1.0) ->
     if rng.random() < 0.3:
         light = light * (1 - np.float32(rng.uniform(0.1, 0.35)) * (x * x + y * y) / 1.4)
     if rng.random() < 0.3 * hardness:
-        # The shadow of something outside the picture.
+        # The shadow of something outside the image.
         light = light * (1 - np.float32(rng.uniform(0.2, 0.5)) * (make_noise(rng, size, (3, 5)) > 0.25))
     cast = rng.normal(1, 0.07 * hardness, 3)
     contrast = rng.uniform(1 - 0.4 * hardness, 1.2)
@@ -316,8 +316,8 @@ def photograph(rng: np.random.Generator, image: Image, hardness: float = 1.0) ->
         image = cv2.GaussianBlur(image, (0, 0), size / 96 * rng.uniform(0.3, 1.1) * hardness + 0.01)
     sigma = rng.uniform(1, 11) * hardness
     grained = cv2.addWeighted(image, 1.0, _grain(rng, size), sigma, 0.0)
-    picture: NDArray[np.uint8] = cv2.convertScaleAbs(cv2.max(grained, 0.0))
-    return picture
+    taken_image: NDArray[np.uint8] = cv2.convertScaleAbs(cv2.max(grained, 0.0))
+    return taken_image
 
 
 # Drawing normal numbers costs more than the rest of the camera; a fixed sheet, cut at a random place, looks the same.

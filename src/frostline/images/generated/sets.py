@@ -1,4 +1,4 @@
-"""Pictures drawn from formulas and seeds: a small target set to transfer to, a large source family to pre-train on."""
+"""Images drawn from formulas and seeds: a small target set to transfer to, a large source family to pre-train on."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,15 +16,15 @@ TARGET_CLASSES: tuple[str, ...] = tuple(THINGS)
 
 
 def draw_target(label: int, seed: int, size: int) -> NDArray[np.uint8]:
-    """The picture of `TARGET_CLASSES[label]` that belongs to `seed`: uint8 (size, size, 3), RGB."""
+    """The image of `TARGET_CLASSES[label]` that belongs to `seed`: uint8 (size, size, 3), RGB."""
     name = TARGET_CLASSES[label]
     return draw_thing(name, np.random.default_rng(derive_seed(seed, "target", name)), size)
 
 
 def write_target(folder: Path, images_per_class: int, size: int, seed: int) -> None:
-    """Writes `folder/<class>/<number>.png`, `images_per_class` pictures of each of `TARGET_CLASSES`.
+    """Writes `folder/<class>/<number>.png`, `images_per_class` images of each of `TARGET_CLASSES`.
 
-    A picture depends on (seed, class, number, size) alone: a longer set begins with the shorter one.
+    An image depends on (seed, class, number, size) alone: a longer set begins with the shorter one.
     """
     for label, name in enumerate(TARGET_CLASSES):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -36,19 +36,19 @@ def write_target(folder: Path, images_per_class: int, size: int, seed: int) -> N
 
 
 def draw_source(label: int, seed: int, size: int) -> NDArray[np.uint8]:
-    """The picture of source class `label` (any number from 0 up) that belongs to `seed`: uint8 (size, size, 3), RGB."""
+    """The image of source class `label` (any number from 0 up) that belongs to `seed`: uint8 (size, size, 3), RGB."""
     if label < 0:
         raise ValueError(f"A source class is a number from 0 up; given was {label}.")
     return draw_formula(label, np.random.default_rng(derive_seed(seed, "source", label)), size)
 
 
 def target_digest() -> str:
-    """The sha256 of a fixed sample of target pictures: what the generator draws, whatever its source text looks like."""
+    """The sha256 of a fixed sample of target images: what the generator draws, whatever its source text looks like."""
     return _digest(draw_target, len(TARGET_CLASSES))
 
 
 def source_digest() -> str:
-    """The sha256 of a fixed sample of source pictures."""
+    """The sha256 of a fixed sample of source images."""
     return _digest(draw_source, 32)
 
 

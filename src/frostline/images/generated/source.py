@@ -2,7 +2,7 @@
 
 Four kinds of formula: attractors of iterated function systems (Kataoka et al., "Pre-training without natural images",
 ACCV 2020), closed contours of summed waves and superformulas (Takashima et al., "Visual atoms", CVPR 2023; Gielis 2003),
-figures assembled from parts by symmetry, and textures. A class fixes the formula; a picture draws everything else:
+figures assembled from parts by symmetry, and textures. A class fixes the formula; an image draws everything else:
 pose, colours, light, ground, clutter and a tenth of jitter in the formula itself. No target thing is among them.
 """
 
@@ -47,9 +47,9 @@ ROUND = ("figure", "contour", "texture", "figure", "fractal", "figure", "contour
 
 
 def draw_formula(label: int, rng: Rng, size: int) -> NDArray[np.uint8]:
-    """One picture of class `label`: uint8 (size, size, 3)."""
+    """One image of class `label`: uint8 (size, size, 3)."""
     kind = ROUND[label % len(ROUND)]
-    # Half of the pictures are plain: without them a small network stays at chance for thousands of steps.
+    # Half of the images are plain: without them a small network stays at chance for thousands of steps.
     plain = rng.random() < 0.5
     image = make_background(rng, size)
     if plain:
@@ -86,7 +86,7 @@ def _rng_of(label: int, kind: str) -> Rng:
 
 @dataclass(frozen=True)
 class Fractal:
-    """Contracting affine maps of the plane; the picture is their attractor."""
+    """Contracting affine maps of the plane; the image is their attractor."""
 
     linear: NDArray[np.float64]  # (num_maps, 2, 2)
     shift: NDArray[np.float64]  # (num_maps, 2)
@@ -216,7 +216,7 @@ class Part:
     place: tuple[float, float]
     angle: float
     length: float
-    role: int  # which of the picture's colours
+    role: int  # which of the image's colours
     behind: bool
     rib: bool
 
@@ -351,10 +351,10 @@ def _draw_part(rng: Rng, layer: Layer, part: Part, colour: Colour) -> None:
 
 @dataclass(frozen=True)
 class Texture:
-    """A scalar pattern of the plane; the picture maps it to colours."""
+    """A scalar pattern of the plane; the image maps it to colours."""
 
     kind: str  # waves, spots, cells or noise
-    waves: tuple[tuple[float, float, float], ...]  # frequency (cycles per picture), direction, weight
+    waves: tuple[tuple[float, float, float], ...]  # frequency (cycles per image), direction, weight
     warp: float
     sharp: float
     fold: int

@@ -32,7 +32,7 @@ Rng = np.random.Generator
 
 
 def draw_thing(name: str, rng: Rng, size: int) -> NDArray[np.uint8]:
-    """One picture of the thing: uint8 (size, size, 3), on a random ground, partly hidden, unevenly lit."""
+    """One image of the thing: uint8 (size, size, 3), on a random ground, partly hidden, unevenly lit."""
     image = make_background(rng, size)
     image = add_clutter(rng, image, int(rng.integers(0, 4)), (0.1, 0.38))
     thing = THINGS[name]
@@ -48,7 +48,7 @@ def draw_thing(name: str, rng: Rng, size: int) -> NDArray[np.uint8]:
 
 
 def _main_colour(rng: Rng, hues: tuple[float, ...]) -> Colour:
-    """A colour of the thing's own where it has one, in most pictures; else any."""
+    """A colour of the thing's own where it has one, in most images; else any."""
     hue = rng.random()
     if hues and rng.random() < 0.85:
         hue = rng.choice(hues) + rng.normal(0, 0.03)
