@@ -54,10 +54,10 @@ def test_weights_of_rows_count_as_they_do_in_scikit_learn():
     np.testing.assert_allclose(found, optimum_of_sklearn(features, labels, 0.1, weights), atol=1e-3)
 
 
-def test_the_gradient_is_the_slope_of_the_loss():
+def test_the_gradient_is_the_slope_of_the_loss_of_every_head():
     rng = np.random.default_rng(0)
-    rows, targets, weights = rng.normal(size=(20, 7)), np.eye(3)[rng.integers(0, 3, 20)], rng.uniform(0, 2, 20)
-    point = rng.normal(size=(8, 3))
+    rows, targets, weights = rng.normal(size=(20, 7)), np.eye(3)[rng.integers(0, 3, 20)], rng.uniform(0, 2, (2, 20))
+    point = rng.normal(size=(8, 2, 3))
     _, gradient = linear.loss_and_gradient(point, rows, targets, weights, 0.3)
     for place in np.ndindex(point.shape):
         step = np.zeros_like(point)
@@ -65,6 +65,17 @@ def test_the_gradient_is_the_slope_of_the_loss():
         above, _ = linear.loss_and_gradient(point + step, rows, targets, weights, 0.3)
         below, _ = linear.loss_and_gradient(point - step, rows, targets, weights, 0.3)
         assert gradient[place] == pytest.approx((above - below) / 2e-5, abs=1e-8)
+
+
+def test_the_strongest_axes_of_many_rows_give_the_same_head(monkeypatch):
+    rng = np.random.default_rng(0)
+    features, labels = make_features(120, 20, 3)
+    features = features @ rng.normal(size=(20, 90)).astype(np.float32)  # 20 axes hold all of the variance
+    features += rng.normal(size=features.shape).astype(np.float32) * 1e-3
+    exact = answer(features, labels, 3, 0.1)
+    monkeypatch.setattr(linear, "MAX_EXACT", 60)
+    monkeypatch.setattr(linear, "NUM_AXES", 30)
+    np.testing.assert_allclose(answer(features, labels, 3, 0.1), exact, atol=2e-3)
 
 
 def test_a_strength_means_the_same_for_twice_the_rows():

@@ -243,7 +243,7 @@ class Refit(Section):
 
     folds: Annotated[int, Field(ge=2, le=20)] = 5
     # So many of the best trials are cross-fitted; the lowest out-of-fold log loss wins.
-    candidates: Positive = 3
+    candidates: Positive = 1
     # mean: the folds' tails on one prefix, probabilities averaged; average_weights: one tail with the mean of their weights;
     # single: one tail trained on all images.
     combine: Literal["mean", "average_weights", "single"] = "mean"

@@ -3,10 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from frostline.arrays import load_split
 from frostline.bases.base import Base, load_base
@@ -143,23 +145,26 @@ def fit_heads(
     Trained on the plain and, where it is stored, the mirrored image; of more than MAX_IMAGES on an even sample. Empty
     where the head is not pooled.
     """
-    found: dict[str, CrossValidation] = {}
     if bench.params.tune.pooling == "flatten":
-        return found
+        return {}
     sample = np.linspace(0, len(rows) - 1, min(len(rows), MAX_IMAGES)).astype(int)
-    for kind in kinds:
+
+    def fit_head(kind: str) -> CrossValidation:
         data = bench.data(0, kind)
         views = [view[rows[sample]] for view in (data.views[0], data.mirror) if view is not None]
-        weights = data.class_weights[data.labels[rows[sample]]]
-        found[kind] = cross_validate(
+        return cross_validate(
             np.stack(views),
             data.labels[rows[sample]],
             bench.num_classes,
             folds[sample],
-            weights=weights,
+            weights=data.class_weights[data.labels[rows[sample]]],
             groups=group_columns(bench.base, kind),
         )
-    return found
+
+    bench.base  # noqa: B018 - built here once, not by both threads
+    # One thread of BLAS for each: its own threads spend most of the time waiting for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor() as pool:
+        return dict(zip(kinds, pool.map(fit_head, kinds), strict=True))
 
 
 def fit_shared_heads(bench: Bench) -> dict[str, CrossValidation]:

@@ -7,25 +7,24 @@ What is minimised over kernel W and bias b, on standardised features z, with row
 The loss is a mean, so a strength means the same for any number of rows (scikit-learn's C is 1 / (strength * num_rows), and
 for two classes, where scikit-learn has one column, 2 / (strength * num_rows)). The bias is free.
 
-Three things make it fast and change nothing but rounding. The features are rotated once into their principal axes: the
-penalty does not see a rotation, and what no row reaches keeps a kernel of zero, so r = min(num_rows, num_features)
-columns are enough. In these axes a bound of the Hessian is diagonal (Boehning, "Multinomial logistic regression algorithm",
-Ann. Inst. Statist. Math. 44, 1992); with the mean of p (1 - p) in the place of its 1/2, scaling each axis by it leaves
-L-BFGS (Liu and Nocedal, 1989) a rounder valley, and the same tolerance for weak and strong penalties. Each strength starts
-from the stronger one's optimum (Friedman, Hastie, Tibshirani, J. Stat. Software 33, 2010).
+What makes it fast: the features are rotated once into their principal axes: the penalty does not see a rotation, and what no
+row reaches keeps a kernel of zero, so r = min(num_rows, num_features) columns are enough; of more than MAX_EXACT of both only the
+NUM_AXES strongest are computed, behind which next to nothing is left. In these axes a bound of the Hessian is diagonal
+(Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44, 1992); with the mean of p (1 - p) in the
+place of its 1/2, scaling each axis by it leaves L-BFGS (Liu and Nocedal, 1989) a rounder valley, and the same tolerance for weak
+and strong penalties. The folds are one problem, whose loss is the sum of theirs: a step reads the rows once for all. Each
+strength starts from the stronger one's optimum (Friedman, Hastie, Tibshirani, J. Stat. Software 33, 2010).
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
+from scipy.linalg import eigh, qr
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
-from threadpoolctl import threadpool_limits
 
 # Penalty per row on standardised features, strong to weak, two a decade. The strongest leaves next to nothing of the
 # kernels, the weakest next to nothing of the training loss.
@@ -34,6 +33,9 @@ STRENGTHS = (10.0, 3.16, 1.0, 0.316, 0.1, 0.0316, 0.01, 3.16e-3, 1e-3, 3.16e-4, 
 # the order of the losses is wanted, within a few 1e-4.
 TOLERANCE, COARSE = 1e-5, 3e-5
 MAX_STEPS = 1000
+MAX_EXACT = 2048  # rows or features up to which all axes are computed
+NUM_AXES = 1024  # the strongest, that are computed of more
+NEGLECTED = 0.002  # part of the variance, that of the weakest axes, which the path does without
 RANK = 1e-10  # axes with less than this part of the first axis's variance are rounding
 # Part of the images that count when strengths are weighed. Out-of-fold losses of one image hang together through the
 # shared training images and along the path; all of them counted, the choice on 50 images follows their noise.
@@ -48,21 +50,18 @@ Head = tuple[NDArray[np.float32], NDArray[np.float32]]
 class Rotation:
     """Standardised features in their principal axes.
 
-    mean, scale: (num_features,); axes: (num_features, r), orthonormal columns; variances: (r,), of the rows along each.
+    mean, scale: (num_features,); axes: matrices whose product is (num_features, r), orthonormal columns, never formed;
+    variances: (r,), of the rows along each, ascending.
     """
 
     mean: Array = field(repr=False)
     scale: Array = field(repr=False)
-    axes: Array = field(repr=False)
+    axes: tuple[Array, ...] = field(repr=False)
     variances: Array = field(repr=False)
-
-    def apply(self, features: NDArray[Any]) -> Array:
-        """(n, num_features) raw -> (n, r)."""
-        return np.asarray((features - self.mean) / self.scale @ self.axes)
 
     def fold(self, coefficients: Array) -> Head:
         """Kernel (num_features, num_classes) and bias (num_classes,) for raw features, from (r + 1, num_classes)."""
-        kernel = self.axes @ coefficients[:-1] / self.scale[:, None]
+        kernel = np.linalg.multi_dot([*self.axes, coefficients[:-1]]) / self.scale[:, None]
         return kernel.astype(np.float32), (coefficients[-1] - self.mean @ kernel).astype(np.float32)
 
 
@@ -105,45 +104,37 @@ def cross_validate(
     strengths: Sequence[float] = STRENGTHS,
     weights: NDArray[Any] | None = None,
     groups: NDArray[np.integer[Any]] | None = None,
-    workers: int = 2,
 ) -> CrossValidation:
     """A head for each fold and one of all images, at the strength that the out-of-fold losses choose.
 
     features: (num_views, N, num_features) or (N, num_features), raw: all views of an image are trained on or none;
     labels, folds: (N,), folds from 0; weights: (N,); groups: (num_features,), which cut and pooling each belongs to. Mean
-    and scale are those of all rows, labels unseen, so that every head and every strength has the same measure. workers:
-    fits at a time, each on one thread of BLAS, whose own threads spend most of the time waiting for each other.
+    and scale are those of all rows, labels unseen, so that every head and every strength has the same measure.
     """
     strengths = _ordered(strengths)
     views = features if features.ndim == 3 else features[None]
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     targets = np.tile(np.eye(num_classes)[labels], (len(views), 1))
     # A row of weight 0 is not trained on: no copy of the rows for each fold.
-    seen = [np.tile(np.where(folds == fold, 0.0, weights), len(views)) for fold in range(int(folds.max()) + 1)]
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
-        rotation, rows = rotate(views.reshape(len(targets), -1), groups)
-
-        def fit_folds(rows: Reals, starts: Array, strength: float, tolerance: float) -> Array:
-            fits = [
-                pool.submit(_fit, rows, targets, mine, rotation.variances, strength, start, tolerance)
-                for mine, start in zip(seen, starts, strict=True)
-            ]
-            return np.stack([each.result() for each in fits])
-
-        coarse = rows.astype(np.float32)  # half the memory to walk through; enough for the order of the losses
-        current = best = np.zeros((len(seen), rows.shape[1] + 1, num_classes))
-        losses: list[float] = []
-        for strength in strengths:
-            current = fit_folds(coarse, current, strength, COARSE)
-            losses.append(mean_cross_entropy(_held_out(rows, current, folds), labels, weights))
-            best = current if losses[-1] == min(losses) else best
-            if TRUST * len(labels) * (losses[-1] - min(losses)) > NEGLIGIBLE:
-                break
-        choice = choose_strength(strengths[: len(losses)], losses, len(labels), complete=len(losses) == len(strengths))
-        best = fit_folds(rows, best, choice.strength, TOLERANCE)
-        every = np.tile(weights, len(views))
-        whole = _fit(rows, targets, every, rotation.variances, choice.strength, best.mean(axis=0), TOLERANCE)
-    logits = _held_out(rows, best, folds)
+    seen = np.stack([np.tile(np.where(folds == fold, 0.0, weights), len(views)) for fold in range(folds.max() + 1)])
+    rotation, rows = rotate(views.reshape(len(targets), -1), groups)
+    # Enough for the order of the losses.
+    weak = int(np.searchsorted(np.cumsum(rotation.variances), NEGLECTED * rotation.variances.sum()))
+    coarse, variances = rows[:, weak:].astype(np.float32), rotation.variances[weak:]
+    current = best = np.zeros((len(variances) + 1, len(seen), num_classes))
+    losses: list[float] = []
+    for strength in strengths:
+        current = _fit(coarse, targets, seen, variances, strength, current, COARSE)
+        losses.append(mean_cross_entropy(_held_out(coarse, current, folds), labels, weights))
+        best = current if losses[-1] == min(losses) else best
+        if TRUST * len(labels) * (losses[-1] - min(losses)) > NEGLIGIBLE:
+            break
+    choice = choose_strength(strengths[: len(losses)], losses, len(labels), complete=len(losses) == len(strengths))
+    seen = np.append(seen, np.tile(weights, len(views))[None], axis=0)
+    best = np.append(best, best.mean(axis=1, keepdims=True), axis=1)
+    best = np.concatenate([np.zeros((weak, *best.shape[1:])), best])
+    best = _fit(rows, targets, seen, rotation.variances, choice.strength, best, TOLERANCE)
+    logits = _held_out(rows, best[:, :-1], folds)
     return CrossValidation(
         strengths=strengths[: len(losses)],
         losses=np.asarray(losses),
@@ -151,8 +142,8 @@ def cross_validate(
         logits=logits.astype(np.float32),
         loss=mean_cross_entropy(logits, labels, weights),
         accuracy=float((logits.argmax(axis=1) == labels).mean()),
-        heads=[rotation.fold(coefficients) for coefficients in best],
-        whole=rotation.fold(whole),
+        heads=[rotation.fold(best[:, fold]) for fold in range(len(seen) - 1)],
+        whole=rotation.fold(best[:, -1]),
         mean=rotation.mean,
         scale=rotation.scale,
     )
@@ -177,9 +168,9 @@ def choose_strength(strengths: Sequence[float], losses: Sequence[float], num_ima
 def _held_out(rows: Reals, coefficients: Array, folds: NDArray[np.integer[Any]]) -> Array:
     """Logits (N, num_classes) of each image's view 0 by the fold that has not seen it."""
     logits = np.empty((len(folds), coefficients.shape[-1]))
-    for fold, own in enumerate(coefficients):
+    for fold in range(coefficients.shape[1]):
         chosen = np.flatnonzero(folds == fold)  # view 0 comes first in `rows`
-        logits[chosen] = rows[chosen] @ own[:-1] + own[-1]
+        logits[chosen] = rows[chosen] @ coefficients[:-1, fold] + coefficients[-1, fold]
     return logits
 
 
@@ -200,12 +191,28 @@ def rotate(features: NDArray[Any], groups: NDArray[np.integer[Any]] | None = Non
     raw = np.asarray(features, np.float64)
     mean, scale = raw.mean(axis=0), measure_scale(raw.std(axis=0), groups)
     rows = (raw - mean) / scale
-    wide = rows.shape[1] > rows.shape[0]
-    variances, vectors = eigh(rows @ rows.T if wide else rows.T @ rows, driver="evd", check_finite=False)
+    basis = None
+    if min(rows.shape) > MAX_EXACT:
+        basis = find_range(rows.astype(np.float32), NUM_AXES).astype(np.float64)
+    kept = rows if basis is None else rows @ basis
+    wide = kept.shape[1] > kept.shape[0]
+    variances, vectors = eigh(kept @ kept.T if wide else kept.T @ kept, driver="evd", check_finite=False)
     chosen = variances > RANK * variances[-1]
     variances, vectors = variances[chosen], vectors[:, chosen]
-    axes = rows.T @ vectors / np.sqrt(variances) if wide else vectors
-    return Rotation(mean, scale, axes, variances / len(rows)), rows @ axes
+    deviations = np.sqrt(variances)
+    axes = (kept.T, vectors / deviations) if wide else (vectors,) if basis is None else (basis, vectors)
+    return Rotation(mean, scale, axes, variances / len(rows)), vectors * deviations if wide else kept @ vectors
+
+
+def find_range(rows: Reals, num_axes: int) -> Reals:
+    """Orthonormal columns (num_features, num_axes) that hold nearly all of the variance of rows (n, num_features).
+
+    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53, 2011, algorithm 4.4.
+    """
+    basis = np.random.default_rng(0).standard_normal((rows.shape[1], num_axes)).astype(rows.dtype)
+    for _ in range(2):
+        basis = qr(rows.T @ (rows @ basis), mode="economic", overwrite_a=True, check_finite=False)[0]
+    return np.asarray(basis)
 
 
 def measure_scale(deviations: Array, groups: NDArray[np.integer[Any]] | None = None) -> Array:
@@ -225,31 +232,36 @@ def measure_scale(deviations: Array, groups: NDArray[np.integer[Any]] | None = N
 def loss_and_gradient(
     coefficients: Array, rows: Reals, targets: Array, weights: Array, strength: float
 ) -> tuple[float, Array]:
-    """The objective and its gradient (r + 1, num_classes); the last row of `coefficients` is the bias.
+    """The sum of the objectives of G heads and its gradient (r + 1, G, num_classes); the last row is the bias.
 
-    rows: (n, r), float32 or float64, in which the two products are computed; targets: (n, num_classes), one-hot; weights: (n,).
+    coefficients: (r + 1, G, num_classes); rows: (n, r), float32 or float64, in which the two products are computed; targets:
+    (n, num_classes), one-hot; weights: (G, n), of each row for each head.
     """
     kernel, bias = coefficients[:-1], coefficients[-1]
-    logits = np.asarray(rows @ kernel.astype(rows.dtype), np.float64) + bias
-    logits -= logits.max(axis=1, keepdims=True)
+    flat = kernel.reshape(len(kernel), -1).astype(rows.dtype)
+    logits = np.asarray(rows @ flat, np.float64).reshape(len(rows), *bias.shape) + bias
+    logits -= logits.max(axis=-1, keepdims=True)
     powers = np.exp(logits)
-    sums = powers.sum(axis=1, keepdims=True)
-    share = weights / weights.sum()
-    value = share @ (np.log(sums[:, 0]) - (logits * targets).sum(axis=1)) + strength / 2 * (kernel * kernel).sum()
-    errors = (powers / sums - targets) * share[:, None]
+    sums = powers.sum(axis=-1, keepdims=True)
+    share = (weights / weights.sum(axis=1, keepdims=True)).T
+    losses = np.log(sums[..., 0]) - np.einsum("ngc,nc->ng", logits, targets)
+    errors = (powers / sums - targets[:, None]) * share[..., None]
     gradient = np.empty_like(coefficients)
-    gradient[:-1] = rows.T @ errors.astype(rows.dtype) + strength * kernel
+    gradient[:-1] = (rows.T @ errors.reshape(len(rows), -1).astype(rows.dtype)).reshape(
+        kernel.shape
+    ) + strength * kernel
     gradient[-1] = errors.sum(axis=0)
-    return float(value), gradient
+    return float((share * losses).sum() + strength / 2 * np.vdot(kernel, kernel)), gradient
 
 
 def _fit(
     rows: Reals, targets: Array, weights: Array, variances: Array, strength: float, start: Array, tolerance: float
 ) -> Array:
-    """The optimum, (r + 1, num_classes), from `start`."""
-    chances = softmax(rows @ start[:-1].astype(rows.dtype) + start[-1], axis=1)
+    """The optima of all heads, (r + 1, G, num_classes), from `start`."""
+    flat = start[:-1].reshape(len(variances), -1).astype(rows.dtype)
+    chances = softmax((rows @ flat).reshape(len(rows), *start.shape[1:]) + start[-1], axis=-1)
     curvature = float((chances * (1 - chances)).mean())
-    measure = 1 / np.sqrt(np.append(curvature * variances + strength, curvature + 1e-6))[:, None]
+    measure = 1 / np.sqrt(np.append(curvature * variances + strength, curvature + 1e-6))[:, None, None]
 
     def objective(flat: Array) -> tuple[float, Array]:
         value, gradient = loss_and_gradient(flat.reshape(start.shape) * measure, rows, targets, weights, strength)

@@ -141,26 +141,25 @@ class Choice:
 def choose(
     labels: NDArray[np.int32], heads: Mapping[str, CrossFit], trials: Sequence[CrossFit], mirrored: Sequence[bool]
 ) -> Choice:
-    """The mixture of the best trial's tails and the better linear head with the lowest out-of-fold log loss.
+    """The mixture of one trial's tails and the better linear head with the lowest out-of-fold log loss.
 
     heads: by what they see; mirrored: which of with and without the mirror image may be chosen.
     """
-    found = []
+    found: list[tuple[float, bool, float, str, CrossFit | None, CrossFit | None, Floats]] = []
+    every: Sequence[CrossFit | None] = trials or [None]
     for with_mirror in mirrored:
 
         def loss_of(each: CrossFit, with_mirror: bool = with_mirror) -> float:
             return log_loss(labels, each.answers(with_mirror))
 
         sees = min(heads, key=lambda kind: loss_of(heads[kind]), default="last")
-        head, best = heads.get(sees), min(trials, key=loss_of, default=None)
-        shares = (0.0,) if best is None else (1.0,) if head is None else SHARES
-        for share in shares:
-            mixed = np.zeros((len(labels), (head or trials[0]).plain.shape[1]))
-            if head is not None:
-                mixed = mixed + (1 - share) * head.answers(with_mirror)
-            if best is not None:
-                mixed = mixed + share * best.answers(with_mirror)
-            found.append((log_loss(labels, mixed), with_mirror, float(share), sees, head, best, mixed))
+        head = heads.get(sees)
+        for trial in every:
+            # Mixed first, judged then: sure tails may add more to a head than to themselves.
+            for share in (0.0,) if trial is None else (1.0,) if head is None else SHARES:
+                parts = [(1 - share, head), (share, trial)]
+                mixed = np.sum([part * each.answers(with_mirror) for part, each in parts if each is not None], axis=0)
+                found.append((log_loss(labels, mixed), with_mirror, float(share), sees, head, trial, mixed))
     _, with_mirror, share, sees, head, best, mixed = min(found, key=lambda item: item[:3])
     # A linear head's L2 is chosen by log loss already: a temperature only harms
     # (docs/decisions/0013-linear-heads.md).
