@@ -1,6 +1,6 @@
 # Two commands: `make run` (environment, then the whole line, then a short table) and `make test`.
 #   PYTHON=python3.12  the interpreter to build the environment from (3.11 to 3.13)
-#   GPU=1              TensorFlow with CUDA (Linux);  EXTRA=jax|tfds|ray  one of the other locked extras
+#   GPU=1              TensorFlow with CUDA (Linux);  EXTRA=jax|tfds|ray|lite  one of the other locked extras
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run env test lint format lock deps ui
@@ -59,7 +59,7 @@ COMPILE = uv pip compile --quiet --universal --fork-strategy fewest --python-ver
 lock: env
 	@$(COMPILE) $(UPGRADE) locks/uv.in -o locks/uv.txt
 	@$(COMPILE) $(UPGRADE) pyproject.toml --extra dev -o locks/dev.txt
-	@for extra in gpu jax tfds ray; do \
+	@for extra in gpu jax tfds ray lite; do \
 	    $(COMPILE) $(UPGRADE) pyproject.toml --extra dev --extra $$extra -c locks/dev.txt -o locks/$$extra.txt || exit 1; \
 	done
 	@$(MAKE) --no-print-directory deps

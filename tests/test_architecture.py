@@ -317,7 +317,7 @@ def test_every_imported_library_is_declared():
                 assert name in declared or (name in extras and optional), f"{path}:{line}: {library} is not declared"
 
 
-@pytest.mark.parametrize("extra", ["gpu", "jax", "tfds", "ray"])
+@pytest.mark.parametrize("extra", ["gpu", "jax", "tfds", "ray", "lite"])
 def test_an_extra_changes_no_version_of_the_base(extra):
     base, more = (locked_versions(ROOT / "locks" / f"{name}.txt") for name in ("dev", extra))
     assert {name: more.get(name) for name in base} == base

@@ -33,6 +33,7 @@ NAMES = [
     "ResNet50V2",
     "DenseNet121",
     "EfficientNetB0",
+    "EfficientNetLite0",
     "EfficientNetV2B0",
     "ConvNeXtTiny",
 ]
@@ -171,7 +172,15 @@ def test_scaling_is_that_of_keras(name, module):
     ("name", "size", "options", "giga"),
     # Multiply-adds x 2. Sandler et al. 2018 (300 M) without the top's 1.3 M; Szegedy et al. 2016 as counted by
     # torchvision (5.71 G); He et al. 2016 as counted by Bianco et al. 2018 (3.87 G).
-    [("MobileNetV2", 224, {}, 0.598), ("InceptionV3", 299, {}, 11.42), ("ResNet50", 224, {}, 7.73)],
+    [
+        ("MobileNetV2", 224, {}, 0.598),
+        ("InceptionV3", 299, {}, 11.42),
+        ("ResNet50", 224, {}, 7.73),
+        # Of the release of EfficientNet-Lite, in multiply-adds: 407, 631 and 899 M, its top's 1.3 M included.
+        ("EfficientNetLite0", 224, {}, 0.811),
+        ("EfficientNetLite1", 240, {}, 1.259),
+        ("EfficientNetLite2", 260, {}, 1.795),
+    ],
 )
 def test_flops_are_the_published_ones(name, size, options, giga):
     cost = flops_of(build_base(name, size, options=options))

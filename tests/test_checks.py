@@ -7,7 +7,8 @@ import zipfile
 
 import pytest
 
-from frostline.files import save_json
+from frostline.errors import Refused
+from frostline.files import mark_complete, save_json
 from frostline.params import parse_params
 from frostline.planning import checks
 from frostline.planning.checks import find_problems
@@ -38,6 +39,19 @@ def test_the_default_has_no_problem(params_document, root):
     assert find_problems(params_document, root) == []
 
 
+def test_a_package_must_be_here_until_its_weights_are_fetched(params_document, tmp_path, monkeypatch):
+    def find_package(name):
+        raise Refused("base.weights: the package is not installed: make env")
+
+    monkeypatch.setattr(checks, "find_package", find_package)
+    base = {"base__name": "EfficientNetLite0", "base__options": {}, "base__weights": "package"}
+    document = changed(params_document, **base)
+    assert find_problems(document, tmp_path) == ["base.weights: the package is not installed: make env"]
+    save_json(tmp_path / "data/base/card.json", {"name": "EfficientNetLite0", "weights": "package"})
+    mark_complete(tmp_path / "data/base")
+    assert find_problems(document, tmp_path) == []
+
+
 def test_problems_of_schema_and_beyond_are_found_at_once(params_document, root):
     document = changed(
         params_document,
@@ -66,6 +80,11 @@ def test_problems_of_schema_and_beyond_are_found_at_once(params_document, root):
         ({"base__options": {"alpha": "big"}}, ["base.options.alpha: MobileNetV2 takes a number", "'big'"]),
         ({"base__options": {"alpha": 0.5}}, ["bundled weights need {'alpha': 0.35}", "0.5"]),
         ({"base__name": "InceptionV3", "base__options": {}}, ["bundled weights are those of MobileNetV2"]),
+        ({"base__weights": "package"}, ["no package is known", "weights of MobileNetV2", "EfficientNetLite0"]),
+        (
+            {"base__name": "EfficientNetLite0", "base__options": {}, "base__weights": "imagenet"},
+            ["Keras has no weights of EfficientNetLite0", "set base.weights to package"],
+        ),
         ({"base__output_layer": "block_13"}, ["base.output_layer", "no cut of MobileNetV2", "did you mean block_1"]),
         ({"tune__space__unfrozen_blocks": [0, 99]}, ["tune.space.unfrozen_blocks", "given was 99", "frostline blocks"]),
         ({"fetch__source": "genrated"}, ["fetch.source", "did you mean generated?"]),

@@ -70,3 +70,11 @@ def test_edits_are_kept_until_forced(project, run_cli):
     # From one preset to the next no force is needed, and nothing of the first is left.
     assert run_cli("use", "default", "--base", "MobileNetV2", "--weights", "random").code == 0
     assert load_params(project / "params.yaml").tune.num_trials == 16
+
+
+def test_another_base_takes_the_weights_that_are_to_be_had_for_it(project, run_cli):
+    for base, weights in (("EfficientNetLite0", "package"), ("ResNet50", "imagenet")):
+        answer = run_cli("use", "default", "--base", base)
+        assert answer.code == 0, answer.err
+        params = load_params(project / "params.yaml")
+        assert (params.base.name, params.base.weights, params.base.options) == (base, weights, {})

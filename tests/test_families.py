@@ -7,14 +7,15 @@ import sys
 import pytest
 
 from frostline.bases.families import FAMILIES, check_base, cuts_of
+from frostline.bases.lite import SCALES
 from frostline.errors import Refused
 
 
-def test_every_family_of_keras_applications_is_in_the_table():
+def test_every_family_of_keras_applications_is_in_the_table_and_those_built_here():
     import keras
 
     names = {name for name, _ in inspect.getmembers(keras.applications, inspect.isfunction)}
-    assert names == set(FAMILIES)
+    assert names | set(SCALES) == set(FAMILIES)
 
 
 def test_the_cuts_are_the_blocks_of_the_published_networks():
@@ -30,7 +31,11 @@ def test_a_family_without_a_useful_cut_says_why():
 
 
 def test_only_families_with_real_weights_tried_are_marked_so():
-    assert {family.name for family in FAMILIES.values() if family.tried} == {"InceptionV3", "MobileNetV2"}
+    assert {family.name for family in FAMILIES.values() if family.tried} == {
+        "InceptionV3",
+        "MobileNetV2",
+        *SCALES,
+    }
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ def test_only_families_with_real_weights_tried_are_marked_so():
         ),
         ("ResNet50", 96, {"alpha": 0.5}, "allowed: none"),
         ("InceptionV3", 64, {}, "at least 75 px; given was 64"),
-        ("custom", 64, {"scaling": "tg"}, "tf, caffe, torch, none"),
+        ("custom", 64, {"scaling": "tg"}, "tf, caffe, torch, lite, none"),
     ],
 )
 def test_what_a_family_does_not_take_is_refused_with_what_it_takes(name, size, options, words):

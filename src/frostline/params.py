@@ -77,9 +77,9 @@ class Fetch(Section):
 class Base(Section):
     """The pre-trained network and where its weights come from."""
 
-    # A family of keras.applications, or `custom` for a `.keras` model of one's own.
+    # A family that `frostline blocks` lists, or `custom` for a `.keras` model of one's own.
     name: str
-    # `bundled`, `imagenet`, `random`, or the path of a `.weights.h5`, a legacy `.h5` or a `.keras` file.
+    # `package`, `bundled`, `imagenet`, `random`, or the path of a `.weights.h5`, a legacy `.h5` or a `.keras` file.
     weights: str
     image_size: Annotated[int, Field(ge=32, le=1024)]
     # The layer whose output the head sits on; null means the base's own last layer.

@@ -12,6 +12,7 @@ from frostline import params
 from frostline.bases.custom import choose_cuts, load_custom
 from frostline.bases.families import CUSTOM, FAMILIES, Scaling, check_base, cuts_of
 from frostline.bases.graph import find_crossings, is_feature_map, name_operations, safe_name
+from frostline.bases.networks import build_network
 from frostline.bases.weights import load_weights
 from frostline.devices import keras
 from frostline.errors import Refused
@@ -69,8 +70,7 @@ def build_base(
         scaling, wanted = options.get("scaling", "none"), choose_cuts(model)
     else:
         with drawn_from(seed):
-            application = getattr(keras.applications, name)
-            whole = application(include_top=False, weights=None, input_shape=(image_size, image_size, 3), **options)
+            whole = build_network(name, image_size, options)
         model = truncate(whole, output_layer)
         if weights is not None:
             reached = {id(layer) for layer in model.layers}

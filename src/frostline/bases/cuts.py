@@ -28,6 +28,8 @@ def scale_pixels(pixels: Any, scaling: Scaling) -> Any:
             scale = [1 / (255 * deviation) for deviation in DEVIATION]
             offset = [-mean / deviation for mean, deviation in zip(MEAN_1, DEVIATION, strict=True)]
             return layers.Rescaling(scale, offset=offset, name="scaling", dtype="float32")(pixels)
+        case "lite":
+            return layers.Rescaling(1 / 128, offset=-127 / 128, name="scaling", dtype="float32")(pixels)
         case "caffe":
             centred = layers.Rescaling(1.0, offset=[-mean for mean in MEAN_255], name="scaling", dtype="float32")(
                 pixels

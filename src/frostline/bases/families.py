@@ -1,4 +1,4 @@
-"""The families of `keras.applications`: scaling, sizes, constructor options, and where each can be cut."""
+"""The families of `keras.applications`, and EfficientNet-Lite: scaling, sizes, constructor options, and where each can be cut."""
 
 import json
 import math
@@ -8,9 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from frostline.bases.lite import blocks_of, round_to_8
 from frostline.errors import Refused, nearest
 
-Scaling = Literal["tf", "caffe", "torch", "none"]
+Scaling = Literal["tf", "caffe", "torch", "lite", "none"]
 
 # The base that comes with the package: `card.json` and the weights file that it names.
 BUNDLED_BASE = Path(__file__).parent / "bundled"
@@ -25,7 +26,8 @@ _NASNET = "each NASNet cell reads the two cells before it, so that no single ten
 class Family:
     """What is known about a base without building it.
 
-    scaling: how it wants its pixels ("tf" -1..1, "caffe" BGR minus mean, "torch" standardised, "none" scales inside);
+    scaling: how it wants its pixels ("tf" -1..1, "caffe" BGR minus mean, "torch" standardised,
+    "lite" (x - 127) / 128, "none" scales inside);
     min_size, default_size: image side in pixels; options: constructor options that may be set, with their types;
     tried: was it used with real weights; head_only_reason: why it cannot be cut, or None.
     """
@@ -91,8 +93,8 @@ _V3_LARGE_BLOCKS = (
 
 def _mobilenet_v2(options: Mapping[str, Any]) -> tuple[str, ...]:
     alpha = options.get("alpha", 1.0)
-    widths = [(_round_to_8(int(channels * alpha)), stride) for channels, stride in _V2_BLOCKS]
-    sums = _residual_sums(_round_to_8(32 * alpha), widths)
+    widths = [(round_to_8(int(channels * alpha)), stride) for channels, stride in _V2_BLOCKS]
+    sums = _residual_sums(round_to_8(32 * alpha), widths)
     names = ["expanded_conv", *(f"block_{block}" for block in range(1, len(sums)))]
     ends = (f"{name}_{'add' if has_sum else 'project_BN'}" for name, has_sum in zip(names, sums, strict=True))
     return ("Conv1_relu", *ends, "out_relu")
@@ -103,7 +105,7 @@ def _mobilenet_v3(
 ) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
     def cuts(options: Mapping[str, Any]) -> tuple[str, ...]:
         alpha = options.get("alpha", 1.0)
-        sums = _residual_sums(16, [(_round_to_8(channels * alpha), stride) for channels, stride in blocks])
+        sums = _residual_sums(16, [(round_to_8(channels * alpha), stride) for channels, stride in blocks])
         names = ["expanded_conv", *(f"expanded_conv_{block}" for block in range(1, len(sums)))]
         ends = (f"{name}_{'add' if has_sum else 'project_bn'}" for name, has_sum in zip(names, sums, strict=True))
         if options.get("minimalistic", False):
@@ -117,12 +119,6 @@ def _residual_sums(channels: int, blocks: Sequence[tuple[int, int]]) -> list[boo
     """Has each block a residual sum: only where it keeps the size of the map and the number of channels."""
     before = [channels, *(width for width, _ in blocks[:-1])]
     return [stride == 1 and width == given for (width, stride), given in zip(blocks, before, strict=True)]
-
-
-def _round_to_8(channels: float) -> int:
-    # keras.applications.mobilenet_v2._make_divisible: the nearest multiple of 8, not more than 10 % below.
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def _resnet(*blocks: int) -> tuple[str, ...]:
@@ -151,6 +147,10 @@ def _efficientnet(depth: float) -> tuple[str, ...]:
         letters = _letters(math.ceil(depth * repeats))
         names += [f"block{stage}{letter}_{'project_bn' if letter == 'a' else 'add'}" for letter in letters]
     return (*names, "top_activation")
+
+
+def _efficientnet_lite(name: str) -> tuple[str, ...]:
+    return ("stem_activation", *(block.end for block in blocks_of(name)), "top_activation")
 
 
 def _efficientnet_v2(first: str, *repeats: int) -> tuple[str, ...]:
@@ -221,6 +221,9 @@ _TABLE = (
     _family("EfficientNetB5", "none", _efficientnet(2.2), 456),
     _family("EfficientNetB6", "none", _efficientnet(2.6), 528),
     _family("EfficientNetB7", "none", _efficientnet(3.1), 600),
+    _family("EfficientNetLite0", "lite", _efficientnet_lite("EfficientNetLite0"), tried=True),
+    _family("EfficientNetLite1", "lite", _efficientnet_lite("EfficientNetLite1"), 240, tried=True),
+    _family("EfficientNetLite2", "lite", _efficientnet_lite("EfficientNetLite2"), 260, tried=True),
     _family("EfficientNetV2B0", "none", _efficientnet_v2("block1a_project_activation", 1, 2, 2, 3, 5, 8)),
     _family("EfficientNetV2B1", "none", _efficientnet_v2("block1a_project_activation", 2, 3, 3, 4, 6, 9), 240),
     _family("EfficientNetV2B2", "none", _efficientnet_v2("block1a_project_activation", 2, 3, 3, 4, 6, 10), 260),

@@ -9,6 +9,7 @@ from typing import Any
 
 from frostline import params
 from frostline.bases.families import BUNDLED_BASE, CUSTOM, check_base
+from frostline.bases.packages import PACKAGES, save_package
 from frostline.errors import Refused, first_line, some
 from frostline.files import load_json, mark_complete, replacing, save_json, sha256_of
 from frostline.process import project_root
@@ -19,7 +20,7 @@ SUFFIXES = (".weights.h5", ".h5", ".keras")
 def fetch_weights(base: params.Base, folder: Path, seed: int) -> None:
     """Writes `folder`: the weights file, `card.json` with its sha256, and the marker.
 
-    `base.weights` is `bundled`, `imagenet`, `random` or a file. Raises Refused where it is none of these, or where the
+    `base.weights` is `package`, `bundled`, `imagenet`, `random` or a file. Raises Refused where it is none of these, or where the
     bundled base is another architecture than `base.name` and `base.options` say.
     """
     check_base(base.name, base.image_size, base.options)
@@ -36,10 +37,12 @@ def fetch_weights(base: params.Base, folder: Path, seed: int) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     match base.weights:
-        case "random" | "bundled" | "imagenet" if base.name == CUSTOM:
+        case "random" | "package" | "bundled" | "imagenet" if base.name == CUSTOM:
             raise Refused(f"base.weights: a custom base is the path of a .keras file; given was {base.weights!r}.")
         case "random":
             card |= {"source": "drawn from the seed; not pre-trained", "licence": "none"}
+        case "package":
+            card |= _convert_package(base, folder)
         case "bundled":
             card |= _copy_bundled(base, folder)
         case "imagenet":
@@ -89,12 +92,23 @@ def _classes_in(config: Any) -> Iterator[tuple[str, str]]:
             yield from _classes_in(value)
 
 
+def _convert_package(base: params.Base, folder: Path) -> dict[str, Any]:
+    save_package(base.name, folder / "base.weights.h5")
+    package = PACKAGES[base.name]
+    return {
+        "file": "base.weights.h5",
+        "source": package.source,
+        "licence": package.licence,
+        "package": {"name": package.name, "version": package.version, "file": package.file, "sha256": package.sha256},
+    }
+
+
 def _copy_bundled(base: params.Base, folder: Path) -> dict[str, Any]:
     card = load_json(BUNDLED_BASE / "card.json")
     if (card["name"], card["options"]) != (base.name, dict(base.options)):
         raise Refused(
             f"The bundled base is {card['name']} with options {card['options']}; base.name is {base.name} with "
-            f"{dict(base.options)}. Set both alike, or give base.weights as imagenet, random or a file."
+            f"{dict(base.options)}. Set both alike, or give base.weights as package, imagenet, random or a file."
         )
     _copy(BUNDLED_BASE / card["file"], folder / card["file"])
     if sha256_of(folder / card["file"]) != card["sha256"]:
@@ -108,7 +122,7 @@ def _copy_file(base: params.Base, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Refused(
             f"base.weights: there is no file {base.weights!r}. "
-            f"Allowed are bundled, imagenet, random, or a file ending in {', '.join(SUFFIXES)}."
+            f"Allowed are package, bundled, imagenet, random, or a file ending in {', '.join(SUFFIXES)}."
         )
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
@@ -137,13 +151,12 @@ def _known_facts(path: Path, base: params.Base) -> dict[str, Any]:
 
 
 def _download(base: params.Base, folder: Path) -> dict[str, Any]:
-    from frostline.devices import keras
+    if base.name in PACKAGES:
+        raise Refused(f"base.weights: Keras has no weights of {base.name}. Set base.weights to package.")
+    from frostline.bases.networks import build_network
 
-    size = base.image_size
     try:
-        model = getattr(keras.applications, base.name)(
-            include_top=False, weights="imagenet", input_shape=(size, size, 3), **base.options
-        )
+        model = build_network(base.name, base.image_size, base.options, weights="imagenet")
     except Exception as error:  # Keras raises bare Exception where a download fails
         raise Refused(
             f"base.weights: the ImageNet weights of {base.name} could not be had: {first_line(error)}"

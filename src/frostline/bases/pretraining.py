@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from frostline import __version__
 from frostline.arrays import load_array, load_split, save_array
+from frostline.bases import networks
 from frostline.bases.cuts import scale_pixels
 from frostline.bases.families import FAMILIES, check_base
 from frostline.devices import describe_device, keras
@@ -204,10 +205,9 @@ class Progress:
 
 
 def build_stock(recipe: Recipe, size: int | None) -> keras.Model:
-    """The architecture as `keras.applications` builds it, without top and weights; `size` None leaves the sides open."""
+    """The architecture as its family has it, without top and weights; `size` None leaves the sides open."""
     check_base(recipe.architecture, size or recipe.image_size, recipe.options)
-    constructor = getattr(keras.applications, recipe.architecture)
-    return constructor(include_top=False, weights=None, input_shape=(size, size, 3), **recipe.options)
+    return networks.build_network(recipe.architecture, size, recipe.options)
 
 
 def build_network(recipe: Recipe, num_classes: int) -> tuple[keras.Model, keras.Model]:

@@ -26,7 +26,7 @@ EVERY = 10.0  # seconds between two lines of progress
     "--out", type=click.Path(path_type=Path), required=True, help="New folder for base.weights.h5 and card.json."
 )
 @click.option(
-    "--base", "architecture", default="MobileNetV2", show_default=True, help="A family of keras.applications."
+    "--base", "architecture", default="MobileNetV2", show_default=True, help="A family that `frostline blocks` lists."
 )
 @click.option("--option", "options", multiple=True, help="Constructor option of the family, for instance alpha=0.35.")
 @click.option("--image-size", default=96, show_default=True, help="Side of the images in pixels.")

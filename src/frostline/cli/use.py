@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.argument("preset", required=False)
 @click.option("--data", metavar="DIR", help="A folder or archive with the images, instead of the preset's source.")
-@click.option("--weights", metavar="FILE", help="A weights file, or random; instead of the preset's weights.")
+@click.option("--weights", metavar="FILE", help="A weights file, package or random; instead of the preset's weights.")
 @click.option("--base", metavar="NAME", help="Another base, whole and with its own options.")
 @click.option("--force", is_flag=True, help="Overwrite edits of params.yaml.")
 def command(preset: str | None, data: str | None, weights: str | None, base: str | None, force: bool) -> None:
@@ -16,6 +16,7 @@ def command(preset: str | None, data: str | None, weights: str | None, base: str
 
     Without PRESET, list the presets. Refused where it would overwrite edits of yours, or where the result could not run.
     """
+    from frostline.bases.packages import PACKAGES
     from frostline.cli.presets import DEFAULT, apply_settings, list_presets, load_preset, write_params
     from frostline.errors import Refused
     from frostline.params import list_problems, parse_document
@@ -33,7 +34,7 @@ def command(preset: str | None, data: str | None, weights: str | None, base: str
     settings = dict(chosen.settings)
     if base is not None:
         # The bundled weights fit no other base.
-        weights = weights or settings.get("base.weights", "imagenet")
+        weights = weights or settings.get("base.weights", "package" if base in PACKAGES else "imagenet")
         settings |= {"base.name": base, "base.options": {}, "base.output_layer": None}
     if data is not None:
         settings["fetch.source"] = _place(data, root)

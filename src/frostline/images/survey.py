@@ -15,7 +15,7 @@ from frostline.params import Base, Fetch
 SOURCE_FILE = "data/source.json"
 # Kept from run to run: path -> [size, time of change, time of the entry's change, sha256].
 MEMORY = Path(".frostline/survey.json")
-WEIGHTS = ("bundled", "imagenet", "random")
+WEIGHTS = ("package", "bundled", "imagenet", "random")
 
 Memory = dict[str, list[Any]]
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from frostline.bases.families import BUNDLED_BASE, CUSTOM, FAMILIES, base_problems, cuts_of
 from frostline.bases.files import check_custom_file
+from frostline.bases.packages import PACKAGES, find_package
 from frostline.errors import Refused, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.sources import Generated, source_of
@@ -204,7 +205,8 @@ def _was_fetched(fetch: Fetch, folder: Path) -> bool:
 
 def _base_was_fetched(base: Base, folder: Path) -> bool:
     card = _record(folder, "card.json") if _record(folder, COMPLETE) else {}
-    return card.get("name") == base.name and card.get("source") == Path(base.weights).name
+    came = card.get("weights") if base.weights == "package" else card.get("source")
+    return card.get("name") == base.name and came == Path(base.weights).name
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:
@@ -221,6 +223,10 @@ def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
         return [f"base.weights: a custom base is a .keras file; given was {weights!r}"]
     if weights == "bundled":
         return _bundled_problems(base)
+    if weights == "package" and not fetched:
+        return _package_problems(base)
+    if weights == "imagenet" and base.name in PACKAGES:
+        return [f"base.weights: Keras has no weights of {base.name}, a package has: set base.weights to package"]
     if weights in WEIGHTS:
         return []
     try:
@@ -239,6 +245,14 @@ def _weights_problems(base: Base, root: Path, fetched: bool) -> list[str]:
             return [str(refusal)]
     if path.suffix not in (".h5", ".keras"):
         return [f"base.weights: {weights!r} ends in neither .weights.h5, .h5 nor .keras"]
+    return []
+
+
+def _package_problems(base: Base) -> list[str]:
+    try:
+        find_package(base.name)
+    except Refused as refusal:
+        return [str(refusal)]
     return []
 
 
