@@ -11,6 +11,7 @@ from frostline.errors import Refused
 COMMANDS: dict[str, str] = {
     "use": "Set params.yaml from a preset; without a name, list the presets.",
     "check": "Read params.yaml and name every problem in it.",
+    "screen": "Judge bases and sizes on a sample of your images.",
     "plan": "What each stage will store and take, before anything runs.",
     "doctor": "What works here, what does not, and what to do.",
     "mend": "Bring mlflow.db to this MLflow and to this place; with a backup.",

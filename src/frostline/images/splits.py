@@ -64,8 +64,7 @@ def draw_splits(
         members[group].append(index)
     # The file's own hash: neither its name nor the size that it is resized to may move it.
     points = {
-        group: min(derive_seed(seed, "split", records[index].sha256) for index in indices) / 2**31
-        for group, indices in members.items()
+        group: min(draw_point(records[index].sha256, seed) for index in indices) for group, indices in members.items()
     }
     intervals, start = {}, 0.0
     for split, share in shares.items():
@@ -83,6 +82,11 @@ def draw_splits(
         }
         _balance(assigned, {group: weight for group, weight in weights.items() if weight}, points, intervals)
     return [assigned[group] for group in groups.tolist()]
+
+
+def draw_point(sha256: str, seed: int) -> float:
+    """Where a file falls in [0, 1), of which `test` takes the lower end."""
+    return derive_seed(seed, "split", sha256) / 2**31
 
 
 def _balance(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from frostline.arrays import load_array
 from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, require_complete
-from frostline.images.folders import read_layout
+from frostline.images.folders import Layout, read_layout
 from frostline.images.sources import count_layout, source_of
 from frostline.params import Params
 from frostline.planning.storage import list_depths
@@ -121,17 +121,20 @@ def _raw(params: Params) -> bool:
     return marker.is_file() and bool(load_json(marker).get("source") == params.fetch.source)
 
 
+def find_images(params: Params, work: Path, number: int) -> Layout:
+    """The images that params ask for, where they are, or about `number` where they are drawn, below `work`."""
+    if _raw(params):
+        return read_layout(Path(params.paths.raw))
+    return source_of(params.fetch).sample(work / "drawn", number, params.base.image_size, params.seed)
+
+
 def measure_images(params: Params, work: Path) -> tuple[NDArray[np.uint8], float, float]:
     """Some decoded images, and the seconds per file and per view on one core."""
     from frostline.images.shards import decode_shards
     from frostline.images.transforms import build_transforms
     from frostline.images.views import make_views
 
-    size = params.base.image_size
-    if _raw(params):
-        entries = read_layout(Path(params.paths.raw)).entries
-    else:
-        entries = source_of(params.fetch).sample(work / "drawn", SAMPLE, size, params.seed).entries
+    size, entries = params.base.image_size, find_images(params, work, SAMPLE).entries
     chosen = [entries[place] for place in np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int)]
     decode_shards(chosen[:4], params.prepare, size, work / "first", 1)
     with timed() as decoded:

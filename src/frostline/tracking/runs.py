@@ -137,6 +137,22 @@ def reopen_final_run(store: Store, sha256: str, tags: Mapping[str, str]) -> str 
     return run_id
 
 
+def log_screening(
+    store: Store,
+    name: str,
+    *,
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    artifacts: Sequence[Path],
+) -> str:
+    """The id of a whole run that tells what a screening of bases found."""
+    run_id = _create(store, name, {**tags, "frostline.host": socket.gethostname(), "frostline.kind": "screen"}, {})
+    _log(store, run_id, params=params)
+    close_run(store, run_id, metrics=metrics, artifacts=artifacts)
+    return run_id
+
+
 def log_to_run(
     store: Store,
     run_id: str,
@@ -183,7 +199,8 @@ def close_run(
 
 def list_runs(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
     """Trials and finals as flat records: id, name, kind, state, study, then hparams and metrics; numbers as numbers."""
-    runs = _search(store, f"tags.`frostline.kind` = '{kind}'" if kind else "tags.`frostline.kind` != 'study'")
+    others = " and ".join(f"tags.`frostline.kind` != '{other}'" for other in ("study", "screen"))
+    runs = _search(store, f"tags.`frostline.kind` = '{kind}'" if kind else others)
     studies = {
         run.info.run_id: run.data.tags["frostline.study"] for run in _search(store, "tags.`frostline.kind` = 'study'")
     }
