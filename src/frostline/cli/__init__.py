@@ -9,6 +9,7 @@ from frostline.errors import Refused
 
 # Command -> one line for --help. The command stands in `frostline.cli.<name>` as `command`.
 COMMANDS: dict[str, str] = {
+    "train": "From a folder of images to a registered model.",
     "use": "Set params.yaml from a preset; without a name, list the presets.",
     "check": "Read params.yaml and name every problem in it.",
     "screen": "Judge bases and sizes on a sample of your images.",

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -50,8 +51,8 @@ def load_preset(root: Path, name: str) -> Preset:
     return Preset(name, document["about"], document.get("notes", ""), dict(document["settings"]))
 
 
-def apply_settings(default: str, settings: Mapping[str, Any]) -> str:
-    """The text of `default` with the values of `settings`, its comments kept.
+def apply_settings(default: str, settings: Mapping[str, Any], reasons: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The text of `default` with the values of `settings`, its comments kept but where there is a reason of a setting.
 
     Raises Refused where a setting names a section that the default has not.
     """
@@ -65,19 +66,30 @@ def apply_settings(default: str, settings: Mapping[str, Any]) -> str:
                 raise Refused(f"{name}: params.yaml has no section {parent!r}.")
             section = section[parent]
         section[last] = value
+        if name in reasons:
+            section.yaml_add_eol_comment(reasons[name], last, column=27)
     text = io.StringIO()
     yaml.dump(document, text)
     return text.getvalue()
 
 
 def write_params(root: Path, text: str, preset: str, *, force: bool = False) -> None:
-    """Puts `text` in the place of `params.yaml`.
+    """Puts `text` in the place of `params.yaml`; `force`: without `refuse_edits`."""
+    path = root / "params.yaml"
+    if not force:
+        refuse_edits(root, text)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    save_json(root / MEMORY, {"preset": preset, "sha256": _hash(text)})
 
-    Raises Refused where that would lose edits, unless `force`: where the file is neither what a preset wrote last, nor
-    what the last commit or the default holds.
+
+def refuse_edits(root: Path, text: str = "") -> None:
+    """Raises Refused where another text would lose edits of `params.yaml`.
+
+    That is where it is neither what a preset wrote last, nor what the last commit or the default holds.
     """
     path = root / "params.yaml"
-    if not force and path.is_file():
+    if path.is_file():
         current = path.read_text(encoding="utf-8")
         known = [text, (root / DEFAULT).read_text(encoding="utf-8"), ask_git(root, "show", "HEAD:./params.yaml")[0]]
         if current not in known and _hash(current) != _remembered(root):
@@ -85,9 +97,14 @@ def write_params(root: Path, text: str, preset: str, *, force: bool = False) -> 
                 "params.yaml has edits of yours, which `use` would overwrite. Commit them (git commit params.yaml), or throw "
                 "them away with --force."
             )
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    save_json(root / MEMORY, {"preset": preset, "sha256": _hash(text)})
+
+
+def preset_of(root: Path) -> str | None:
+    """The preset that wrote `params.yaml` as it is now; None where nobody did, or it was edited since."""
+    path, memory = root / "params.yaml", root / MEMORY
+    if not memory.is_file() or _hash(path.read_text(encoding="utf-8")) != _remembered(root):
+        return None
+    return str(load_json(memory)["preset"])
 
 
 def _remembered(root: Path) -> str | None:

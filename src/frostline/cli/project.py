@@ -49,7 +49,7 @@ def open_project(*, write: bool = False) -> Project:
 
 
 def load_file(model: Path) -> "FrostlineModel":
-    """The model in a lone `.keras` file; classes and decoding are those of this workspace."""
+    """The model in a lone `.keras` file; decoding is that of this workspace, and the classes too, unless a list lies beside it."""
     from frostline.files import load_json, sha256_of
     from frostline.params import load_params
     from frostline.serving.model import Card, FrostlineModel
@@ -57,7 +57,9 @@ def load_file(model: Path) -> "FrostlineModel":
     if not model.is_file():
         raise Refused(f"--model {model} does not exist.")
     params = load_params()
-    rules, classes = params.prepare, load_json(Path(params.paths.prepared) / "classes.json")
+    beside = model.with_name("classes.json")
+    rules = params.prepare
+    classes = load_json(beside if beside.is_file() else Path(params.paths.prepared) / "classes.json")
     size = params.base.image_size
     card = Card(tuple(classes), size, rules.resize, rules.min_side, rules.max_megapixels, sha256_of(model), rules.bits)
     return FrostlineModel.from_file(model, card)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import psutil
@@ -20,6 +20,7 @@ from frostline.errors import Refused, redact
 from frostline.params import Base, Params, load_params
 
 if TYPE_CHECKING:
+    from frostline.planning.estimate import Plan
     from frostline.planning.pace import Counts
     from frostline.search.screening import Sample, Screened
 
@@ -68,19 +69,37 @@ def command(
         click.echo("params.yaml: base is the first of the table. Next: dvc repro", err=as_json)
 
 
+class Basics(NamedTuple):
+    """Seconds: to decode a file and to draw a view on one core, to write a byte, and until a stage has loaded its libraries."""
+
+    decode: float
+    augment: float
+    disk: float
+    start: float
+
+
 @dataclass(frozen=True)
 class Screening:
-    """The candidates, best first; `left` were behind on fewer images. plan: seconds of the whole line, by candidate."""
+    """The candidates, best first; `left` were behind on fewer images.
 
+    sample: of the best; basics: by image size.
+    """
+
+    params: Params
     ranked: "list[Screened]"
     left: "list[Screened]"
     sample: "Sample"
-    plan: dict[int, float]
+    counts: "Counts"
+    basics: dict[int, Basics]
     seconds: float
 
     @property
     def best(self) -> "Screened":
         return self.ranked[0]
+
+    def plan(self, found: "Screened", params: Params | None = None) -> "Plan":
+        """The plan of the whole line with a candidate, for other params than those of the screening where they are given."""
+        return plan_of(params or self.params, self.counts, found, self.basics[found.base.image_size])
 
     def rows(self) -> list[dict[str, Any]]:
         """What is said of each, in the ranking's order."""
@@ -93,7 +112,7 @@ class Screening:
                 **each.to_record(),
                 "num_images": len(each.losses),
                 "equal": each in equals,
-                "line_seconds": self.plan[id(each)],
+                "line_seconds": sum(step.seconds for step in self.plan(each).steps),
             }
             for each in [*self.ranked, *self.left]
         ]
@@ -126,10 +145,13 @@ def run_screening(params: Params, candidates: Sequence[str], sizes: Sequence[int
         bases = list_bases(params.base, candidates, sizes)
         mirrored = flips(params.augment)
         ranked, left = race(bases, samples, mirrored=mirrored, seed=params.seed, work=work, report=_report)
-        counts = count_images(params)
-        plan = {id(each): plan_seconds(params, counts, each, work, loaded) for each in [*ranked, *left]}
-        best = samples(ranked[0].base.image_size)
-    return Screening(ranked, left, best.first(len(ranked[0].losses)), plan, time.monotonic() - started)
+        found = {each.base.image_size: each.base for each in (*ranked, *left)}
+        basics = {
+            size: measure_basics(params.model_copy(update={"base": base}), work, loaded) for size, base in found.items()
+        }
+        sample = samples(ranked[0].base.image_size).first(len(ranked[0].losses))
+    seconds = time.monotonic() - started
+    return Screening(params, ranked, left, sample, count_images(params), basics, seconds)
 
 
 def _report(found: "Screened", sample: "Sample") -> None:
@@ -206,31 +228,39 @@ def label_of(base: Base) -> str:
     return f"{base.name}{options}{weights} at {base.image_size} px"
 
 
-def plan_seconds(params: Params, counts: "Counts", found: "Screened", work: Path, start: float) -> float:
-    """About how long the whole line would take: the plan, with a tail's pace from its FLOPs and the prefix's pace."""
+def measure_basics(params: Params, work: Path, start: float) -> Basics:
+    """What does not depend on the base, for images of the params' size; start: seconds until a stage's libraries are loaded."""
+    from frostline.planning.pace import measure_disk, measure_images
+
+    with TemporaryDirectory(dir=work) as folder:
+        _, decode, augment = measure_images(params, Path(folder))
+    return Basics(decode, augment, measure_disk(work), start)
+
+
+def plan_of(params: Params, counts: "Counts", found: "Screened", basics: Basics) -> "Plan":
+    """About what the whole line would store and take: the plan, with a tail's pace from its FLOPs and the prefix's pace."""
     from frostline.bases.cost import flops_of
     from frostline.images.views import POOL_FROM
     from frostline.planning.estimate import make_plan
-    from frostline.planning.pace import Facts, Pace, Tail, measure_disk, measure_images
+    from frostline.planning.pace import Facts, Pace, Tail
     from frostline.planning.storage import list_depths
     from frostline.process import count_cores
 
     params = params.model_copy(update={"base": found.base})
     cuts, flops = found.network.cuts, flops_of(found.network)
-    _, decode, augment = measure_images(params, work / f"pace-{id(found)}")
     depths = [depth for depth in list_depths(params.tune) if depth < len(cuts)]
-    row_bytes = {depth: 2 * math.prod(cuts[depth].shape) for depth in depths}
     prefix = 1 / found.images_per_second
-    # A step back takes about twice as long as the one forward (Hobbhahn and Sevilla, Epoch AI, 2021).
+    # A step takes about three times as long as the way forward alone (Hobbhahn and Sevilla, Epoch AI, 2021).
     tails = {
         depth: Tail(TRACE, 3 * part, part)
         for depth in sorted({0, *depths})
         for part in [prefix * flops["suffix"][depth] / flops["total"]]
     }
-    stages = ("prepare", "augment", "extract", "tune", "refit")
-    pace = Pace(decode, augment, measure_disk(work), dict.fromkeys(stages, start), TRACE, prefix, tails)
+    start = dict.fromkeys(("prepare", "augment", "extract", "tune", "refit"), basics.start)
+    pace = Pace(basics.decode, basics.augment, basics.disk, start, TRACE, prefix, tails)
+    row_bytes = {depth: 2 * math.prod(cuts[depth].shape) for depth in depths}
     facts = Facts(row_bytes, found.column_bytes, flops["prefix"], "float32", "")
-    return sum(step.seconds for step in make_plan(params, counts, facts, pace, count_cores(), POOL_FROM).steps)
+    return make_plan(params, counts, facts, pace, count_cores(), POOL_FROM)
 
 
 def show(screening: Screening) -> None:
@@ -285,6 +315,28 @@ def log_result(params: Params, screening: Screening) -> None:
         tags=lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root),
         artifacts=[OUT / "screen.json", OUT / "screen.png"],
     )
+
+
+def save_first(screening: Screening) -> Path:
+    """The best base with its head on every cut as one model, which answers before anything is searched."""
+    from frostline.files import save_json
+    from frostline.planning.storage import flips
+    from frostline.training.model import Members, build_model, save_model
+
+    best = screening.best
+    members = Members(None, [], None, [best.head.whole], "all", 0.0)
+    model = build_model(
+        best.network,
+        members,
+        pooling="avg",
+        num_classes=len(screening.sample.classes),
+        temperature=1.0,
+        mirrored=flips(screening.params.augment),
+    )
+    OUT.mkdir(parents=True, exist_ok=True)
+    save_json(OUT / "classes.json", list(screening.sample.classes))
+    save_model(model, OUT / "first.keras")
+    return OUT / "first.keras"
 
 
 def apply_choice(best: "Screened") -> None:

@@ -1,0 +1,97 @@
+"""`frostline use photos`: params.yaml for a folder of one's own; not a command, `use` and `train` call it."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from frostline.cli.presets import DEFAULT, apply_settings, refuse_edits, write_params
+from frostline.cli.screen import Screening, label_of, log_result, run_screening, save_first, show
+from frostline.errors import Refused, some
+from frostline.images.sources import count_layout
+from frostline.params import Params, list_problems, load_params, parse_document, parse_params
+from frostline.process import UNFINISHED
+
+if TYPE_CHECKING:
+    from frostline.images.folders import Layout
+    from frostline.planning.estimate import Plan
+
+NAME = "photos"
+DEEPEST = 8  # blocks that are unfrozen at most
+SAMPLE = 1000  # images that bases are judged on
+WIDEST = 12  # classes that are shown one by one
+
+
+def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *, force: bool) -> None:
+    """Looks at the folder, screens bases, and writes params.yaml with a reason behind each value that it chose."""
+    from frostline.planning.defaults import choose_settings
+    from frostline.planning.pace import find_images
+
+    default = (root / DEFAULT).read_text(encoding="utf-8")
+    params = _checked(apply_settings(default, {"fetch.source": data}), root, data)
+    if not force:  # before anything is computed
+        refuse_edits(root)
+    layout = find_images(params, UNFINISHED, 0)
+    for line in describe_folder(layout):
+        click.echo(line)
+    sys.stdout.flush()
+    screening = run_screening(params, candidates, (), SAMPLE)
+    best = screening.best
+    settings: dict[str, Any] = {"fetch.source": data}
+    settings |= {f"base.{name}": value for name, value in best.base.model_dump(mode="json").items()}
+    reasons = {
+        "base.name": f"out of fold {best.accuracy.value:.3f} on {len(best.losses)} images, by `frostline screen`"
+    }
+    for name, setting in choose_settings(len(layout.entries), count_layout(layout)[2]).items():
+        settings[name], reasons[name] = setting.value, setting.reason
+    depth, plan = choose_depth(screening, apply_settings(default, settings), minutes)
+    settings["tune.space.unfrozen_blocks"] = [0, depth]
+    reasons["tune.space.unfrozen_blocks"] = f"the deepest within about {minutes:g} minutes for the whole line"
+    text = apply_settings(default, settings, reasons)
+    _checked(text, root, data)
+    write_params(root, text, NAME, force=True)
+    show(screening)
+    log_result(load_params(), screening)
+    accuracy, model = best.accuracy, save_first(screening)
+    click.echo(
+        f"\nA first answer, a linear head on {label_of(best.base)}: accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, "
+        f"{accuracy.high:.3f}] out of fold.\nIt answers already: frostline predict --model {model} FILES\n"
+    )
+    for step in plan.steps:
+        click.echo(f"plan: {step.stage}: {step.what}, about {step.seconds:.0f} s")
+    click.echo(f"plan: about {sum(step.seconds for step in plan.steps) / 60:.0f} minutes in all")
+
+
+def describe_folder(layout: "Layout") -> list[str]:
+    """What the folder holds, a line each."""
+    counts = Counter(entry.class_name for entry in layout.entries)
+    splits = Counter(entry.split for entry in layout.entries if entry.split)
+    shown = [f"{name} {number}" for name, number in sorted(counts.items(), key=lambda item: item[1])]
+    lines = [f"{len(layout.entries)} images in {len(counts)} classes: {some(shown, WIDEST)}"]
+    if splits:
+        lines.append("own splits: " + ", ".join(f"{name} {number}" for name, number in splits.items()))
+    return [*lines, *(f"note: {note}" for note in layout.notes)]
+
+
+def choose_depth(screening: Screening, text: str, minutes: float) -> "tuple[int, Plan]":
+    """The deepest search whose plan takes at most so many minutes, at least one block, and that plan."""
+    best = screening.best
+    depth = min(DEEPEST, len(best.network.cuts) - 1)
+    while True:
+        params = parse_params(
+            parse_document(apply_settings(text, {"tune.space.unfrozen_blocks": [0, depth]})), "params.yaml"
+        )
+        plan = screening.plan(best, params)
+        if depth <= 1 or sum(step.seconds for step in plan.steps) <= 60 * minutes:
+            return depth, plan
+        depth -= 1
+
+
+def _checked(text: str, root: Path, data: str) -> Params:
+    from frostline.planning.checks import find_problems
+
+    if problems := find_problems(parse_document(text), root):
+        raise Refused(list_problems(f"params.yaml for {data}", problems))
+    return parse_params(parse_document(text), "params.yaml")
