@@ -23,7 +23,7 @@ def photos(project, monkeypatch):  # noqa: F811
         for file in sorted((project / "mine" / name).iterdir())[(12 if number == 0 else 24) :]:
             file.unlink()
     shutil.rmtree(project / "all")
-    monkeypatch.setattr(screen, "list_bases", lambda own, candidates, sizes: bases(candidates))
+    monkeypatch.setattr(screen, "list_bases", lambda _, candidates, __: bases(candidates))
     return project
 
 

@@ -80,7 +80,7 @@ def test_a_base_that_knows_something_leaves_a_drawn_one_behind(raw, tmp_path, mo
     seen = []
     ranked, left = screening.race(
         [drawn, known],
-        lambda size: sample,
+        lambda _: sample,
         mirrored=True,
         seed=7,
         work=tmp_path,
