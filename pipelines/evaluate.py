@@ -1,6 +1,7 @@
 """Stage `evaluate`: final model and test split -> scores with intervals, predictions, images and the model card."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,14 +32,16 @@ def main() -> None:
     search = SearchRecord.from_record(load_json(study / "trials.json"))
 
     labels = np.asarray(test.labels)
-    final = load_network(models / "final.keras", refit.sha256["final"])
-    others = {
-        name: load_network(models / f"{name}.keras", sha256) for name, sha256 in refit.sha256.items() if name != "final"
-    }
+    networks: dict[str, Any] = {}  # by sha256: where no tail had a share, the final model is one of the baselines
+    for name, sha256 in refit.sha256.items():
+        networks.setdefault(sha256, load_network(models / f"{name}.keras", sha256))
+    found = {sha256: predict_probabilities(network, test.images) for sha256, network in networks.items()}
+    final = networks[refit.sha256["final"]]
     predictions, plain, every_cut = (
-        network and Predictions(test.ids, labels, predict_probabilities(network, test.images), class_names, "test")
-        for network in (final, others["baseline"], others.get("every_cut"))
+        Predictions(test.ids, labels, found[refit.sha256[name]], class_names, "test") if name in refit.sha256 else None
+        for name in ("final", "baseline", "every_cut")
     )
+    assert predictions is not None and plain is not None
     evaluation = make_evaluation(
         predictions,
         plain,

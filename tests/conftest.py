@@ -42,10 +42,15 @@ def shared() -> Path:
 
 @pytest.fixture
 def params_document(root: Path):
-    """A fresh copy of what the default params say, to change at will; a user may have changed `params.yaml` itself."""
+    """A fresh copy of what the default params say, to change at will, with the bundled base, the smallest that knows something.
+
+    A user may have changed `params.yaml` itself.
+    """
     from ruamel.yaml import YAML
 
-    return YAML(typ="safe", pure=True).load(root / "presets" / "default.yaml")
+    document = YAML(typ="safe", pure=True).load(root / "presets" / "default.yaml")
+    document["base"] |= {"name": "MobileNetV2", "weights": "bundled", "options": {"alpha": 0.35}}
+    return document
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,12 @@ def load_preset(root: Path, name: str) -> Preset:
     """The preset of that name; raises Refused that names the others where there is none."""
     path = root / FOLDER / f"{name}.yaml"
     if name == "default":
-        return Preset(name, "generated images and the bundled base: runs anywhere, without a download", "", {})
+        return Preset(
+            name,
+            "generated images and EfficientNet-Lite0 with ImageNet weights from its package: runs anywhere, without a download",
+            "",
+            {},
+        )
     if ".." in path.parts or not path.is_file():
         names = sorted(
             file.relative_to(root / FOLDER).with_suffix("").as_posix() for file in (root / FOLDER).rglob("*.yaml")

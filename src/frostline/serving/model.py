@@ -153,10 +153,10 @@ def load_network(path: Path, sha256: str | None, image_size: int | None = None) 
 def predict_probabilities(network: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The probabilities, float32 (num_images, num_classes), in batches of at most 32."""
     parts = []
+    # Every size is compiled anew: of many images even the last batch is filled up.
+    size = next((size for size in BATCH_SIZES if size >= len(images)), BATCH_SIZE)
     for start in range(0, len(images), BATCH_SIZE):
         batch = np.asarray(images[start : start + BATCH_SIZE])
-        # Every other size would be compiled anew.
-        size = next(size for size in BATCH_SIZES if size >= len(batch))
         padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
         with ONE_BATCH:
             answers = network.predict_on_batch(padded)
