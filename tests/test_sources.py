@@ -8,9 +8,12 @@ import struct
 import sys
 import tarfile
 import threading
+import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -455,6 +458,12 @@ class Handler(BaseHTTPRequestHandler):
         if behaviour == "404" or (behaviour == "503 twice" and tries < 2) or behaviour == "503":
             self.send_error(404 if behaviour == "404" else 503)
             return
+        if behaviour.startswith("busy ") and not tries:
+            status_asked, after = behaviour.split(" ", 2)[1:]
+            self.send_response(int(status_asked))
+            self.send_header("Retry-After", after)
+            self.end_headers()
+            return
         if wanted and behaviour != "no ranges" and self.headers.get("If-Range") in (None, '"v1"'):
             start, status = int(wanted.removeprefix("bytes=").removesuffix("-")), 206
         self.send_response(status)
@@ -564,6 +573,29 @@ def test_parts_of_two_files_are_never_joined(
 def test_a_busy_server_is_asked_again(tmp_path: Path, server: Server, good: bytes) -> None:
     server.data, server.behaviour = good, "503 twice"
     assert get(server, tmp_path).read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "low", "high"),
+    [
+        ("busy 429 7", 7, 7),
+        ("busy 503 {in half a minute}", 20, 30),
+        ("busy 503 86400", 60, 60),
+        ("busy 503 soon", 0.01, 0.01),
+        ("busy 503 -5", 0.01, 0.01),
+        ("busy 503 Thu, 01 Jan 1970 00:00:00 GMT", 0.01, 0.01),
+        ("busy 500 7", 0.01, 0.01),
+    ],
+)
+def test_a_busy_server_is_given_the_time_that_it_asks_for(
+    tmp_path: Path, server: Server, good: bytes, monkeypatch: pytest.MonkeyPatch, behaviour: str, low: float, high: float
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    server.data, server.behaviour = good, behaviour.replace("{in half a minute}", soon)
+    assert get(server, tmp_path).read_bytes() == good
+    assert len(waits) == 1 and low <= waits[0] <= high
 
 
 @pytest.mark.parametrize(
