@@ -588,7 +588,13 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, server: Server, good: byte
     ],
 )
 def test_a_busy_server_is_given_the_time_that_it_asks_for(
-    tmp_path: Path, server: Server, good: bytes, monkeypatch: pytest.MonkeyPatch, behaviour: str, low: float, high: float
+    tmp_path: Path,
+    server: Server,
+    good: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: str,
+    low: float,
+    high: float,
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
