@@ -1,5 +1,7 @@
 """The study: drawing, resuming, exporting."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,15 @@ def test_a_killed_and_resumed_study_has_the_trials_of_an_uninterrupted_one(tmp_p
         resumed = open_study(folder)
         run(resumed, tune)
         assert records(resumed) == records(whole)
+
+
+def test_what_a_study_killed_at_its_creation_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    for left in (f".{process.pid}.other.db", f".{process.pid}.other.db-journal"):
+        (tmp_path / left).touch()
+    open_study(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digest.db", "digest.lock"]
 
 
 def test_a_trial_killed_after_its_record_is_not_trained_again(tmp_path: Path, tune: Tune) -> None:

@@ -25,16 +25,21 @@ def replacing(path: Path) -> Iterator[Path]:
     What a killed process left of the same file goes first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in _find_temporaries(path.parent.iterdir()):
-        process, name = TEMPORARY.fullmatch(left.name).groups()  # type: ignore[union-attr]
-        if name == path.name and not _lives(int(process)):
-            left.unlink(missing_ok=True)
+    remove_abandoned(path.parent, path.name)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Removes what killed processes left half written in `folder`: of the file `name` alone, or of any."""
+    for left in _find_temporaries(folder.iterdir()):
+        process, of = TEMPORARY.fullmatch(left.name).groups()  # type: ignore[union-attr]
+        if name in ("", of) and not _lives(int(process)):
+            left.unlink(missing_ok=True)
 
 
 def _find_temporaries(files: Iterable[Path]) -> list[Path]:

@@ -1,7 +1,6 @@
 """The study on disk: trials drawn, pruned, resumed and read back."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
+from frostline.files import remove_abandoned, replacing
 from frostline.params import Tune
 from frostline.process import locked
 from frostline.seeding import derive_seed
@@ -53,6 +53,7 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str) -> 
     folder.mkdir(parents=True, exist_ok=True)
     file = StudyFile(folder / f"{digest}.db", digest)
     with file.locked():
+        remove_abandoned(folder)
         if file.path.exists() and _has_trials_of_other_code(file.load(), code):
             if when_code_changed == "ask":
                 raise Refused(
@@ -81,12 +82,11 @@ def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
 
 def _create(file: StudyFile, code: str) -> None:
     # Two processes that create the tables at once kill each other, and a kill in between leaves half a schema.
-    temporary = file.path.with_name(f".{file.path.name}.{os.getpid()}.tmp")
-    storage = _storage(temporary, file.timeout_s)
-    study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
-    study.set_user_attr(CODE, code)
-    storage.engine.dispose()
-    temporary.replace(file.path)
+    with replacing(file.path) as temporary:
+        storage = _storage(temporary, file.timeout_s)
+        study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
+        study.set_user_attr(CODE, code)
+        storage.engine.dispose()
 
 
 def _storage(path: Path, timeout_s: float) -> optuna.storages.RDBStorage:
