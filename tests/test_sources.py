@@ -27,7 +27,7 @@ from frostline.images import downloads, sources
 from frostline.images.archives import extract_archive
 from frostline.images.downloads import check_url, download
 from frostline.images.folders import copy_layout, find_layout, natural_key
-from frostline.images.sources import NAMED_SOURCES, fetch_source
+from frostline.images.sources import NAMED_SOURCES, fetch_source, source_of
 from frostline.params import Fetch
 
 
@@ -427,7 +427,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.data, self.behaviour, self.ranges = b"", "", []
+        self.data, self.behaviour, self.ranges, self.asked = b"", "", [], []
         self.stop = threading.Event()
 
     @property
@@ -446,6 +446,7 @@ class Handler(BaseHTTPRequestHandler):
         tries = len(server.ranges)
         wanted = self.headers.get("Range")
         server.ranges.append(wanted)
+        server.asked.append(self.path)
         data, start, status = server.data, 0, 200
         if behaviour == "stall" or (behaviour == "stall once" and not tries):
             server.stop.wait(5)
@@ -568,6 +569,40 @@ def test_parts_of_two_files_are_never_joined(
     new = make_zip(tmp_path / "new.zip", {**GOOD, "set/dogs/3.jpg": os.urandom(400_000)}).read_bytes()
     server.data, server.behaviour = new, "no ranges" if behaviour == "cut, then changed" else ""
     assert get(server, tmp_path).read_bytes() == new
+
+
+def test_a_secret_stands_in_the_environment_and_nowhere_else(
+    tmp_path: Path, server: Server, good: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.data = good
+    address = server.url + "?v=1&token=${FROST_TOKEN}"
+    with pytest.raises(Refused, match=r"export FROST_TOKEN="):
+        download(address, tmp_path / "downloads", allow_private=True, lock_file=tmp_path / "fetch.lock.json")
+    monkeypatch.setenv("FROST_TOKEN", "hunter2")
+    source_of(Fetch(source=address)).check(tmp_path)
+    download(address, tmp_path / "downloads", allow_private=True, lock_file=tmp_path / "fetch.lock.json")
+    assert server.asked[-1] == "/images.zip?v=1&token=hunter2"
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".zip"]
+    assert written and b"hunter2" not in b"".join(written)
+    assert "hunter2" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "token=s3cret",
+        "v=1&X-Amz-Credential=AKIA&X-Amz-Signature=s3cret",
+        "AWSAccessKeyId=AK&Signature=s3cret",
+        "sv=2024&sig=s3cret",
+        "access_token=s3cret",
+        "apiKey=s3cret",
+    ],
+)
+def test_a_secret_in_the_address_is_refused_with_the_way_to_give_it(tmp_path: Path, query: str) -> None:
+    with pytest.raises(Refused, match=r"is a secret.*\$\{VARIABLE\}") as refusal:
+        source_of(Fetch(source=f"https://example.org/a.zip?{query}")).check(tmp_path)
+    assert "s3cret" not in str(refusal.value)
+    source_of(Fetch(source="https://example.org/a.zip?v=3&monkeys=2")).check(tmp_path)
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path, server: Server, good: bytes) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from frostline.errors import Refused, redact
+from frostline.errors import Refused, fill_places, find_secret, redact
 from frostline.files import load_json, save_json, sha256_of
 from frostline.images.folders import require_space
 
@@ -65,7 +65,7 @@ def download(
     part = path.with_name(path.name + ".part")
     for attempt in range(RETRIES + 1):
         try:
-            _transfer(url, part, resumable=expected is not None, allow_private=allow_private)
+            _transfer(fill_places(url), part, resumable=expected is not None, allow_private=allow_private)
             break
         except _TryAgain as error:
             if attempt == RETRIES:
@@ -131,6 +131,15 @@ def check_url(url: str) -> None:
         raise Refused(
             f"The address of {redact(url)} carries a user or password, which params.yaml would keep. "
             "Fetch the file by hand and give its path."
+        )
+
+
+def refuse_secret(url: str) -> None:
+    """Raises Refused where a secret stands in the address: params.yaml, dvc.lock and MLflow would keep it."""
+    if name := find_secret(url):
+        raise Refused(
+            f"{redact(url)}: the value of {name} is a secret, and params.yaml is no place for it. Put it into a variable of "
+            f"the environment, and write {name}=${{VARIABLE}} here"
         )
 
 

@@ -23,8 +23,8 @@ from frostline.seeding import derive_seed
 
 RECORD = "record"  # what trials.json says of a finished trial
 KILLED = "killed"  # set on a trial whose process died; it is drawn again and not counted
-NUMBER, PROCESS = "number", "process"  # its number among the trials that count, and who works on it
-NOBODY, UNSIGNED = -1, sys.maxsize
+SIGNED = "signed"  # a trial's number among those that count, and the process that works on it
+UNSIGNED = (sys.maxsize, -1)
 CODE = "code"
 WHOLE = 4  # trials that the median pruner lets train to the end before it judges any
 RANDOM = 8  # trials that the sampler draws before it looks at scores
@@ -110,7 +110,7 @@ def close_stopped(file: StudyFile) -> None:
 def _close_open(study: optuna.Study, is_dead: Callable[[int], bool]) -> None:
     """Ends the open trials of dead processes, in the order of their numbers, in which they are drawn again."""
     for trial in sorted(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), key=_number_of):
-        if not is_dead(trial.user_attrs.get(PROCESS, NOBODY)):
+        if not is_dead(trial.user_attrs.get(SIGNED, UNSIGNED)[1]):
             continue
         if RECORD in trial.user_attrs:  # it had finished; only the last word is missing
             tell(study, trial.number, _record_of(trial))
@@ -144,8 +144,7 @@ def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
     study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", number), n_startup_trials=RANDOM)
     study.pruner = make_pruner(tune)
     trial = study.ask()
-    trial.set_user_attr(NUMBER, number)
-    trial.set_user_attr(PROCESS, os.getpid())
+    trial.set_user_attr(SIGNED, [number, os.getpid()])
     return trial, number
 
 
@@ -226,7 +225,7 @@ def _number_of(trial: FrozenTrial) -> int:
     """A trial's number among those that count; of one that died before it signed, a number that none has."""
     if RECORD in trial.user_attrs:
         return _record_of(trial).number
-    return int(trial.user_attrs.get(NUMBER, UNSIGNED))
+    return int(trial.user_attrs.get(SIGNED, UNSIGNED)[0])
 
 
 def _record_of(trial: FrozenTrial) -> TrialRecord:
