@@ -1,23 +1,20 @@
-"""How often the gate promotes, by true gain, discordance and number of test images; written into docs/promotion.md.
+"""How often the gate promotes, by true gain, discordance and number of test images.
 
-    python benchmarks/gate_power.py            # prints the tables
-    python benchmarks/gate_power.py --write    # puts them between the markers of docs/promotion.md
+    python benchmarks/gate_power.py [--json FILE] [--write]    # prints the tables; --write puts them into docs/promotion.md
 
 `better` is exact: sums over all counts of wins and losses. `not_worse` runs the gate's own two bounds on simulated
 test sets, because a bootstrap has no formula.
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import json
 
 import numpy as np
+from results import Lines, add_options, draw_table, keep
 from scipy import stats
 
 from frostline.evidence.comparison import mcnemar, needed_images, paired_difference, paired_score_interval
 
-PAGE = Path(__file__).parents[1] / "docs/promotion.md"
-BEGIN, END = "<!-- benchmarks/gate_power.py -->", "<!-- end -->"
 SIGNIFICANCE, MARGIN = 0.05, 0.01
 SIMULATIONS = 1000
 DISCORDANCES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
@@ -56,62 +53,64 @@ def share_not_worse(gain: float, discordance: float, num_images: int) -> float:
     return passed / SIMULATIONS
 
 
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [title, "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def make_tables() -> str:
-    percent = [f"{d:.0%}" for d in DISCORDANCES]
+def measure() -> Lines:
+    """A line per row of the three tables; shares by discordance, None where so large a gain cannot be."""
     cases = [(0.0, 1000), (0.01, 1000), (0.02, 1000), (0.03, 1000), (0.05, 1000), (0.03, 500), (0.05, 500), (0.10, 200)]
-    better = [
-        [
-            f"{100 * gain:+g} points",
-            str(n),
-            *(f"{share_better(gain, d, n):.3f}" if gain < d else "–" for d in DISCORDANCES),
+    lines: Lines = [
+        {
+            "table": "better",
+            "gain": gain,
+            "images": images,
+            "by_discordance": {d: share_better(gain, d, images) if gain < d else None for d in DISCORDANCES},
+        }
+        for gain, images in cases
+    ]
+    for gain in (0.01, 0.02, 0.03, 0.05):
+        needed = {d: needed_images(gain, d, significance=SIGNIFICANCE) for d in DISCORDANCES}
+        lines.append({"table": "needed", "gain": gain, "by_discordance": needed})
+    for gain, images in ((-0.01, 1000), (0.0, 300), (0.0, 1000), (0.0, 3000), (0.01, 1000)):
+        passed = {d: share_not_worse(gain, d, images) for d in (0.01, 0.02, 0.05, 0.10)}
+        lines.append({"table": "not_worse", "gain": gain, "images": images, "by_discordance": passed})
+    return json.loads(json.dumps(lines))  # type: ignore[no-any-return]
+
+
+def make_table(lines: Lines) -> str:
+    """The three tables, each below its title."""
+    titles = {
+        "better": "`better`: probability that the comparison passes, by the share of discordant answers (exact)",
+        "needed": "Test images that see a gain with a probability of 80 % (`needed_images`)",
+        "not_worse": f"`not_worse`, margin {100 * MARGIN:g} point: share of {SIMULATIONS} simulated test sets that pass",
+    }
+    tables = []
+    for name, title in titles.items():
+        own = [line for line in lines if line["table"] == name]
+        images = ["test images"] if "images" in own[0] else []
+        columns = ["true gain", *images, *(f"{float(share):.0%}" for share in own[0]["by_discordance"])]
+        rows = [
+            [
+                f"{100 * line['gain']:+g} points",
+                *([line["images"]] if images else []),
+                *map(_cell, line["by_discordance"].values()),
+            ]
+            for line in own
         ]
-        for gain, n in cases
-    ]
-    needed = [
-        [f"{100 * gain:+g} points", *(f"{needed_images(gain, d, significance=SIGNIFICANCE):,}" for d in DISCORDANCES)]
-        for gain in (0.01, 0.02, 0.03, 0.05)
-    ]
-    small = (0.01, 0.02, 0.05, 0.10)
-    not_worse = [
-        [f"{100 * gain:+g} points", str(n), *(f"{share_not_worse(gain, d, n):.3f}" for d in small)]
-        for gain, n in ((-0.01, 1000), (0.0, 300), (0.0, 1000), (0.0, 3000), (0.01, 1000))
-    ]
-    return "\n\n".join(
-        [
-            make_table(
-                "`better`: probability that the comparison passes, by the share of discordant answers (exact)",
-                ["true gain", "test images", *percent],
-                better,
-            ),
-            make_table(
-                "Test images that see a gain with a probability of 80 % (`needed_images`)",
-                ["true gain", *percent],
-                needed,
-            ),
-            make_table(
-                f"`not_worse`, margin {100 * MARGIN:g} point: share of {SIMULATIONS} simulated test sets that pass",
-                ["true gain", "test images", *(f"{d:.0%}" for d in small)],
-                not_worse,
-            ),
-        ]
-    )
+        tables.append(f"{title}\n\n{draw_table(columns, rows)}")
+    return "\n\n".join(tables)
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/promotion.md")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     given = parser.parse_args()
-    tables = make_tables()
-    print(tables)
-    if given.write:
-        text = PAGE.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    lines = measure()
+    print(make_table(lines))
+    keep("gate_power", lines, given, make_table)
 
 
 if __name__ == "__main__":

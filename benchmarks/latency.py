@@ -1,6 +1,6 @@
 """How fast the real server answers, and whether it answers as `frostline predict` does.
 
-    python benchmarks/latency.py IMAGES [--version N] [--requests 200] [--batches 8 32]
+    python benchmarks/latency.py IMAGES [--version N] [--requests 200] [--batches 8 32] [--json FILE] [--write]
 
 Run it in a project with a registered version; IMAGES is a folder. It starts `frostline serve`, asks it for one base64
 image at a time over one kept connection (p50 and p95), then for batches (images per second), and labels the same images
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import Lines, add_options, draw_table, keep
 
 from frostline.cli.predict import answer_all, find_images, load_labeller
 from frostline.process import count_cores
@@ -103,12 +104,21 @@ def compare(served: Sequence[dict[str, Any]], predicted: Sequence[dict[str, Any]
     return {"labels_that_differ": flips, "max_difference": max(differences)}
 
 
+def make_table(lines: Lines) -> str:
+    """What was measured, a row each."""
+    rows = [
+        [line["what"], ", ".join(f"{name} {value}" for name, value in line.items() if name != "what")] for line in lines
+    ]
+    return draw_table(["", ""], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("--version", type=int, help="instead of the champion")
     parser.add_argument("--requests", type=int, default=200, help="of one image each")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
+    add_options(parser)
     given = parser.parse_args()
     files, _ = find_images([str(given.images)])
     labeller = load_labeller(given.version, None)
@@ -121,22 +131,29 @@ def main() -> None:
     for _ in answer_all(labeller, files, tta=False, explain=None, show_progress=False):
         pass
     alone = len(files) / (time.perf_counter() - started)
-    print(json.dumps({"what": "frostline predict, files to answers", "images_per_s": round(alone, 1)}), flush=True)
+    lines: Lines = []
+
+    def say(what: str, **facts: Any) -> None:
+        lines.append({"what": what, **facts})
+        print(json.dumps(lines[-1]), flush=True)
+
+    say("frostline predict, files to answers", images_per_s=round(alone, 1))
 
     with serving(["--version", str(given.version)] if given.version else []) as (connection, ready):
         facts = {"image_size": labeller.card.image_size, "images": len(files), "cores": count_cores()}
         size = round(float(np.mean([len(image) for image in images])))
-        print(json.dumps({"what": "frostline serve", "ready_after_s": round(ready, 1), **facts, "mean_bytes": size}))
+        say("frostline serve", ready_after_s=round(ready, 1), **facts, mean_bytes=size)
         served = [row for start in range(0, len(files), 32) for row in ask(connection, images[start : start + 32])]
         same = compare(served, predicted)
-        print(json.dumps({"what": "answers of serve against predict", **same}), flush=True)
+        say("answers of serve against predict", **same)
         p50, p95 = np.percentile(timed(connection, images, 1, given.requests), [50, 95])
         one = {"p50_ms": round(1000 * float(p50), 1), "p95_ms": round(1000 * float(p95), 1)}
-        print(json.dumps({"what": "one image per request", "requests": given.requests, **one}), flush=True)
+        say("one image per request", requests=given.requests, **one)
         for batch in given.batches:
             requests = max(3, given.requests // batch)
             rate = batch * requests / sum(timed(connection, images, batch, requests))
-            print(json.dumps({"what": f"{batch} images per request", "images_per_s": round(rate, 1)}), flush=True)
+            say(f"{batch} images per request", images_per_s=round(rate, 1))
+    keep("latency", lines, given, make_table)
     sys.exit(1 if same["labels_that_differ"] or same["max_difference"] > TOLERANCE else 0)
 
 

@@ -1,6 +1,6 @@
 """Peak memory and time per image of the stages, for few images and for ten times as many.
 
-    python benchmarks/memory.py [--sizes 2000 20000] [--side 64] [--views 8] [--stages fetch prepare ..] [--json FILE]
+    python benchmarks/memory.py [--sizes 2000 20000] [--side 64] [--views 8] [--stages fetch prepare ..] [--json FILE] [--write]
 
 Runs the stages' own scripts on generated images, one process each, in a temporary folder. One JSON line per stage and
 size: `peak_mb` is the largest resident set of any one process, as the kernel counts it (mapped files included), `tree_mb`
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from results import Lines, add_options, draw_table, keep
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +38,9 @@ def main() -> None:
     arguments.add_argument("--side", type=int, default=64)
     arguments.add_argument("--views", type=int, default=8)
     arguments.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
-    arguments.add_argument("--json", type=Path, help="also append the lines to this file")
+    add_options(arguments)
     given = arguments.parse_args()
-    lines = []
+    lines: Lines = []
     for line in measure(given.sizes, given.side, given.views, given.stages):
         print(json.dumps(line), flush=True)
         lines.append(line)
@@ -50,9 +51,16 @@ def main() -> None:
         line = {"stage": stage, "images": [first["images"], last["images"]], "growth": growth}
         print(json.dumps(line), flush=True)
         lines.append(line)
-    if given.json:
-        with given.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    keep("memory", lines, given, make_table)
+
+
+def make_table(lines: Lines) -> str:
+    """The largest process of a stage, in MB: a row for each size, a column for each stage."""
+    peaks = {(line["images"], line["stage"]): line["peak_mb"] for line in lines if "peak_mb" in line}
+    stages = list(dict.fromkeys(stage for _, stage in peaks))
+    sizes = list(dict.fromkeys(size for size, _ in peaks))
+    rows = [[f"{size:,}", *(f"{peaks[size, stage]:,.0f}" for stage in stages)] for size in sizes]
+    return draw_table(["images", *stages], rows)
 
 
 def measure(sizes: list[int], side: int, views: int, stages: list[str]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The parts before the search, each beside the plain way of doing it, in one run: decoding, views, frozen prefix.
 
-    python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--images 256] [--json FILE]
+    python benchmarks/prefix.py [--shared ../shared] [--base MobileNetV2] [--size 160] [--images 256] [--json FILE] [--write]
 
 decode: `decode_shards` (header, decoding, hashes, fingerprints, shards on disk) beside a bare loop of `cv2.imdecode` and
 `cv2.resize` on one core, times the cores, and the time of each of its steps; INTER_AREA is the one that skips no pixels.
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import Lines, add_options, draw_table, keep
 from workloads import TRANSFORMS
 
 # Heavy libraries are imported inside functions: the processes that decode and render import this file again.
@@ -39,19 +40,24 @@ def main() -> None:
     arguments.add_argument("--size", type=int, default=160)
     arguments.add_argument("--images", type=int, default=256, help="for the prefix")
     arguments.add_argument("--parts", nargs="+", default=["decode", "augment", "prefix"])
-    arguments.add_argument("--json", type=Path, help="also append the lines to this file")
+    add_options(arguments)
     given = arguments.parse_args()
     measures: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]]
     measures = {"decode": measure_decode, "augment": measure_augment, "prefix": measure_prefix}
-    lines = []
+    lines: Lines = []
     with tempfile.TemporaryDirectory(prefix="prefix-") as work:
         for part in given.parts:
             for line in measures[part](given, Path(work) / "out"):
                 lines.append({"part": part, **line})
                 print(json.dumps(lines[-1]), flush=True)
-    if given.json:
-        with given.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    keep("-".join(["prefix", *given.parts]), lines, given, make_table)
+
+
+def make_table(lines: Lines) -> str:
+    """A row for each way: images or views per second of wall time and of processor time."""
+    ways = [line for line in lines if "per_second" in line]
+    rows = [[line["way"], line["per_second"], line["per_processor_second"], line["of_plain"]] for line in ways]
+    return draw_table(["", "per second", "per processor second", "of the plain way"], rows)
 
 
 def compare(ways: dict[str, tuple[Callable[[], int], int]], plain: str, out: Path) -> list[dict[str, Any]]:

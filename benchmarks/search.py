@@ -1,6 +1,6 @@
 """What a search costs: plain Keras + Optuna, KerasTuner, the strongest plain version, and Frostline, side by side.
 
-    python benchmarks/search.py W1 [--shared ../shared] [--systems plain strong strong-bfloat16 tuner frostline] [--json FILE]
+    python benchmarks/search.py W1 [--shared ../shared] [--systems plain strong strong-bfloat16 tuner frostline] [--json FILE] [--write]
     python benchmarks/search.py W1 --accuracy --seeds 5        # whole runs of plain and frostline, paired by seed
 
 W1: cats_vs_dogs, MobileNetV2 1.0 at 160 px, 12 trials over depths 0 to 3. W2: InceptionV3 at 150 px up to mixed8, the
@@ -15,7 +15,6 @@ KerasTuner is no dependency (`pip install keras-tuner tensorboard`): where it is
 """
 
 import argparse
-import json
 import math
 import tempfile
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import Lines, add_options, draw_table, keep
 from workloads import WORKLOADS, Sources, Workload, draw_trials, say
 
 # Both sides are imported inside functions: the processes that draw views import this file again.
@@ -45,16 +45,33 @@ def main() -> None:
     arguments.add_argument("--no-probe", action="store_true")
     arguments.add_argument("--seed", type=int, default=7)
     arguments.add_argument("--work", type=Path, default=None, help="scratch folder; features there are used again")
-    arguments.add_argument("--json", type=Path, default=None)
+    add_options(arguments)
     given = arguments.parse_args()
+    if given.accuracy and given.write:
+        arguments.error("--write keeps times; --accuracy measures none")
     changes = {"per_class": given.per_class, "val_per_class": given.val_per_class, "num_trials": given.trials}
     changes |= {"epochs": given.epochs, "views": given.epochs}
     work = replace(WORKLOADS[given.workload], **{key: value for key, value in changes.items() if value})
     with tempfile.TemporaryDirectory() as scratch:
         given.work = given.work or Path(scratch)
         lines = compare_accuracy(work, given) if given.accuracy else compare_speed(work, given)
-    if given.json:
-        given.json.write_text("\n".join(json.dumps(line) for line in lines) + "\n", encoding="utf-8")
+    keep(f"search-{given.workload}", lines, given, make_table)
+
+
+def make_table(lines: Lines) -> str:
+    """A row for each system."""
+    rows = [
+        [
+            line["system"],
+            *(f"{line[name]:.1f}" if name in line else "–" for name in ("seconds", "cpu_seconds")),
+            *(
+                f"{line[name]:.2f}" if name in line else "–"
+                for name in ("times_faster_than_plain", "times_less_cpu_than_plain")
+            ),
+        ]
+        for line in lines
+    ]
+    return draw_table(["", "wall seconds", "CPU seconds", "times faster than plain", "in CPU seconds"], rows)
 
 
 def compare_speed(work: Workload, given: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Stage `tune`: features -> the study: every trial's record, the best hparams, and what the search cost."""
 
+from functools import partial
 from pathlib import Path
 
 from frostline.evidence.figures.search import draw_study
@@ -8,11 +9,11 @@ from frostline.evidence.trials import SearchRecord
 from frostline.files import digest_facts, load_json, require_complete, save_json, size_of
 from frostline.params import load_params
 from frostline.planning.closure import hash_code, result_code
-from frostline.process import held, project_root, run_stage
+from frostline.process import held, if_stopped, project_root, run_stage
 from frostline.search.outcome import run_study
 from frostline.search.study import open_study
 from frostline.tracking.lineage import lineage_tags
-from frostline.tracking.owners import sweep_dead_runs
+from frostline.tracking.owners import close_own_runs, sweep_dead_runs
 from frostline.tracking.runs import close_run, open_study_run
 from frostline.tracking.server import check_writing, refuse_server
 from frostline.tracking.store import open_store
@@ -35,40 +36,43 @@ def main() -> None:
     # What changes a trial: the worker and all that it runs; not this script, nor how a search is summed up.
     code = hash_code(result_code(Path("src/frostline/search/worker.py"), Path("src")))
     store = open_store(params.tracking, root)
-    refuse_server(store, params.register_.name)
-    sweep_dead_runs(store)
-    tags = lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root)
-    parent = open_study_run(store, digest, params=params.model_dump(mode="json", by_alias=True), tags=tags)
-    check_writing(store, parent)
+    with if_stopped(partial(close_own_runs, store)):
+        refuse_server(store, params.register_.name)
+        sweep_dead_runs(store)
+        tags = lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root)
+        parent = open_study_run(store, digest, params=params.model_dump(mode="json", by_alias=True), tags=tags)
+        check_writing(store, parent)
 
-    with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
-        study = open_study(root / "studies", digest, code, tune.when_code_changed)
-        class_names = tuple(load_json(prepared / "classes.json"))
-        outcome = run_study(params, study, store, parent, class_names)
+        with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
+            study = open_study(root / "studies", digest, code, tune.when_code_changed)
+            class_names = tuple(load_json(prepared / "classes.json"))
+            outcome = run_study(params, study, store, parent, class_names)
 
-    best = choose_best(outcome.trials)
-    search = SearchRecord(digest, best.number, tune.epochs, tuple(outcome.trials))
-    stored = {name: size_of(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))}
-    report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
-    report |= outcome.to_record()
-    save_json(out / "trials.json", search.to_record())
-    save_json(out / "best.json", best.to_record())
-    save_json(out / "study.json", report)
-    images = draw_study(search, report, out)
-    close_run(
-        store,
-        parent,
-        metrics={
-            "best_val_accuracy": best.score,
-            "num_trials": len(outcome.trials),
-            "trials_per_minute": outcome.trials_per_minute,
-            "cache_bytes": sum(stored.values()),
-            **{f"seconds/{phase}": taken for phase, taken in outcome.seconds.items()},
-            **({"achieved_over_limit": outcome.achieved_over_limit} if outcome.achieved_over_limit else {}),
-        },
-        tags={"frostline.best_trial": str(best.number)},
-        artifacts=[*images, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
-    )
+        best = choose_best(outcome.trials)
+        search = SearchRecord(digest, best.number, tune.epochs, tuple(outcome.trials))
+        stored = {
+            name: size_of(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))
+        }
+        report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
+        report |= outcome.to_record()
+        save_json(out / "trials.json", search.to_record())
+        save_json(out / "best.json", best.to_record())
+        save_json(out / "study.json", report)
+        images = draw_study(search, report, out)
+        close_run(
+            store,
+            parent,
+            metrics={
+                "best_val_accuracy": best.score,
+                "num_trials": len(outcome.trials),
+                "trials_per_minute": outcome.trials_per_minute,
+                "cache_bytes": sum(stored.values()),
+                **{f"seconds/{phase}": taken for phase, taken in outcome.seconds.items()},
+                **({"achieved_over_limit": outcome.achieved_over_limit} if outcome.achieved_over_limit else {}),
+            },
+            tags={"frostline.best_trial": str(best.number)},
+            artifacts=[*images, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,38 @@ def test_a_folder_without_its_marker_is_refused_with_advice(tmp_path):
         require_complete(tmp_path)
     mark_complete(tmp_path, num_images=3)
     assert require_complete(tmp_path)["num_images"] == 3
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_process_left_half_written_is_not_published(tmp_path):
+    work, folder = tmp_path / "work", tmp_path / "out"
+    (work / "train").mkdir(parents=True)
+    for name in (".4711.preview.png", "train/.4711.images.npy", ".1.complete.json"):
+        (work / name).write_text("half")
+    (work / "train" / ".rows").write_text("ours, and whole")
+    mark_complete(work)
+    (tmp_path / "work.old").mkdir()  # of a kill between the two moves
+    (tmp_path / "work.old" / "file").touch()
+    publish(work, folder)
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+        "complete.json",
+        "train/.rows",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_written_again_takes_what_a_killed_process_left_of_it_away(tmp_path):
+    dead = dead_process()
+    living = [f".{os.getppid()}.a.json", f".{dead}.b.json"]  # another process at the same file; another file
+    for name in (f".{dead}.a.json", *living):
+        (tmp_path / name).write_text("half")
+    save_json(tmp_path / "a.json", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*living, "a.json"])
 
 
 def test_publishing_replaces_the_old_folder_as_a_whole(tmp_path):

@@ -75,7 +75,7 @@ def test_only_what_nothing_leads_to_is_left_over(store, mlflow_root, params):
     report = mlflow_root / params.paths.study / "study.json"
     report.parent.mkdir(parents=True)
     report.write_text('{"study": "current"}')
-    leftovers = find_leftovers(mlflow_root, params, store, older_than=0)
+    leftovers = find_leftovers(mlflow_root, params.paths, store, older_than=0)
     assert names_of(leftovers) == {*old.values(), loose, "old"}
     assert not names_of(leftovers) & {*registered.values(), *current.values()}
 
@@ -85,23 +85,23 @@ def test_removal_frees_the_files_and_leaves_registered_versions_whole(store, mlf
     make_model(store, old["final"], mlflow_root, version=False)
     kept = make_model(store, registered["final"], mlflow_root, version=True)
     before = size_of(mlflow_root / "mlruns")
-    remove_leftovers(find_leftovers(mlflow_root, params, store, older_than=0), mlflow_root, store)
+    remove_leftovers(find_leftovers(mlflow_root, params.paths, store, older_than=0), mlflow_root, store)
     assert before - size_of(mlflow_root / "mlruns") == 3000
     assert [path.stem for path in (mlflow_root / "studies").glob("*.db")] == ["registered"]
     assert {run.info.run_id for run in store.client.search_runs([store.experiment_id])} == set(registered.values())
     model = store.client.get_logged_model(kept)
     assert (Path(model.artifact_location.removeprefix("file://")) / "model.keras").stat().st_size == 2000
     assert store.client.get_model_version("frostline", "1").source == f"models:/{kept}"
-    assert find_leftovers(mlflow_root, params, store, older_than=0) == []
+    assert find_leftovers(mlflow_root, params.paths, store, older_than=0) == []
 
 
 def test_what_is_young_or_running_stays(store, mlflow_root, params):
     make_study(store, "old", mlflow_root)
     running = open_final_run(store, name="final", params={}, tags={})
     # The trials say that they ended in 1970; the others are of this minute.
-    young = find_leftovers(mlflow_root, params, store, older_than=DAY)
+    young = find_leftovers(mlflow_root, params.paths, store, older_than=DAY)
     assert {leftover.name for leftover in young} == {"trial 00 · depth 0", "trial 01 · depth 0"}
-    assert running not in names_of(find_leftovers(mlflow_root, params, store, older_than=0))
+    assert running not in names_of(find_leftovers(mlflow_root, params.paths, store, older_than=0))
 
 
 def test_the_work_of_a_running_stage_is_no_leftover(mlflow_root, params):
@@ -110,7 +110,7 @@ def test_the_work_of_a_running_stage_is_no_leftover(mlflow_root, params):
         (mlflow_root / UNFINISHED / name / "shard.npy").write_bytes(b"x" * 100)
     lock = (mlflow_root / ".frostline" / "extract.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    leftovers = find_leftovers(mlflow_root, params, None, older_than=0)
+    leftovers = find_leftovers(mlflow_root, params.paths, None, older_than=0)
     assert [(leftover.name, leftover.size) for leftover in leftovers] == [("unfinished tune-1234", 100)]
     remove_leftovers(leftovers, mlflow_root, None)
     assert [path.name for path in (mlflow_root / UNFINISHED).iterdir()] == ["extract-1234"]
@@ -124,7 +124,7 @@ def test_a_study_goes_with_its_side_files(mlflow_root, params):
         (folder / name).touch()
     month_ago = time.time() - 31 * DAY
     os.utime(folder / "a.db", (month_ago, month_ago))
-    leftovers = find_leftovers(mlflow_root, params, None, older_than=30 * DAY)
+    leftovers = find_leftovers(mlflow_root, params.paths, None, older_than=30 * DAY)
     assert names_of(leftovers) == {"a"}
     remove_leftovers(leftovers, mlflow_root, None)
     assert [path.name for path in folder.iterdir()] == ["b.db"]
@@ -138,6 +138,6 @@ def test_files_outside_the_projects_mlruns_are_never_removed(store, mlflow_root,
     elsewhere = Store(store.uri, experiment, store.root)
     run = open_final_run(elsewhere, name="final", params={}, tags={})
     close_run(elsewhere, run, artifacts=[outside / "file"])
-    remove_leftovers(find_leftovers(mlflow_root, params, elsewhere, older_than=0), mlflow_root, elsewhere)
+    remove_leftovers(find_leftovers(mlflow_root, params.paths, elsewhere, older_than=0), mlflow_root, elsewhere)
     assert store.client.get_run(run).info.lifecycle_stage == "deleted"
     assert (outside / run / "artifacts" / "file").exists()

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,9 @@ from frostline.errors import Refused
 from frostline.process import ask_git, project_root
 
 STAGE = """
-import sys, time
+import ctypes, json, signal, sys, time
 from pathlib import Path
-from frostline.process import Refused, run_stage
+from frostline.process import Refused, if_stopped, run_stage, start_pool
 
 def main():
     what = sys.argv[1]
@@ -26,6 +27,24 @@ def main():
     Path("started").write_text("yes")
     if what == "sleep":
         time.sleep(60)
+    if what == "with an ending":
+        with if_stopped(lambda: Path("ended").write_text("yes")):
+            time.sleep(60)
+    if what == "deep in a library":  # it does not come back to Python, as while a graph is compiled
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        with if_stopped(lambda: Path("ended").write_text("yes")):
+            ctypes.CDLL(None).sleep(60)
+    if what == "swallowed":
+        with if_stopped(lambda: Path("ended").write_text("yes")):
+            try:
+                time.sleep(60)
+            except BaseException as error:
+                raise RuntimeError("the library's own words") from error
+    if what == "pool":
+        with start_pool(2, int) as pool:
+            Path("pids.tmp").write_text(json.dumps([process.pid for process in pool._processes.values()]))
+            Path("pids.tmp").rename("pids")
+            list(pool.map(time.sleep, [60, 60]))
 
 if __name__ == "__main__":
     run_stage("fetch", main)
@@ -105,12 +124,47 @@ def test_a_stage_that_runs_already_is_named_with_its_process(folder):
     assert third.returncode == 0
 
 
-def test_sigterm_ends_a_stage_with_143(folder):
-    process = start(folder, "sleep")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("what", ["with an ending", "deep in a library", "swallowed"])
+def test_a_stage_that_is_told_to_end_does_so_in_words_and_in_time(folder, what, name, code):
+    process = start(folder, what)
     assert wait_for((folder / "started").exists)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
-    assert process.returncode == 143
+    time.sleep(0.1)
+    began = time.monotonic()
+    process.send_signal(signal.Signals[name])
+    process.send_signal(signal.Signals[name])  # impatience changes nothing
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert time.monotonic() - began < 5
+    assert (
+        err == f"frostline: fetch was ended by {name}; what is finished is kept, and `dvc repro` goes on from there.\n"
+    )
+    assert (folder / "ended").exists()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -9)])
+def test_the_processes_of_a_stage_end_with_it(folder, name, code):
+    """Ctrl-C goes to all processes of a terminal, other signals to one: whichever, one line is said and nobody stays."""
+    process = start(folder, "pool")
+    assert wait_for((folder / "pids").exists)
+    time.sleep(1)
+    pids = json.loads((folder / "pids").read_text())
+    if name == "SIGINT":
+        for pid in pids:
+            os.kill(pid, signal.SIGINT)
+    process.send_signal(signal.Signals[name])
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err.count("\n") == (0 if name == "SIGKILL" else 1), err
+    assert wait_for(lambda: not any(map(is_alive, pids)), 5)
+
+
+def test_ctrl_c_while_libraries_load_is_no_traceback(folder):
+    (folder / "slow.py").write_text("import frostline, time\nopen('started', 'w').close()\ntime.sleep(60)\n")
+    process = subprocess.Popen([sys.executable, "slow.py"], cwd=folder, text=True, stderr=subprocess.PIPE)
+    assert wait_for((folder / "started").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[1] == "frostline: ended by SIGINT.\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl's PR_SET_PDEATHSIG, which only Linux has")

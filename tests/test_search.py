@@ -1,5 +1,7 @@
 """The study: drawing, resuming, exporting."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from frostline.params import Tune, parse_params
 from frostline.search import study as search_study
 from frostline.search.space import list_baselines, suggest
 from frostline.search.study import (
+    SIGNED,
     StudyFile,
     ask,
+    close_abandoned,
     expect_epochs,
     importances,
     keep_record,
@@ -85,6 +89,49 @@ def test_a_killed_and_resumed_study_has_the_trials_of_an_uninterrupted_one(tmp_p
         resumed = open_study(folder)
         run(resumed, tune)
         assert records(resumed) == records(whole)
+
+
+@pytest.mark.parametrize("lost", [(0,), (0, 1)])
+def test_of_several_workers_trials_whichever_is_lost_no_number_is_doubled_or_missing(
+    tmp_path: Path, tune: Tune, lost: tuple[int, ...]
+) -> None:
+    file = open_study(tmp_path)
+    study = file.load()
+    drawn = []
+    for _ in range(3):
+        trial, number = ask(study, tune, 7) or pytest.fail("no trial")
+        drawn.append((trial, TrialRecord(number, suggest(trial, tune.space), "COMPLETE", 0.5)))
+    for place, (trial, record) in enumerate(drawn):
+        if place not in lost:
+            keep_record(trial, record)
+            tell(study, trial.number, record)
+    run(open_study(tmp_path), more(tune, num_trials=5))
+    found = records(file)
+    assert [record.number for record in found] == list(range(5))
+    assert [record.hparams for record in found[:3]] == [record.hparams for _, record in drawn]
+
+
+def test_a_trial_whose_process_is_gone_is_given_back_and_others_go_on(tmp_path: Path, tune: Tune) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    file = open_study(tmp_path)
+    study = file.load()
+    (dead, _), (mine, _) = ask(study, tune, 7) or pytest.fail(), ask(study, tune, 7) or pytest.fail()
+    dead.set_user_attr(SIGNED, [0, process.pid])
+    close_abandoned(file)
+    states = [trial.state.name for trial in study.get_trials()][:2]
+    assert states == ["FAIL", "RUNNING"]
+    _, number = ask(study, tune, 7) or pytest.fail()
+    assert number == 0 and mine.number == 1
+
+
+def test_what_a_study_killed_at_its_creation_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    for left in (f".{process.pid}.other.db", f".{process.pid}.other.db-journal"):
+        (tmp_path / left).touch()
+    open_study(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digest.db", "digest.lock"]
 
 
 def test_a_trial_killed_after_its_record_is_not_trained_again(tmp_path: Path, tune: Tune) -> None:

@@ -8,9 +8,12 @@ import struct
 import sys
 import tarfile
 import threading
+import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from frostline.images import downloads, sources
 from frostline.images.archives import extract_archive
 from frostline.images.downloads import check_url, download
 from frostline.images.folders import copy_layout, find_layout, natural_key
-from frostline.images.sources import NAMED_SOURCES, fetch_source
+from frostline.images.sources import NAMED_SOURCES, fetch_source, source_of
 from frostline.params import Fetch
 
 
@@ -424,7 +427,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.data, self.behaviour, self.ranges = b"", "", []
+        self.data, self.behaviour, self.ranges, self.asked = b"", "", [], []
         self.stop = threading.Event()
 
     @property
@@ -443,6 +446,7 @@ class Handler(BaseHTTPRequestHandler):
         tries = len(server.ranges)
         wanted = self.headers.get("Range")
         server.ranges.append(wanted)
+        server.asked.append(self.path)
         data, start, status = server.data, 0, 200
         if behaviour == "stall" or (behaviour == "stall once" and not tries):
             server.stop.wait(5)
@@ -454,6 +458,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         if behaviour == "404" or (behaviour == "503 twice" and tries < 2) or behaviour == "503":
             self.send_error(404 if behaviour == "404" else 503)
+            return
+        if behaviour.startswith("busy ") and not tries:
+            status_asked, after = behaviour.split(" ", 2)[1:]
+            self.send_response(int(status_asked))
+            self.send_header("Retry-After", after)
+            self.end_headers()
             return
         if wanted and behaviour != "no ranges" and self.headers.get("If-Range") in (None, '"v1"'):
             start, status = int(wanted.removeprefix("bytes=").removesuffix("-")), 206
@@ -561,9 +571,72 @@ def test_parts_of_two_files_are_never_joined(
     assert get(server, tmp_path).read_bytes() == new
 
 
+def test_a_secret_stands_in_the_environment_and_nowhere_else(
+    tmp_path: Path, server: Server, good: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.data = good
+    address = server.url + "?v=1&token=${FROST_TOKEN}"
+    with pytest.raises(Refused, match=r"export FROST_TOKEN="):
+        download(address, tmp_path / "downloads", allow_private=True, lock_file=tmp_path / "fetch.lock.json")
+    monkeypatch.setenv("FROST_TOKEN", "hunter2")
+    source_of(Fetch(source=address)).check(tmp_path)
+    download(address, tmp_path / "downloads", allow_private=True, lock_file=tmp_path / "fetch.lock.json")
+    assert server.asked[-1] == "/images.zip?v=1&token=hunter2"
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".zip"]
+    assert written and b"hunter2" not in b"".join(written)
+    assert "hunter2" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "token=s3cret",
+        "v=1&X-Amz-Credential=AKIA&X-Amz-Signature=s3cret",
+        "AWSAccessKeyId=AK&Signature=s3cret",
+        "sv=2024&sig=s3cret",
+        "access_token=s3cret",
+        "apiKey=s3cret",
+    ],
+)
+def test_a_secret_in_the_address_is_refused_with_the_way_to_give_it(tmp_path: Path, query: str) -> None:
+    with pytest.raises(Refused, match=r"is a secret.*\$\{VARIABLE\}") as refusal:
+        source_of(Fetch(source=f"https://example.org/a.zip?{query}")).check(tmp_path)
+    assert "s3cret" not in str(refusal.value)
+    source_of(Fetch(source="https://example.org/a.zip?v=3&monkeys=2")).check(tmp_path)
+
+
 def test_a_busy_server_is_asked_again(tmp_path: Path, server: Server, good: bytes) -> None:
     server.data, server.behaviour = good, "503 twice"
     assert get(server, tmp_path).read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "low", "high"),
+    [
+        ("busy 429 7", 7, 7),
+        ("busy 503 {in half a minute}", 20, 30),
+        ("busy 503 86400", 60, 60),
+        ("busy 503 soon", 0.01, 0.01),
+        ("busy 503 -5", 0.01, 0.01),
+        ("busy 503 Thu, 01 Jan 1970 00:00:00 GMT", 0.01, 0.01),
+        ("busy 500 7", 0.01, 0.01),
+    ],
+)
+def test_a_busy_server_is_given_the_time_that_it_asks_for(
+    tmp_path: Path,
+    server: Server,
+    good: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: str,
+    low: float,
+    high: float,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    server.data, server.behaviour = good, behaviour.replace("{in half a minute}", soon)
+    assert get(server, tmp_path).read_bytes() == good
+    assert len(waits) == 1 and low <= waits[0] <= high
 
 
 @pytest.mark.parametrize(

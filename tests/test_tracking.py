@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from samples import make_trial
+from torture import LONG, write_together
 
 from frostline.errors import Refused
 from frostline.params import Tracking
@@ -124,17 +125,25 @@ def test_artifacts_lie_below_the_root_wherever_the_process_stands(store, tmp_pat
     assert store.client.get_run(run).info.artifact_uri.startswith((store.root / "mlruns").as_uri())
 
 
-def test_processes_that_start_together_make_one_working_store(tmp_path):
-    program = (
-        "from pathlib import Path; from frostline.tracking import runs, store; from frostline.params import Tracking;"
-        f"opened = store.open_store(Tracking(), Path({str(tmp_path)!r}));"
-        "runs.open_final_run(opened, name='final', params={}, tags={})"
-    )
-    started = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
-    assert [process.wait(120) for process in started] == [0, 0]
-    store = open_store(Tracking(), tmp_path)
-    assert len(store.client.search_runs([store.experiment_id])) == 2
-    assert not list(tmp_path.glob(".mlflow-*"))
+def test_projects_that_share_a_database_and_start_together_lose_nothing(tmp_path):
+    projects, each, runs = (4, 6, 3) if LONG else (3, 1, 2)
+    ended = write_together(tmp_path, projects, each, runs)
+    assert [code for code, _ in ended] == [0] * len(ended), ended
+    shared = Tracking(uri=f"sqlite:///{tmp_path / 'team' / 'shared.db'}")
+    store = open_store(shared, tmp_path / "project-0")
+    found = store.client.search_runs([store.experiment_id])
+    assert len(found) == projects * each * runs and {len(run.data.metrics) for run in found} == {10}
+    assert {run.info.status for run in found} == {"FINISHED"}
+    # Files go beside what is shared, not to whoever came first.
+    assert all(run.info.artifact_uri.startswith((tmp_path / "team" / "mlruns").as_uri()) for run in found)
+
+
+def test_what_a_killed_creation_of_the_database_left_goes(tmp_path):
+    left = tmp_path / "mlflow.db.new-abcd"
+    left.mkdir()
+    (left / "mlflow.db").write_bytes(b"half")
+    open_store(Tracking(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
 def test_runs_of_dead_processes_are_closed_and_others_left_alone(store):

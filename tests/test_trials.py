@@ -1,8 +1,11 @@
 """The core of the line on a tiny base: features, receipt, trials, refit."""
 
 import json
+import os
 import random
 import shutil
+import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 from samples import make_trial
 from scipy.special import softmax
+from torture import LONG, Search
 
 from frostline.arrays import JoinedRows, load_array, load_split, save_split
 from frostline.bases.base import load_base
@@ -23,15 +28,15 @@ from frostline.evidence.explanation import explain
 from frostline.evidence.trials import SearchRecord
 from frostline.files import mark_complete, save_json
 from frostline.hparams import Hparams
-from frostline.params import Params, load_document, parse_params
+from frostline.params import Params, Tracking, load_document, parse_params
 from frostline.search.outcome import run_study
 from frostline.search.space import make_baseline
-from frostline.search.study import list_records, open_study
+from frostline.search.study import StudyFile, list_records, open_study
 from frostline.search.worker import Job, run_trials
 from frostline.seeding import derive_seed
 from frostline.tracking.messages import describe_candidates
 from frostline.tracking.runs import open_study_run
-from frostline.tracking.store import open_store
+from frostline.tracking.store import Store, open_store
 from frostline.training import refit as refit_module
 from frostline.training.bench import Bench, fit_shared_heads
 from frostline.training.receipt import check_equivalence
@@ -377,6 +382,39 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
     children = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert sorted(run.info.run_id for run in children) == sorted(record.run_id for record in records)
     assert {run.data.tags["frostline.trial"] for run in children} == {"0", "1", "2", "3"}
+
+
+def open_trials(store: Store, study: StudyFile) -> list[str]:
+    """What is still said to run, in the store and in the study."""
+    running = [trial.number for trial in study.load().get_trials(states=(TrialState.RUNNING,))]
+    runs = store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'")
+    return [*map(str, running), *(run.info.run_name for run in runs)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl's PR_SET_PDEATHSIG, which only Linux has")
+def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Path, mlflow_root: Path) -> None:
+    search = Search(project, mlflow_root, 1000, workers=2)
+    workers = search.wait_for_workers(2)
+    os.kill(workers.pop(), signal.SIGKILL)
+    search.wait_for_records(2)  # the other one goes on
+    seconds, code, said = search.end_by(signal.SIGINT, everyone=True)
+    assert code == 130 and seconds < 5
+    assert said.splitlines()[-1].startswith("frostline: tune was ended by SIGINT") and "Traceback" not in said
+    study, store = StudyFile(mlflow_root / "studies" / "d.db", "d"), open_store(Tracking(), mlflow_root)
+    assert open_trials(store, study) == []
+
+    if LONG:
+        killed = Search(project, mlflow_root, 1000, workers=2)
+        killed.wait_for_workers(2)
+        assert killed.end_by(signal.SIGKILL, everyone=False)[0] < 5  # the workers end with their parent
+    trials = len(search.trials_with("record")) + 3
+    again = Search(project, mlflow_root, trials, workers=2)
+    assert (again.process.communicate()[1], again.process.returncode) == ("", 0)
+    assert open_trials(store, study) == []
+    records = list_records(study.load(), trials)
+    assert [record.number for record in records] == list(range(trials))
+    runs = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'trial'")
+    assert sorted(run.info.run_id for run in runs) == sorted(record.run_id for record in records)
 
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:

@@ -1,6 +1,8 @@
 """Frostline: search how deep to unfreeze a pre-trained image network, and promote on evidence."""
 
 import os
+import sys
+from types import TracebackType
 
 # Nobody is called: telemetry and update checks of the libraries are off before any of them is imported.
 for _name, _value in {
@@ -35,5 +37,18 @@ if os.environ["KERAS_BACKEND"] not in BACKENDS:
     os.environ["KERAS_BACKEND"] = BACKENDS[0]
 if _dropped:
     os.environ[TOLD] = "; ".join([*filter(None, [os.environ.get(TOLD)]), *_dropped])
+
+_before = sys.excepthook
+
+
+def _say_stopped(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while libraries load, which takes seconds, is no error of anybody's: one line instead of a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("frostline: ended by SIGINT.", file=sys.stderr)
+    else:
+        _before(kind, error, trace)
+
+
+sys.excepthook = _say_stopped
 
 __version__ = "0.1.0"

@@ -1,8 +1,16 @@
 """What is refused, and in which words."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
+
+# Words in the name of a query's part whose value nobody else may know, such as X-Amz-Signature, sig or access_token.
+SECRET = frozenset(
+    ["auth", "credential", "credentials", "key", "passwd", "password", "pwd", "secret", "session", "sig", "signature"]
+    + ["token"]
+)
+PLACE = r"\$\{(\w+)\}"  # of a value that the environment holds
 
 
 class Refused(ValueError):
@@ -40,13 +48,41 @@ def some(names: Iterable[object], limit: int = 8) -> str:
     return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
+def find_secret(address: str) -> str | None:
+    """The part of a query whose value looks like a secret; None where there is none, or it stands for one of the environment.
+
+    >>> find_secret("https://host/a.zip?v=1&X-Amz-Signature=f00"), find_secret("https://host/a.zip?token=${TOKEN}")
+    ('X-Amz-Signature', None)
+    """
+    for name, value in re.findall(r"[?&]([^=&#]+)=([^&#]*)", address):
+        words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+        if words & SECRET and value and not re.fullmatch(PLACE, value):
+            return str(name)
+    return None
+
+
+def fill_places(address: str) -> str:
+    """The address with each `${NAME}` in its query replaced by that variable of the environment; Refused where it is not set."""
+
+    def value_of(found: re.Match[str]) -> str:
+        if found[1] not in os.environ:
+            raise Refused(f"{redact(address)} needs the variable {found[1]}, which is not set: export {found[1]}=...")
+        return os.environ[found[1]]
+
+    before, mark, query = address.partition("?")
+    return before + mark + re.sub(PLACE, value_of, query)
+
+
 def redact(text: str) -> str:
     """The text with all addresses in it as they may be shown and kept: no user, password or fragment, no value of a query.
+
+    Names of AWS keys go, too, wherever they stand.
 
     >>> redact("https://me:secret@host/a.zip?token=1&b=2#c failed")
     'https://host/a.zip?token=***&b=*** failed'
     """
-    return re.sub(r"\w[\w+.-]*://\S+", lambda found: _redact_address(found[0]), text)
+    text = re.sub(r"\w[\w+.-]*://\S+", lambda found: _redact_address(found[0]), text)
+    return re.sub(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b", "***", text)
 
 
 def _redact_address(address: str) -> str:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,45 @@ from frostline.errors import Refused
 COMPLETE = "complete.json"
 
 
+TEMPORARY = re.compile(r"(?:\.(\d+)\.)+(.+)")  # the name that `replacing` gives: a process, then the name
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, of the same suffix, that takes its place when the block ends without an error."""
+    """A temporary name beside `path`, of the same suffix, that takes its place when the block ends without an error.
+
+    What a killed process left of the same file goes first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Removes what killed processes left half written in `folder`: of the file `name` alone, or of any."""
+    for left in _find_temporaries(folder.iterdir()):
+        process, of = TEMPORARY.fullmatch(left.name).groups()  # type: ignore[union-attr]
+        if name in ("", of) and not _lives(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _find_temporaries(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if TEMPORARY.fullmatch(file.name)]
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -91,18 +121,22 @@ def require_complete(folder: Path) -> Mapping[str, Any]:
 
 
 def publish(work: Path, folder: Path, marker: str = COMPLETE) -> None:
-    """Puts the finished folder `work` in the place of `folder`; Refused where that holds files, and no marker of a writer's."""
+    """Puts the finished folder `work` in the place of `folder`, without what killed processes left half written in it.
+
+    Refused where `folder` holds files, and no marker of a writer's.
+    """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
         raise Refused(f"{folder} holds files without a {marker}: they are not Frostline's. Move them out of it.")
+    for left in _find_temporaries(work.rglob(".*")):
+        left.unlink()
+    # Out of the way first: a removal that is broken off must not leave half a folder under the name.
+    old = work.with_name(f"{work.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
-        # Out of the way first: a removal that is broken off must not leave half a folder under the name.
-        old = work.with_name(f"{work.name}.old")
         folder.replace(old)
-        work.replace(folder)
-        shutil.rmtree(old)
-    else:
-        work.replace(folder)
+    work.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def path_of(given: str, root: Path = Path()) -> Path:

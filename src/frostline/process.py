@@ -3,15 +3,20 @@
 import ctypes
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +28,8 @@ UNFINISHED = Path(".frostline/unfinished")
 RUNS = Path(".frostline/runs")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# A process that is told to end has so long to come out of a library's call; and so long in all.
+YIELD_SECONDS, STOP_SECONDS = 2.0, 4.5
 # What the user mends, not we: a full, read-only or closed disk.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -55,29 +62,134 @@ def ask_git(folder: Path, *arguments: str) -> tuple[str | None, str]:
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:
-    """Runs a stage: alone (a lock per stage and folder), ended with its parent, refusals without a traceback.
+    """Runs a stage: alone (a lock per stage and folder), ended with its parent, refusals and stops without a traceback.
 
-    Exits with 2 where input was refused and with 143 on SIGTERM.
+    Exits with 2 where input was refused, and with 130 or 143 where it was told to end, by SIGINT (Ctrl-C) or SIGTERM.
     """
     die_with_parent()
-    signal.signal(signal.SIGTERM, _terminate)
+    _listen(name)
     started = time.monotonic()
     try:
         with held(Path(".frostline") / f"{name}.lock", f"stage {name}"), _timed(RUNS / f"{name}.json"):
             main()
-    except Refused as refusal:
-        print(f"frostline: {refusal}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except BaseException as error:
+        if _stop.signal:  # whatever a library made of it
+            _leave(name)
+        if isinstance(error, Refused):
+            print(f"frostline: {error}", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            place = error.filename or Path.cwd()
+            print(
+                f"frostline: {place}: {error.strerror}. Free space, or change the rights, and run again.",
+                file=sys.stderr,
+            )
+        else:
             raise
-        place = error.filename or Path.cwd()
-        print(
-            f"frostline: {place}: {error.strerror}. Free space, or change the rights, and run again.",
-            file=sys.stderr,
-        )
         sys.exit(2)
     print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+# --- being told to end ------------------------------------------------------------------------------------------------
+
+
+class Stopped(SystemExit):
+    """The process was told to end, by SIGINT or SIGTERM."""
+
+
+@dataclass
+class _Stop:
+    """What a process that is told to end still has to do. signal: that told it to, 0 before; endings: newest last."""
+
+    signal: int = 0
+    endings: list[Callable[[], None]] = field(default_factory=list)
+    leaving: threading.Lock = field(default_factory=threading.Lock)
+
+
+_stop = _Stop()
+
+
+@contextmanager
+def if_stopped(ending: Callable[[], None]) -> Iterator[None]:
+    """Calls `ending` where the process is told to end inside the block; perhaps in another thread, for a library may not let go."""
+    _stop.endings.append(ending)
+    try:
+        yield
+    finally:
+        if not _stop.signal:
+            _stop.endings.remove(ending)
+
+
+def _listen(name: str) -> None:
+    """From now on SIGINT and SIGTERM end this process in words, within STOP_SECONDS, whatever it is doing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # The system's own handler writes there at once; ours has to wait until a library's call returns.
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _raise_stopped)
+    threading.Thread(target=_watch, args=(name, reader), daemon=True).start()
+    # Python's tracker removes the semaphores of a pool that we leave behind; it takes its options from here.
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+
+
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    if not _stop.signal:
+        _stop.signal = number
+        raise Stopped(128 + number)
+
+
+def _watch(name: str, reader: int) -> None:
+    while (number := os.read(reader, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+        pass
+    time.sleep(YIELD_SECONDS)
+    _stop.signal = _stop.signal or number
+    threading.Thread(target=_leave, args=(name,), daemon=True).start()
+    time.sleep(STOP_SECONDS - YIELD_SECONDS)
+    _exit(name)
+
+
+def _leave(name: str) -> None:
+    """Does what is to be done at the end, once, and ends the process; libraries' own endings would print and wait."""
+    if not _stop.leaving.acquire(blocking=False):
+        time.sleep(STOP_SECONDS)  # another thread is at it, or _watch ends us
+    while _stop.endings:
+        with suppress(Exception):  # the next start mends what could not be done
+            _stop.endings.pop()()
+    _exit(name)
+
+
+def _exit(name: str) -> None:
+    how = signal.Signals(_stop.signal).name
+    said = f"frostline: {name} was ended by {how}; what is finished is kept, and `dvc repro` goes on from there."
+    with suppress(OSError, ValueError):  # nobody may be listening any more
+        sys.stdout.flush()
+        print(said, file=sys.stderr, flush=True)
+    os._exit(128 + _stop.signal)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Processes started in the block do not get Ctrl-C, which goes to all of a terminal's: their parent does, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_pool(workers: int, initializer: Callable[..., None], *facts: Any) -> ProcessPoolExecutor:
+    """Processes that end with this one; `initializer(*facts)` is called in each of them first."""
+    # Spawned, never forked: the caller may have threads.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_process, (initializer, *facts))
+    with shielded():
+        pool.submit(int)  # starts all of them
+    return pool
+
+
+def _start_process(initializer: Callable[..., None], *facts: Any) -> None:
+    die_with_parent()
+    initializer(*facts)
 
 
 @contextmanager
@@ -129,6 +241,8 @@ def die_with_parent() -> None:
     """Ends this process when its parent dies: `dvc` may be killed alone, and its stage would run on beside the next one."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if (parent := multiprocessing.parent_process()) and not parent.is_alive():  # it died before we asked
+            os._exit(128 + signal.SIGTERM)
 
 
 def keep_freed_memory() -> None:
@@ -143,7 +257,3 @@ def keep_freed_memory() -> None:
         trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
         for parameter, value in ((trim_threshold, 2**31 - 1), (top_pad, 64 << 20), (mmap_max, 0), (arena_max, 1)):
             libc.mallopt(parameter, value)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)

@@ -42,7 +42,7 @@ def command(older_than: float, cache: bool, yes: bool) -> None:
     if store is not None:
         dead = sweep_dead_runs(store) if yes else len(find_dead_runs(store))
 
-    leftovers = find_leftovers(root, params, store, older_than=older_than * DAY)
+    leftovers = find_leftovers(root, params.paths, store, older_than=older_than * DAY)
     console = Console(highlight=False)
     table = Table("kind", "name", "days", "size", box=None, padding=(0, 2, 0, 0))
     for leftover in leftovers:

@@ -19,7 +19,7 @@ import click
 
 from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
-from frostline.params import Params, load_document, load_params
+from frostline.params import Params, Storage, load_document, load_params
 from frostline.planning.settings import ignored_settings, settings_problems
 from frostline.process import ask_git, project_root
 
@@ -73,7 +73,7 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Finding]:
     if params:
         yield from guarded("the base's weights", examine_base, root, params)
         yield from guarded("the tracking store", examine_store, root, params)
-        yield from examine_disk(root, params)
+        yield from examine_disk(root, params.storage)
     yield from examine_dvc(root, deep)
     yield from examine_git(root)
 
@@ -222,13 +222,13 @@ def examine_store(root: Path, params: Params) -> Iterator[Finding]:
         yield Finding("warn", f"{len(dead)} runs are RUNNING although their process is gone", advice)
 
 
-def examine_disk(root: Path, params: Params) -> Iterator[Finding]:
+def examine_disk(root: Path, storage: Storage) -> Iterator[Finding]:
     free = shutil.disk_usage(root).free / 1e9
     said = f"{free:.1f} GB free at {root}"
     if free < 2:
         yield Finding("fail", said, "A run needs at least 2 GB. `frostline clean` shows what can go.")
-    elif free < params.storage.budget_gb:
-        advice = f"Views and features may take {params.storage.budget_gb:g} GB (storage.budget_gb). `frostline clean` shows what can go."
+    elif free < storage.budget_gb:
+        advice = f"Views and features may take {storage.budget_gb:g} GB (storage.budget_gb). `frostline clean` shows what can go."
         yield Finding("warn", said, advice)
     else:
         yield Finding("ok", said)

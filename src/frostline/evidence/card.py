@@ -36,23 +36,23 @@ class Records:
 def make_model_card(records: Records, params: Params) -> str:
     """The card as Markdown."""
     sections = [
-        _introduce(records, params),
+        _introduce(records, params.register_.name),
         "## Results\n\n" + _describe_results(records.evaluation),
         "## Known weaknesses\n\n" + _describe_weaknesses(records.evaluation),
         "## Data\n\n" + _describe_data(records, params),
         "## Base\n\n" + _describe_base(records.base),
         "## How it was searched\n\n" + _describe_search(records),
-        "## How to use it\n\n" + _describe_use(records, params),
+        "## How to use it\n\n" + _describe_use(records, params.register_.name),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _introduce(records: Records, params: Params) -> str:
+def _introduce(records: Records, name: str) -> str:
     accuracy, names = records.evaluation.score("accuracy"), records.class_names
     trained = describe_final(records.refit)
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
-        f"# {params.register_.name}\n\n"
+        f"# {name}\n\n"
         f"Tells {len(names)} classes of images apart: {listed}. {_with_article(records.base['name'])}: {trained}. "
         f"Accuracy on {records.evaluation.num_images} test images that no choice has seen: "
         f"**{_percent(accuracy)}** ({_confidence(records.evaluation)})."
@@ -211,8 +211,8 @@ def _describe_search(records: Records) -> str:
     )
 
 
-def _describe_use(records: Records, params: Params) -> str:
-    name, size = params.register_.name, records.prepared["image_size"]
+def _describe_use(records: Records, name: str) -> str:
+    size = records.prepared["image_size"]
     return (
         "Input: uint8 images (n, "
         f"{size}, {size}, 3), RGB, 0 to 255; scaling is inside. Output: {len(records.class_names)} probabilities in the "

@@ -11,11 +11,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from frostline.errors import Refused, redact
+from frostline.errors import Refused, fill_places, find_secret, redact
 from frostline.files import load_json, save_json, sha256_of
 from frostline.images.folders import require_space
 
@@ -23,6 +25,7 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 RETRIES = 3
 BACK_OFF_SECONDS = 2.0  # doubled after each try
+MAX_WAIT_SECONDS = 60.0  # a server that asks for more patience is asked again all the same
 MAX_REDIRECTS = 5
 # A server that drips is a server that stalls: below this many bytes in READ_SECONDS the try is over.
 MIN_BYTES = 10_000
@@ -30,7 +33,11 @@ LOCK_FILE = Path("fetch.lock.json")
 
 
 class _TryAgain(Exception):
-    """A failure that another try may mend."""
+    """A failure that another try may mend; `after`: the seconds that the server asks for before it."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
 
 
 def download(
@@ -58,14 +65,14 @@ def download(
     part = path.with_name(path.name + ".part")
     for attempt in range(RETRIES + 1):
         try:
-            _transfer(url, part, resumable=expected is not None, allow_private=allow_private)
+            _transfer(fill_places(url), part, resumable=expected is not None, allow_private=allow_private)
             break
         except _TryAgain as error:
             if attempt == RETRIES:
                 raise Refused(
                     f"{shown} could not be fetched after {RETRIES + 1} tries: {error}. What arrived is kept; run again to go on."
                 ) from None
-            wait = back_off * 2**attempt
+            wait = max(back_off * 2**attempt, error.after)
             print(f"fetch: {error}; trying again in {wait:g} s", file=sys.stderr, flush=True)
             time.sleep(wait)
     _judge(part, shown, sha256, lock_file)
@@ -127,6 +134,15 @@ def check_url(url: str) -> None:
         )
 
 
+def refuse_secret(url: str) -> None:
+    """Raises Refused where a secret stands in the address: params.yaml, dvc.lock and MLflow would keep it."""
+    if name := find_secret(url):
+        raise Refused(
+            f"{redact(url)}: the value of {name} is a secret, and params.yaml is no place for it. Put it into a variable of "
+            f"the environment, and write {name}=${{VARIABLE}} here"
+        )
+
+
 def _file_name(url: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(url).path.rsplit("/", 1)[-1])[-80:] or "download"
 
@@ -171,7 +187,8 @@ def _transfer(url: str, part: Path, *, resumable: bool, allow_private: bool) -> 
             part.unlink(missing_ok=True)
             raise _TryAgain("the file got shorter on the server") from None
         if error.code in (408, 425, 429) or error.code >= 500:
-            raise _TryAgain(f"the server answered {error.code} {error.reason}") from None
+            after = _seconds_asked(error.headers.get("Retry-After") or "") if error.code in (429, 503) else 0.0
+            raise _TryAgain(f"the server answered {error.code} {error.reason}", after) from None
         raise Refused(f"{redact(url)}: the server answered {error.code} {error.reason}.") from None
     except (TimeoutError, ConnectionError, http.client.HTTPException, urllib.error.URLError, socket.gaierror) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -180,6 +197,19 @@ def _transfer(url: str, part: Path, *, resumable: bool, allow_private: bool) -> 
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise Refused(f"{redact(url)}: the server's certificate is not valid: {reason.verify_message}.") from None
         raise _TryAgain(f"{type(reason).__name__}: {reason}".replace(url, redact(url))) from None
+
+
+def _seconds_asked(retry_after: str) -> float:
+    """The wait that `Retry-After` asks for, in seconds or as a date; 0 where it says neither, MAX_WAIT_SECONDS at most."""
+    if retry_after.strip().isdecimal():
+        return min(float(retry_after), MAX_WAIT_SECONDS)
+    try:
+        when = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    # A date of HTTP is in GMT, whether it says so or not.
+    seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), MAX_WAIT_SECONDS)
 
 
 def _receive(response: Any, part: Path, start: int, total: int | None) -> None:

@@ -1,10 +1,9 @@
 """Decoded images with their fingerprints, in shards on disk that a killed run takes up again."""
 
 import hashlib
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from frostline.images.decoding import FORMATS, UnreadableImage, check_header, de
 from frostline.images.names import READ
 from frostline.images.walk import Entry
 from frostline.params import Prepare
-from frostline.process import die_with_parent, keep_freed_memory
+from frostline.process import keep_freed_memory, start_pool
 
 SHARD_BYTES = 16_000_000  # of decoded images: the unit of work, what a kill loses, what a worker holds
 GATHER = 64  # decoded images copied at once
@@ -122,12 +121,10 @@ def make_fingerprints(image: NDArray[np.uint8]) -> tuple[int, NDArray[np.uint8]]
 def _open_pool(workers: int, num_files: int) -> Executor:
     if workers == 1 or num_files < PROCESSES_FROM:
         return ThreadPoolExecutor(workers)
-    # Spawned, never forked: the caller may have threads.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    return start_pool(workers, _start_worker)
 
 
 def _start_worker() -> None:
-    die_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
 

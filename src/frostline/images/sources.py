@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from frostline.errors import Refused, nearest, redact
 from frostline.files import mark_complete, path_of, sha256_of
 from frostline.images.archives import check_archive, extract_archive
-from frostline.images.downloads import LOCK_FILE, check_url, download
+from frostline.images.downloads import LOCK_FILE, check_url, download, refuse_secret
 from frostline.images.folders import Layout, copy_layout, find_layout, read_layout, require_space
 from frostline.images.names import SPLIT_NAMES
 from frostline.params import Fetch
@@ -182,6 +182,7 @@ class Download(Source):
     def check(self, root: Path) -> None:
         if self.params.source not in NAMED_SOURCES:
             check_url(self.params.source)
+            refuse_secret(self.params.source)
 
     def fetch(self, target: Target) -> tuple[Layout, dict[str, str]]:
         source, private = self.params.source, self.params.allow_private

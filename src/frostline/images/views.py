@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import starmap
@@ -20,7 +18,7 @@ from frostline.arrays import JoinedRows, load_array, reserve_array, take_rows, w
 from frostline.errors import Refused
 from frostline.files import part_of, put_in_place, save_json
 from frostline.images.transforms import Pipeline, Transforms, build_transform, build_transforms, run_transforms
-from frostline.process import count_cores, die_with_parent, keep_freed_memory
+from frostline.process import count_cores, keep_freed_memory, start_pool
 from frostline.seeding import derive_seed, in_order
 
 CHUNK = 128  # images per task
@@ -101,10 +99,8 @@ def save_views(
             if workers == 1 or not missing:
                 drawn: Iterator[None] = starmap(partial(_draw_rows, images_files, ids, pipeline, seed), list_tasks())
             else:
-                # Spawned, never forked: the caller may have threads. Each process builds its transforms once.
-                context = multiprocessing.get_context("spawn")
-                facts = (tuple(images_files), tuple(ids), transforms, seed)
-                pool = ProcessPoolExecutor(workers, context, _start_worker, facts)
+                # Each process builds its transforms once.
+                pool = start_pool(workers, _start_worker, tuple(images_files), tuple(ids), transforms, seed)
                 stack.callback(pool.shutdown, cancel_futures=True)  # after an error the rest is not drawn first
                 # So far ahead that the processes draw the next view while one is flushed to disk.
                 drawn = in_order(pool, _work, list_tasks(), ahead=len(starts) + 2 * workers)
@@ -134,7 +130,6 @@ _worker: dict[str, Callable[[int, int, Path], None]] = {}  # what a worker proce
 
 
 def _start_worker(images_files: Sequence[Path], ids: Sequence[str], transforms: Transforms, seed: int) -> None:
-    die_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
     _worker["draw"] = partial(_draw_rows, images_files, ids, build_transforms(transforms), seed)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from frostline.bases.families import BUNDLED_BASE, CUSTOM, FAMILIES, base_problems, cuts_of
 from frostline.bases.files import check_custom_file
 from frostline.bases.packages import PACKAGES, find_package
-from frostline.errors import Refused, nearest, redact
+from frostline.errors import Refused, find_secret, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.sources import Generated, source_of
 from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
@@ -283,9 +283,9 @@ def _url_problems(place: str, url: str, schemes: tuple[str, ...]) -> list[str]:
         )
     if parts.scheme in ("http", "https") and not parts.hostname:
         problems.append(f"{place}: {redact(url)!r} names no host")
-    if parts.password:
+    if parts.password or find_secret(url):
         # dvc.lock and every MLflow run would hold it.
         problems.append(
-            f"{place}: holds a password, which would be written to dvc.lock and MLflow. Use the environment or ~/.netrc"
+            f"{place}: holds a secret, which would be written to dvc.lock and MLflow. Use the environment or ~/.netrc"
         )
     return problems

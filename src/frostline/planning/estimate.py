@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from frostline.params import Params
+from frostline.params import Params, Refit
 from frostline.planning.notes import describe_storage
 from frostline.planning.pace import Counts, Facts, Pace
 from frostline.planning.storage import Storage, fit_views, flips, plan_storage, trains_on_val, view_bytes
@@ -39,7 +39,7 @@ class Plan:
 def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: int, pool_from: int) -> Plan:
     """The plan for these params; cores: of this machine; pool_from: bytes of views from which `augment` uses all of them."""
     size, budget = params.base.image_size, params.storage.budget_gb
-    trained, plain = count_trained(params, counts)
+    trained, plain = count_trained(params.refit, counts)
     views = fit_views(trained, size, params.augment.views, budget)
     storage = plan_storage(
         facts.row_bytes,
@@ -67,9 +67,9 @@ def _prepare(counts: Counts, size: int, pace: Pace, cores: int) -> Step:
     return Step("prepare", f"{counts.files} files decoded to {size} px", bytes_, seconds)
 
 
-def count_trained(params: Params, counts: Counts) -> tuple[int, int]:
+def count_trained(refit: Refit, counts: Counts) -> tuple[int, int]:
     """(images that the final model is trained on, others of train and val)."""
-    with_val = trains_on_val(params.refit.train_on_val, counts.val_is_drawn)
+    with_val = trains_on_val(refit.train_on_val, counts.val_is_drawn)
     return counts.train + (counts.val if with_val else 0), 0 if with_val else counts.val
 
 
@@ -103,7 +103,7 @@ def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pa
     searched = epochs * mean(epoch[depth] for depth in depths)
     refit = params.refit
     # Each fold trains on all images but its own share; a candidate's tail is compiled once, in a process of its own.
-    share = (refit.folds - 1) / refit.folds * sum(count_trained(params, counts)) / max(counts.train, 1)
+    share = (refit.folds - 1) / refit.folds * sum(count_trained(params.refit, counts)) / max(counts.train, 1)
     trained = refit.candidates * (
         refit.folds * share * tune.epochs * mean(epoch[depth] for depth in depths) + mean(traces.values())
     )

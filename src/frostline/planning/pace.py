@@ -19,7 +19,7 @@ from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, require_complete
 from frostline.images.folders import Layout, read_layout
 from frostline.images.sources import count_layout, source_of
-from frostline.params import Params
+from frostline.params import Params, Prepare, Tune
 from frostline.planning.storage import list_depths
 from frostline.process import UNFINISHED
 
@@ -99,12 +99,11 @@ def count_images(params: Params) -> Counts:
         files = sum(numbers.values()) + sum(facts["left_out"].values())
         return Counts(files, numbers["train"], numbers["val"], numbers["test"], len(names), True, facts["val_is_drawn"])
     files, num_classes, splits = count_layout(read_layout(raw)) if _raw(params) else source_of(params.fetch).count()
-    return Counts(files, *_shares(files, splits, params), num_classes, False, "validation" not in splits)
+    return Counts(files, *_shares(files, splits, params.prepare), num_classes, False, "validation" not in splits)
 
 
-def _shares(files: int, splits: dict[str, int], params: Params) -> tuple[int, int, int]:
+def _shares(files: int, splits: dict[str, int], prepare: Prepare) -> tuple[int, int, int]:
     """train, val and test as `prepare` will draw them, by its shares."""
-    prepare = params.prepare
     if "validation" in splits:
         test = splits.get("test", splits["validation"] // 2)
         return splits["train"], splits["validation"] - (0 if "test" in splits else test), test
@@ -220,7 +219,7 @@ def _measure_network(
     flops = flops_of(base)
     tried = sorted({0, *depths})
     measured = sorted({tried[0], tried[len(tried) // 2], tried[-1]})
-    known = [_measure_tail(params, base, depth, num_classes, extractor.types(images)[-1]) for depth in measured]
+    known = [_measure_tail(params.tune, base, depth, num_classes, extractor.types(images)[-1]) for depth in measured]
     # Between measured depths seconds follow the FLOPs above the cut.
     above = [flops["suffix"][depth] for depth in measured]
     tails = {
@@ -248,14 +247,13 @@ def _load_base(params: Params, work: Path) -> "Base":
     return load_base(params.base, folder)
 
 
-def _measure_tail(params: Params, base: "Base", depth: int, num_classes: int, dtype: type) -> Tail:
+def _measure_tail(tune: Tune, base: "Base", depth: int, num_classes: int, dtype: type) -> Tail:
     """One tail on noise: the speed does not depend on what the features say."""
     from frostline.search.space import make_baseline
     from frostline.training.data import TrainingData
     from frostline.training.tail import build_tail, start_head
     from frostline.training.trainer import Trainer
 
-    tune = params.tune
     hparams = make_baseline(tune.space, depth)
     sees = "last" if tune.pooling == "flatten" else hparams.head_input
     with timed() as built:

@@ -76,9 +76,9 @@ def run_study(
     receipts = [bench.receipt(make_baseline(space, depth)) for depth in sorted({0, space.unfrozen_blocks[1]})]
     laps.append(time.monotonic())
     known = {trial.number for trial in list_records(study.load(), num_trials)}
+    run_trials(Job(params, study, store, parent_run_id, class_names, bench.heads), bench)
     # A kill between a trial's run and its record leaves the run of a trial that is drawn again.
     delete_trials(store, parent_run_id, DRAW, [draw_of(trial) for trial in list_killed(study.load())])
-    run_trials(Job(params, study, store, parent_run_id, class_names, bench.heads), bench)
     laps.append(time.monotonic())
 
     trials = list_records(study.load(), num_trials)

@@ -1,24 +1,30 @@
 """The study on disk: trials drawn, pruned, resumed and read back."""
 
+import itertools
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import optuna
+import psutil
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
+from frostline.files import remove_abandoned, replacing
 from frostline.params import Tune
 from frostline.process import locked
 from frostline.seeding import derive_seed
 
 RECORD = "record"  # what trials.json says of a finished trial
 KILLED = "killed"  # set on a trial whose process died; it is drawn again and not counted
+SIGNED = "signed"  # a trial's number among those that count, and the process that works on it
+UNSIGNED = (sys.maxsize, -1)
 CODE = "code"
 WHOLE = 4  # trials that the median pruner lets train to the end before it judges any
 RANDOM = 8  # trials that the sampler draws before it looks at scores
@@ -53,6 +59,7 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str) -> 
     folder.mkdir(parents=True, exist_ok=True)
     file = StudyFile(folder / f"{digest}.db", digest)
     with file.locked():
+        remove_abandoned(folder)
         if file.path.exists() and _has_trials_of_other_code(file.load(), code):
             if when_code_changed == "ask":
                 raise Refused(
@@ -65,11 +72,7 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str) -> 
             _create(file, code)
         study = file.load()
         study.set_user_attr(CODE, code)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if RECORD in trial.user_attrs:  # it had finished; only the last word is missing
-                tell(study, trial.number, _record_of(trial))
-            else:
-                _close_killed(study, trial)
+        _close_open(study, lambda _: True)
     return file
 
 
@@ -81,16 +84,38 @@ def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
 
 def _create(file: StudyFile, code: str) -> None:
     # Two processes that create the tables at once kill each other, and a kill in between leaves half a schema.
-    temporary = file.path.with_name(f".{file.path.name}.{os.getpid()}.tmp")
-    storage = _storage(temporary, file.timeout_s)
-    study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
-    study.set_user_attr(CODE, code)
-    storage.engine.dispose()
-    temporary.replace(file.path)
+    with replacing(file.path) as temporary:
+        storage = _storage(temporary, file.timeout_s)
+        study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
+        study.set_user_attr(CODE, code)
+        storage.engine.dispose()
 
 
 def _storage(path: Path, timeout_s: float) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": timeout_s}})
+
+
+def close_abandoned(file: StudyFile) -> None:
+    """Gives back the trials whose process is gone, while others may go on."""
+    with file.locked():  # so nobody is between drawing a trial and signing for it
+        _close_open(file.load(), lambda process: not psutil.pid_exists(process))
+
+
+def close_stopped(file: StudyFile) -> None:
+    """Gives back the trials that run; called when this process is told to end, and its workers are gone."""
+    with file.locked():
+        _close_open(file.load(), lambda _: True)
+
+
+def _close_open(study: optuna.Study, is_dead: Callable[[int], bool]) -> None:
+    """Ends the open trials of dead processes, in the order of their numbers, in which they are drawn again."""
+    for trial in sorted(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), key=_number_of):
+        if not is_dead(trial.user_attrs.get(SIGNED, UNSIGNED)[1]):
+            continue
+        if RECORD in trial.user_attrs:  # it had finished; only the last word is missing
+            tell(study, trial.number, _record_of(trial))
+        else:
+            _close_killed(study, trial)
 
 
 def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -104,18 +129,23 @@ def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
 def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
     """The next trial and its number among those that count, or None when there are `num_trials`. Call it locked.
 
-    The sampler's seed is derived from the number of trials that count, so a resumed study does not repeat itself, and
+    The sampler's seed is derived from the trial's number, so a resumed study does not repeat itself, and
     with one worker gives what an uninterrupted one gives.
     """
-    number = sum(
-        KILLED not in trial.user_attrs and trial.state != TrialState.WAITING
+    taken = {
+        _number_of(trial)
         for trial in study.get_trials(deepcopy=False)
-    )
+        if KILLED not in trial.user_attrs and trial.state != TrialState.WAITING
+    }
+    # The lowest that is free: of several workers' trials a kill may take the first and leave the second.
+    number = next(number for number in itertools.count() if number not in taken)
     if number >= tune.num_trials:
         return None
     study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", number), n_startup_trials=RANDOM)
     study.pruner = make_pruner(tune)
-    return study.ask(), number
+    trial = study.ask()
+    trial.set_user_attr(SIGNED, [number, os.getpid()])
+    return trial, number
 
 
 def list_rungs(tune: Tune) -> list[int]:
@@ -189,6 +219,13 @@ def importances(study: optuna.Study, num_trials: int) -> dict[str, float]:
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(judged, evaluator=evaluator)
     return {name: float(share) for name, share in shares.items()}
+
+
+def _number_of(trial: FrozenTrial) -> int:
+    """A trial's number among those that count; of one that died before it signed, a number that none has."""
+    if RECORD in trial.user_attrs:
+        return _record_of(trial).number
+    return int(trial.user_attrs.get(SIGNED, UNSIGNED)[0])
 
 
 def _record_of(trial: FrozenTrial) -> TrialRecord:

@@ -4,18 +4,30 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.context import SpawnProcess
 
 from optuna.trial import BaseTrial, Trial
 
 from frostline.devices import BACKEND, describe_device, share_memory
+from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
 from frostline.params import Params
-from frostline.process import die_with_parent
+from frostline.process import die_with_parent, if_stopped, shielded
 from frostline.search.progress import SearchProgress
 from frostline.search.space import list_baselines, suggest
-from frostline.search.study import StudyFile, ask, keep_record, list_records, list_rungs, tell
+from frostline.search.study import (
+    StudyFile,
+    ask,
+    close_abandoned,
+    close_stopped,
+    keep_record,
+    list_records,
+    list_rungs,
+    tell,
+)
 from frostline.search.trial import run_baseline, run_trial
 from frostline.tracking.messages import describe_trial
 from frostline.tracking.runs import DRAW, log_trial
@@ -44,22 +56,45 @@ def run_trials(job: Job, bench: Bench) -> None:
     """Runs trials until the study has `tune.num_trials`: on `bench` here, or in `tune.workers` processes."""
     tune = job.params.tune
     if tune.workers == 1:
-        with SearchProgress(tune.num_trials, tune.epochs) as progress:
+        with if_stopped(partial(close_stopped, job.study)), SearchProgress(tune.num_trials, tune.epochs) as progress:
             for record in list_records(job.study.load(), tune.num_trials):
                 progress.end(record)
             _work(job, bench, progress)
         return
+    with if_stopped(partial(close_stopped, job.study)):
+        number = tune.workers
+        while ended := _run_workers(job, number):
+            close_abandoned(job.study)
+            if len(ended) == number:
+                raise Refused(f"All workers of the search ended early, with exit codes {ended}. `dvc repro` goes on.")
+            # The others may have gone before the trials came back.
+            number = 1 if len(list_records(job.study.load(), tune.num_trials)) < tune.num_trials else 0
+
+
+def _run_workers(job: Job, number: int) -> list[int]:
+    """Runs trials in so many processes until no trial is left to draw; the exit codes of those that ended early."""
     # Spawned: a fork after TensorFlow has run hangs.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work_alone, args=(job,)) for _ in range(tune.workers)]
+    workers = [context.Process(target=_work_alone, args=(job,)) for _ in range(number)]
+    with if_stopped(partial(_end, workers)):
+        with shielded():
+            for worker in workers:
+                worker.start()
+        ended: list[int] = []
+        while running := [worker for worker in workers if worker.exitcode is None]:
+            multiprocessing.connection.wait([worker.sentinel for worker in running])
+            if early := [code for worker in running if (code := worker.exitcode)]:
+                ended += early
+                close_abandoned(job.study)
+                print(f"tune: a worker ended early, with exit code {early[0]}; its trial is drawn again", flush=True)
+        return ended
+
+
+def _end(workers: Sequence[SpawnProcess]) -> None:
     for worker in workers:
-        worker.start()
+        worker.kill()
     for worker in workers:
         worker.join()
-    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
-        raise RuntimeError(
-            f"{len(failed)} of {len(workers)} workers ended early, with exit codes {failed}. Run `dvc repro` to go on."
-        )
 
 
 def draw_of(trial: BaseTrial) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow.entities import LoggedModel, Run, ViewType
 
 from frostline.files import load_json, size_of
-from frostline.params import Params
+from frostline.params import Paths
 from frostline.process import UNFINISHED, is_held
 from frostline.tracking.store import Store, pages
 
@@ -34,12 +34,12 @@ class Leftover:
     age: float
 
 
-def find_leftovers(root: Path, params: Params, store: Store | None, *, older_than: float) -> list[Leftover]:
+def find_leftovers(root: Path, paths: Paths, store: Store | None, *, older_than: float) -> list[Leftover]:
     """Everything older than `older_than` seconds that neither the workspace nor a registered version leads to.
 
     store: None where there is none yet. What a registered version leads to is its run, its study and that study's trials.
     """
-    studies = _current_studies(root, params)
+    studies = _current_studies(root, paths)
     found: list[Leftover] = []
     if store is not None:
         kept = _kept_runs(store, studies)
@@ -71,8 +71,8 @@ def remove_leftovers(leftovers: Iterable[Leftover], root: Path, store: Store | N
             _remove_folder(folder)
 
 
-def _current_studies(root: Path, params: Params) -> set[str]:
-    report = root / params.paths.study / "study.json"
+def _current_studies(root: Path, paths: Paths) -> set[str]:
+    report = root / paths.study / "study.json"
     return {str(load_json(report)["study"])} if report.is_file() else set()
 
 

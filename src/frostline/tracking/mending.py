@@ -50,8 +50,16 @@ def is_outdated(path: Path) -> bool:
     return True
 
 
+def artifact_root(path: Path, root: Path) -> Path:
+    """The folder whose `mlruns` takes the files of new runs: the project's, or that of a database which projects share."""
+    own = path.resolve().is_relative_to(root.resolve())
+    return root.resolve() if own else path.resolve().parent
+
+
 def former_root(path: Path, root: Path, experiment: str) -> Path | None:
     """Where this project stood when its experiment was made, where that is another place than `root`; else None."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        return None  # several projects may share it: the place is of one of them
     with _reading(path) as database:
         try:
             found = database.execute(

@@ -3,11 +3,11 @@
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from mlflow.entities import ViewType
+from mlflow.entities import Run, ViewType
 
 from frostline.tracking.store import Store
 
@@ -24,22 +24,32 @@ def owner_tags() -> dict[str, str]:
 
 def sweep_dead_runs(store: Store) -> int:
     """How many RUNNING runs of dead processes of this host were closed as KILLED."""
-    dead = find_dead_runs(store)
-    for run_id in dead:
+    return _close(store, find_dead_runs(store))
+
+
+def close_own_runs(store: Store) -> None:
+    """Closes what this process, which was told to end, has open, and what its workers had."""
+    own = owner_tags().items()
+    _close(store, [run.info.run_id for run in _find_running(store) if own <= run.data.tags.items()])
+    sweep_dead_runs(store)
+
+
+def _close(store: Store, run_ids: Sequence[str]) -> int:
+    for run_id in run_ids:
         store.client.set_tag(run_id, "frostline.state", "DEAD")
         store.client.set_terminated(run_id, "KILLED")
-    return len(dead)
+    return len(run_ids)
 
 
 def find_dead_runs(store: Store) -> list[str]:
     """The ids of RUNNING runs whose process on this host is gone."""
-    running = store.client.search_runs(
-        [store.experiment_id],
-        f"attributes.status = 'RUNNING' and tags.`frostline.host` = '{socket.gethostname()}'",
-        ViewType.ALL,
-        max_results=1000,
-    )
-    return [run.info.run_id for run in running if _is_dead(run.data.tags)]
+    return [run.info.run_id for run in _find_running(store) if _is_dead(run.data.tags)]
+
+
+def _find_running(store: Store) -> list[Run]:
+    where = f"attributes.status = 'RUNNING' and tags.`frostline.host` = '{socket.gethostname()}'"
+    found: list[Run] = store.client.search_runs([store.experiment_id], where, ViewType.ALL, max_results=1000)
+    return found
 
 
 def _is_dead(tags: Mapping[str, str]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 from frostline.evidence.trials import TrialRecord
 from frostline.tracking.owners import owner_tags
 from frostline.tracking.store import Store, pages
@@ -298,7 +298,7 @@ def _allowed(name: str) -> str:
 
 
 def _param_text(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else redact(str(value))
 
 
 def _number(text: str) -> float | str | None:
@@ -311,4 +311,4 @@ def _number(text: str) -> float | str | None:
 
 
 def _texts(tags: Mapping[str, str]) -> dict[str, str]:
-    return {name: str(value)[:8000] for name, value in tags.items()}
+    return {name: redact(str(value))[:8000] for name, value in tags.items()}

@@ -1,9 +1,11 @@
 """Where runs go: MLflow's store and experiment, each made once and whole."""
 
 import functools
+import glob
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from frostline.errors import Refused, first_line, redact
 from frostline.hparams import HPARAMS
 from frostline.params import Tracking
 from frostline.process import locked
-from frostline.tracking.mending import refuse_unfit
+from frostline.tracking.mending import artifact_root, refuse_unfit
 
 EXPERIMENT_NOTE = (
     "A **study** is a parent run with one child run per trial; a **final** run is the winner, trained again and tested.\n\n"
@@ -90,13 +92,20 @@ def open_store(tracking: Tracking, root: Path, *, create: bool = True) -> Store:
             raise Refused(f"There is no run yet: {path} is missing. `dvc repro` makes the first ones.")
     if not create:
         return _look(uri, tracking.experiment, root)
-    with locked(root / ".frostline" / "store.lock"):
+    with locked(_lock_of(uri, root)):
         if uri.startswith("sqlite:///"):
             create_database(Path(uri.removeprefix("sqlite:///")), root)
         try:
             return Store(uri, _experiment(client_of(uri), tracking.experiment, uri, root), root)
         except MlflowException as error:
             raise _unusable(uri, error) from error
+
+
+def _lock_of(uri: str, root: Path) -> Path:
+    """Beside the database, because several projects may share it; a server has locks of its own."""
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///") + ".lock")
+    return root / ".frostline" / "store.lock"
 
 
 def _look(uri: str, name: str, root: Path) -> Store:
@@ -119,7 +128,13 @@ def _unusable(uri: str, error: MlflowException) -> Refused:
 
 
 def create_database(path: Path, root: Path) -> None:
-    """Makes MLflow's tables in `path`, unless they are there; the caller holds the lock."""
+    """Makes MLflow's tables in `path`, unless they are there; the caller holds the lock.
+
+    What a creation that was killed left beside it goes.
+    """
+    prefix = f"{path.name}.new-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(left, ignore_errors=True)
     # Two processes that create the tables at once, or one killed in between, leave a file that never works again;
     # so they are made under another name and the file moves into place whole.
     if path.is_file() and path.stat().st_size:
@@ -127,7 +142,7 @@ def create_database(path: Path, root: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
         fresh = Path(folder) / path.name
         database = SqlAlchemyStore(f"sqlite:///{fresh}", str(root / "mlruns"))
         database.engine.dispose()
@@ -152,7 +167,8 @@ def _experiment(client: MlflowClient, name: str, uri: str, root: Path) -> str:
     if found is None:
         # A server keeps artifacts where it was told to; beside a database of ours the place must be absolute, because
         # MLflow would take the working directory, which in `dvc exp run --temp` vanishes.
-        place = None if uri.startswith("http") else (root / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri()
+        above = artifact_root(Path(uri.removeprefix("sqlite:///")), root) if uri.startswith("sqlite:///") else root
+        place = None if uri.startswith("http") else (above / "mlruns" / re.sub(r"[^\w.-]", "_", name)).as_uri()
         tags = {
             "mlflow.note.content": EXPERIMENT_NOTE,
             "mlflow.experimentKind": "custom_model_development",

@@ -1,0 +1,152 @@
+"""What the tests of kills and crowds share: programs, started together and killed, and what they leave behind."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+# The long form, by `make torture`: more rounds of what the suite does once.
+LONG = os.environ.get("FROSTLINE_TORTURE") == "1"
+
+# Opens the store of the project in argv[1] at the address argv[2], and writes argv[3] runs with ten metrics.
+WRITER = """
+import sys
+from pathlib import Path
+from frostline.params import Tracking
+from frostline.tracking import runs, store
+
+root = Path(sys.argv[1])
+opened = store.open_store(Tracking(uri=sys.argv[2]), root)
+for number in range(int(sys.argv[3])):
+    run = runs.open_final_run(opened, name=f"{root.name} {number}", params={"a": 1}, tags={})
+    runs.close_run(opened, run, metrics={f"m{i}": float(i) for i in range(10)})
+"""
+
+
+def run_together(program: str, arguments: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
+    """Exit code and words of the program, started with each of the arguments at the same time."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *each], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for each in arguments
+    ]
+    return [(process.wait(), process.communicate()[0]) for process in started]
+
+
+def write_together(folder: Path, projects: int, each: int, runs: int) -> list[tuple[int, str]]:
+    """`projects` projects with `each` processes, all on one database that is not there yet."""
+    uri = f"sqlite:///{folder / 'team' / 'shared.db'}"
+    roots = [folder / f"project-{number}" for number in range(projects)]
+    for root in roots:
+        root.mkdir()
+    return run_together(WRITER, [[str(root), uri, str(runs)] for root in roots for _ in range(each)])
+
+
+# The search of `tests/test_trials.py`'s project in argv[1] as a stage, below argv[2]; argv[3] trials in argv[4] workers.
+SEARCH = f"""
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_trials import make_params
+
+from frostline.process import if_stopped, run_stage
+from frostline.search.outcome import run_study
+from frostline.search.study import open_study
+from frostline.tracking.owners import close_own_runs, sweep_dead_runs
+from frostline.tracking.runs import close_run, open_study_run
+from frostline.tracking.store import open_store
+
+
+def main():
+    params = make_params(Path(sys.argv[1]), num_trials=int(sys.argv[3]), workers=int(sys.argv[4]), epochs=24)
+    root = Path(sys.argv[2])
+    store = open_store(params.tracking, root)
+    sweep_dead_runs(store)
+    with if_stopped(partial(close_own_runs, store)):
+        parent = open_study_run(store, "d", params={{}}, tags={{}})
+        study = open_study(root / "studies", "d", "c", "ask")
+        run_study(params, study, store, parent, ("dark", "bright"))
+        close_run(store, parent)
+
+
+if __name__ == "__main__":
+    run_stage("tune", main)
+"""
+
+
+class Search:
+    """A search in a process group of its own, to be watched and killed."""
+
+    def __init__(self, project: Path, root: Path, trials: int, workers: int) -> None:
+        self.root, self.trials = root, trials
+        script = root / "tune.py"
+        script.write_text(SEARCH, encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(project), str(root), str(trials), str(workers)],
+            cwd=root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def family(self) -> list[psutil.Process]:
+        """All its processes that live."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def trials_with(self, key: str) -> dict[int, str]:
+        """Trial -> what it holds under a key, of all trials that hold it; read beside the search."""
+        path = self.root / "studies" / "d.db"
+        if not path.is_file():
+            return {}
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as database:
+            where = "select trial_id, value_json from trial_user_attributes where key = ?"
+            return dict(database.execute(where, (key,)).fetchall())
+
+    def wait_for_records(self, more: int) -> None:
+        """Returns when so many more trials have ended."""
+        before = len(self.trials_with("record"))
+        self._wait(lambda: len(self.trials_with("record")) >= before + more)
+
+    def wait_for_workers(self, number: int) -> set[int]:
+        """The ids of the processes that draw trials, when there are so many."""
+
+        def drawing() -> set[int]:
+            living = {process.pid for process in self.family()}
+            return living & {json.loads(value)[1] for value in self.trials_with("signed").values()}
+
+        self._wait(lambda: len(drawing()) == number)
+        return drawing()
+
+    def _wait(self, is_so: Callable[[], bool], seconds: float = 300) -> None:
+        end = time.monotonic() + seconds
+        while not is_so():
+            if self.process.poll() is not None or time.monotonic() > end:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                raise AssertionError(self.process.communicate()[1])
+            time.sleep(0.1)
+
+    def end_by(self, number: signal.Signals, everyone: bool) -> tuple[float, int, str]:
+        """Seconds until no process was left, exit code and last words, after a signal to the first process or to all."""
+        began = time.monotonic()
+        (os.killpg if everyone else os.kill)(self.process.pid, number)
+        said = self.process.communicate(timeout=60)[1]
+        while self.family() and time.monotonic() < began + 60:
+            time.sleep(0.05)
+        return time.monotonic() - began, self.process.returncode, said
