@@ -210,7 +210,7 @@ def compare_with_parts(
     images: uint8, the images of `rows`. Refused where it is above JOIN_TOLERANCE.
     """
     parts = np.mean(
-        [_answer_of_parts(bench, members, rows, mirror) for mirror in ([False, True] if mirrored else [False])], axis=0
+        [answer_of_parts(bench, members, rows, mirror) for mirror in ([False, True] if mirrored else [False])], axis=0
     )
     scaled = softmax(np.log(np.maximum(parts, 1e-12)) / temperature, axis=1)
     difference = float(np.abs(_predict(model, images) - scaled).max())
@@ -223,7 +223,11 @@ def compare_with_parts(
     return difference
 
 
-def _answer_of_parts(bench: Bench, members: Members, rows: NDArray[np.intp], mirror: bool) -> Floats:
+def answer_of_parts(bench: Bench, members: Members, rows: NDArray[np.intp], mirror: bool) -> Floats:
+    """What a model of these members answers, from stored features: probabilities (num_rows, num_classes) before the temperature.
+
+    mirror: for the mirror images.
+    """
     answer = np.zeros((len(rows), bench.num_classes))
     if members.share < 1:
         view = _view(bench, 0, members.sees, mirror)
