@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 
 from frostline.arrays import JoinedRows, load_array, load_split
-from frostline.bases.base import load_base
+from frostline.bases.base import check_depth, load_base
 from frostline.bases.cost import flops_of
 from frostline.bases.cuts import choose_pooled
 from frostline.bases.features import MIRROR, POOLED, Extractor, choose_precision, depth_folder
-from frostline.errors import Refused
+from frostline.bases.statistics import check_input
 from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
 from frostline.params import load_params
 from frostline.planning.checks import refuse_problems
@@ -26,13 +26,10 @@ def main() -> None:
     views = require_complete(views_folder)
     base = load_base(params.base, Path(paths.base))
     depths = list_depths(params.tune)
-    if depths and depths[-1] >= len(base.cuts):
-        raise Refused(
-            f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks between its first cut and "
-            f"{base.cuts[0].name}; given was {depths[-1]}."
-        )
-
+    check_depth(base, max(depths, default=0))
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
+    if extract.check_input and params.base.weights != "random":
+        say("extract", check_input(base, train.images))
     batch_size = min(extract.batch_size, len(train.labels))  # the rest of a batch would be computed for nothing
     probe = train.images[:batch_size]
     precision, reason = choose_precision(extract.precision, base, depths, probe, batch_size)

@@ -176,10 +176,6 @@ def test_scaling_is_that_of_keras(name, module):
         ("MobileNetV2", 224, {}, 0.598),
         ("InceptionV3", 299, {}, 11.42),
         ("ResNet50", 224, {}, 7.73),
-        # Of the release of EfficientNet-Lite, in multiply-adds: 407, 631 and 899 M, its top's 1.3 M included.
-        ("EfficientNetLite0", 224, {}, 0.811),
-        ("EfficientNetLite1", 240, {}, 1.259),
-        ("EfficientNetLite2", 260, {}, 1.795),
     ],
 )
 def test_flops_are_the_published_ones(name, size, options, giga):

@@ -43,6 +43,13 @@ def test_every_package_is_for_a_family_whose_layers_are_known():
     assert {len(blocks_of(name)) for name in LITES} == {16, 21}
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"), [("EfficientNetLite0", 4.7), ("EfficientNetLite1", 5.4), ("EfficientNetLite2", 6.1)]
+)
+def test_a_network_has_as_many_parameters_as_published(name, millions):
+    assert build_network(name, 64, {}, include_top=True).count_params() / 1e6 == pytest.approx(millions, abs=0.05)
+
+
 @pytest.mark.parametrize("name", LITES)
 def test_a_package_fills_the_network_as_keras_would_have_saved_it(name, tmp_path):
     require(name)

@@ -1,11 +1,15 @@
 """`data/base`: the base's weights and the card that says where they come from. Needs Keras for `imagenet` alone."""
 
 import json
+import os
 import shutil
+import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import h5py
 
 from frostline import params
 from frostline.bases.families import BUNDLED_BASE, CUSTOM, check_base
@@ -14,6 +18,7 @@ from frostline.errors import Refused, first_line, some
 from frostline.files import load_json, mark_complete, replacing, save_json, sha256_of
 from frostline.process import project_root
 
+STALLED_SECONDS = 60.0
 SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
@@ -155,12 +160,18 @@ def _download(base: params.Base, folder: Path) -> dict[str, Any]:
         raise Refused(f"base.weights: Keras has no weights of {base.name}. Set base.weights to package.")
     from frostline.bases.networks import build_network
 
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED_SECONDS)  # Keras would wait for a server that went silent for ever
     try:
         model = build_network(base.name, base.image_size, base.options, weights="imagenet")
     except Exception as error:  # Keras raises bare Exception where a download fails
+        torn = find_torn(Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models")
+        advice = f" Half a file is in Keras's cache, remove it and run again: {some(torn)}." if torn else ""
         raise Refused(
-            f"base.weights: the ImageNet weights of {base.name} could not be had: {first_line(error)}"
+            f"base.weights: the ImageNet weights of {base.name} could not be had: {first_line(error)}{advice}"
         ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
     with replacing(folder / "base.weights.h5") as temporary:
         model.save_weights(temporary)
     return {
@@ -168,6 +179,17 @@ def _download(base: params.Base, folder: Path) -> dict[str, Any]:
         "source": "keras.applications, ImageNet",
         "licence": "see https://keras.io/api/applications/",
     }
+
+
+def find_torn(folder: Path) -> list[Path]:
+    """The weights files of a folder that cannot be opened: what a download leaves that was killed."""
+    torn = []
+    for path in sorted(folder.glob("*.h5")):
+        try:
+            h5py.File(path, "r").close()
+        except OSError:
+            torn.append(path)
+    return torn
 
 
 def _copy(source: Path, target: Path) -> None:

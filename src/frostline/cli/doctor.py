@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from frostline.errors import Refused, redact
-from frostline.files import load_json, sha256_of
+from frostline.files import COMPLETE, load_json, sha256_of
 from frostline.params import Params, Storage, load_document, load_params
 from frostline.planning.settings import ignored_settings, settings_problems
 from frostline.process import ask_git, project_root
@@ -39,7 +39,11 @@ class Finding:
 
 
 @click.command()
-@click.option("--deep", is_flag=True, help="Also start Keras and look at its devices, and ask DVC for changes (20 s).")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also start Keras: its devices, and whether the base knows the images; and ask DVC for changes (20 s).",
+)
 def command(deep: bool) -> None:
     """Check Python, libraries, devices, weights, tracking store, disk, DVC and git; change nothing.
 
@@ -72,6 +76,8 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Finding]:
     yield from examine_stale_store(root)
     if params:
         yield from guarded("the base's weights", examine_base, root, params)
+        if deep:
+            yield from guarded("the base on the images", examine_input, root, params)
         yield from guarded("the tracking store", examine_store, root, params)
         yield from examine_disk(root, params.storage)
     yield from examine_dvc(root, deep)
@@ -171,6 +177,24 @@ def examine_base(root: Path, params: Params) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", f"base {card['name']}, {card['weights']} weights, sha256 as fetched")
+
+
+def examine_input(root: Path, params: Params) -> Iterator[Finding]:
+    base, prepared = root / params.paths.base, root / params.paths.prepared
+    if params.base.weights == "random" or not ((base / COMPLETE).is_file() and (prepared / COMPLETE).is_file()):
+        return
+    from frostline.arrays import load_split
+    from frostline.bases.base import load_base
+    from frostline.bases.statistics import check_input
+
+    try:
+        lines = check_input(load_base(params.base, base), load_split(prepared / "train").images)
+    except Refused as refusal:
+        yield Finding("fail", str(refusal))
+        return
+    yield from (Finding("warn", line.removeprefix("WARNING: ")) for line in lines)
+    if not lines:
+        yield Finding("ok", "the base knows these images: its stored statistics fit them")
 
 
 def examine_stale_store(root: Path) -> Iterator[Finding]:
