@@ -1,6 +1,8 @@
 """Decoding: one function, every kind of file, and a reason for every file that is no image."""
 
 import io
+import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from zoo import encode, make_bomb, make_image, make_readable, make_unreadable
 
+from frostline.images.av1 import read_coded_sizes
 from frostline.images.decoding import UnreadableImage, decode_image, read_header, used_bits
 
 READABLE, UNREADABLE = make_readable(), make_unreadable()
@@ -230,3 +234,33 @@ def test_a_grey_image_is_whole(progressive: bool, mode: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (100, 75), (128, 128, 128)).convert(mode).save(file, "JPEG", progressive=progressive)
     assert decode_image(file.getvalue(), 64).shape == (64, 64, 3)
+
+
+def test_an_avif_whose_header_lies_takes_no_memory_for_what_it_holds() -> None:
+    """The decoder reserves memory by the coded picture, whatever the file's own header says."""
+    blank = np.full((6000, 6000, 3), 90, np.uint8)
+    data = bytearray(cv2.imencode(".avif", blank, [cv2.IMWRITE_AVIF_SPEED, 10])[1].tobytes())
+    assert list(read_coded_sizes(bytes(data))) == [(6000, 6000)]
+    for found in re.finditer(b"ispe", bytes(data)):
+        struct.pack_into(">II", data, found.end() + 4, 64, 64)
+    code = (
+        "import re, sys; from pathlib import Path; from frostline.images.decoding import UnreadableImage, decode_image\n"
+        "try: decode_image(sys.stdin.buffer.read(), 32)\n"
+        "except UnreadableImage as error: print(error)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=bytes(data), capture_output=True, check=True)
+    said, peak = done.stdout.decode().splitlines()
+    assert said == "damaged AVIF: it says 64x64 and holds 6000x6000"
+    assert int(peak) < 150_000  # kB
+
+
+@pytest.mark.parametrize("size", [(64, 48), (257, 1000), (16, 4097)])
+@pytest.mark.parametrize("alpha", [3, 4])
+def test_the_coded_size_of_an_avif_is_that_of_its_header(size: tuple[int, int], alpha: int) -> None:
+    width, height = size
+    by_opencv = cv2.imencode(".avif", np.full((height, width, alpha), 90, np.uint8))[1].tobytes()
+    by_pillow = encode(Image.new("RGBA" if alpha == 4 else "RGB", size, (10, 90, 20)), "AVIF")
+    for data in (by_opencv, by_pillow):
+        assert set(read_coded_sizes(data)) == {size}
+        assert (read_header(data).width, read_header(data).height) == size

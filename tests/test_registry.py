@@ -360,6 +360,32 @@ def call(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def test_the_final_run_of_a_killed_register_does_not_run_for_ever(workspace, monkeypatch):
+    """Neither where it is gone on with nor where another model came in between."""
+    real, process = (
+        type(open_store(Tracking(), workspace).client).log_artifact,
+        subprocess.Popen([sys.executable, "-c", ""]),
+    )
+    process.wait()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for factor in (1.0, 2.0):
+        train_again(factor)
+        monkeypatch.setattr(type(open_store(Tracking(), workspace).client), "log_artifact", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_register()
+        store = open_store(Tracking(), workspace)
+        left = store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'")
+        assert len(left) == 1
+        store.client.set_tag(left[0].info.run_id, "frostline.pid", str(process.pid))
+        monkeypatch.setattr(type(store.client), "log_artifact", real)
+    run_register()
+    runs = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'final'")
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+
+
 def test_the_whole_life_of_a_version(workspace):
     registration = run_register()
     assert (registration["name"], registration["version"]) == ("frostline", 1)

@@ -393,7 +393,7 @@ def open_trials(store: Store, study: StudyFile) -> list[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl's PR_SET_PDEATHSIG, which only Linux has")
 def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Path, mlflow_root: Path) -> None:
-    search = Search(project, mlflow_root, 1000, workers=2)
+    search = Search(make_params(project, num_trials=1000, workers=2), mlflow_root)
     workers = search.wait_for_workers(2)
     os.kill(workers.pop(), signal.SIGKILL)
     search.wait_for_records(2)  # the other one goes on
@@ -404,11 +404,11 @@ def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Pat
     assert open_trials(store, study) == []
 
     if LONG:
-        killed = Search(project, mlflow_root, 1000, workers=2)
+        killed = Search(make_params(project, num_trials=1000, workers=2), mlflow_root)
         killed.wait_for_workers(2)
         assert killed.end_by(signal.SIGKILL, everyone=False)[0] < 5  # the workers end with their parent
     trials = len(search.trials_with("record")) + 3
-    again = Search(project, mlflow_root, trials, workers=2)
+    again = Search(make_params(project, num_trials=trials, workers=2), mlflow_root)
     assert (again.process.communicate()[1], again.process.returncode) == ("", 0)
     assert open_trials(store, study) == []
     records = list_records(study.load(), trials)

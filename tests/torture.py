@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from frostline.params import Params
+
 # The long form, by `make torture`: more rounds of what the suite does once.
 LONG = os.environ.get("FROSTLINE_TORTURE") == "1"
 
@@ -51,15 +53,13 @@ def write_together(folder: Path, projects: int, each: int, runs: int) -> list[tu
     return run_together(WRITER, [[str(root), uri, str(runs)] for root in roots for _ in range(each)])
 
 
-# The search of `tests/test_trials.py`'s project in argv[1] as a stage, below argv[2]; argv[3] trials in argv[4] workers.
-SEARCH = f"""
+# A search by the params in argv[1], as a stage, below argv[2].
+SEARCH = """
 import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_trials import make_params
-
+from frostline.params import load_params
 from frostline.process import if_stopped, run_stage
 from frostline.search.outcome import run_study
 from frostline.search.study import open_study
@@ -69,12 +69,11 @@ from frostline.tracking.store import open_store
 
 
 def main():
-    params = make_params(Path(sys.argv[1]), num_trials=int(sys.argv[3]), workers=int(sys.argv[4]), epochs=24)
-    root = Path(sys.argv[2])
+    params, root = load_params(Path(sys.argv[1])), Path(sys.argv[2])
     store = open_store(params.tracking, root)
     sweep_dead_runs(store)
     with if_stopped(partial(close_own_runs, store)):
-        parent = open_study_run(store, "d", params={{}}, tags={{}})
+        parent = open_study_run(store, "d", params={}, tags={})
         study = open_study(root / "studies", "d", "c", "ask")
         run_study(params, study, store, parent, ("dark", "bright"))
         close_run(store, parent)
@@ -88,12 +87,13 @@ if __name__ == "__main__":
 class Search:
     """A search in a process group of its own, to be watched and killed."""
 
-    def __init__(self, project: Path, root: Path, trials: int, workers: int) -> None:
-        self.root, self.trials = root, trials
-        script = root / "tune.py"
+    def __init__(self, params: Params, root: Path) -> None:
+        self.root = root
+        script, file = root / "tune.py", root / "params.json"  # which is YAML, too
         script.write_text(SEARCH, encoding="utf-8")
+        file.write_text(params.model_dump_json(by_alias=True), encoding="utf-8")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(project), str(root), str(trials), str(workers)],
+            [sys.executable, str(script), str(file), str(root)],
             cwd=root,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -134,7 +134,7 @@ class Search:
         self._wait(lambda: len(drawing()) == number)
         return drawing()
 
-    def _wait(self, is_so: Callable[[], bool], seconds: float = 300) -> None:
+    def _wait(self, is_so: Callable[[], bool], seconds: float = 900) -> None:
         end = time.monotonic() + seconds
         while not is_so():
             if self.process.poll() is not None or time.monotonic() > end:

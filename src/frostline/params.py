@@ -293,6 +293,8 @@ class Tracking(Section):
 
     uri: str | None = None
     experiment: str = "frostline"
+    # Seconds that a server which is away in the middle of a stage is waited for.
+    patience_s: Annotated[float, Field(ge=0)] = 300.0
 
 
 class Params(Section):

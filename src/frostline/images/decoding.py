@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from frostline.images.av1 import read_coded_sizes
+
 # The formats read, by their first bytes.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF", "PNM")
 
@@ -238,6 +240,9 @@ def _read_avif(data: bytes) -> Header:
     if not sizes:
         raise UnreadableImage("damaged AVIF: no size")
     width, height = max(sizes)
+    for coded in read_coded_sizes(data):
+        if coded[0] * coded[1] > width * height:
+            raise UnreadableImage(f"damaged AVIF: it says {width}x{height} and holds {coded[0]}x{coded[1]}")
     # Of `av1C`: the third byte's second and third bit say 10 or 12 bits (AV1 in ISOBMFF, 2.3.3).
     place = data.find(b"av1C", 0, 65536)
     flags = data[place + 6] if 0 <= place < len(data) - 6 else 0

@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,7 +112,11 @@ def _work_alone(job: Job) -> None:
     share_memory()
     tune = job.params.tune
     progress = SearchProgress(tune.num_trials, tune.epochs, shown=False)  # several bars would overwrite each other
-    _work(job, Bench(job.params, len(job.class_names), job.heads), progress)
+    try:
+        _work(job, Bench(job.params, len(job.class_names), job.heads), progress)
+    except Refused as refusal:
+        print(f"frostline: {refusal}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:

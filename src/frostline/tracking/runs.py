@@ -22,8 +22,8 @@ from frostline.evidence.trials import TrialRecord
 from frostline.tracking.owners import owner_tags
 from frostline.tracking.store import Store, pages
 
-# A server that is down is reported after seconds; MLflow's own patience is four minutes a call.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# MLflow's own patience is four minutes a call, without a word; ours is `PatientClient`'s.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 # A bar for each file of a model that lies on this very disk.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -22,6 +22,7 @@ from frostline.hparams import HPARAMS
 from frostline.params import Tracking
 from frostline.process import locked
 from frostline.tracking.mending import artifact_root, refuse_unfit
+from frostline.tracking.patience import PatientClient, refuse_silent
 
 EXPERIMENT_NOTE = (
     "A **study** is a parent run with one child run per trial; a **final** run is the winner, trained again and tested.\n\n"
@@ -38,15 +39,16 @@ VIEW_PARAMS = tuple(name for name, hparam in HPARAMS.items() if hparam.shown)
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs go: the tracking URI, the experiment, and the project's root."""
+    """Where runs go: the tracking URI, the experiment, the project's root, and how long a server that is away is waited for."""
 
     uri: str
     experiment_id: str
     root: Path
+    patience_s: float = Tracking().patience_s
 
     @property
     def client(self) -> MlflowClient:
-        return client_of(self.uri)
+        return client_of(self.uri, self.patience_s)
 
     @property
     def shown_uri(self) -> str:
@@ -55,9 +57,9 @@ class Store:
 
 
 @functools.cache
-def client_of(uri: str) -> MlflowClient:
+def client_of(uri: str, patience_s: float) -> MlflowClient:
     """The client of a tracking URI, for runs and registry alike."""
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return PatientClient(uri, patience_s) if uri.startswith("http") else MlflowClient(uri, uri)
 
 
 def tracking_uri(tracking: Tracking, root: Path) -> str:
@@ -90,13 +92,18 @@ def open_store(tracking: Tracking, root: Path, *, create: bool = True) -> Store:
             refuse_unfit(path, root, tracking.experiment)
         elif not create:
             raise Refused(f"There is no run yet: {path} is missing. `dvc repro` makes the first ones.")
+    if uri.startswith("http"):
+        refuse_silent(uri)
     if not create:
-        return _look(uri, tracking.experiment, root)
+        experiment = _look(client_of(uri, tracking.patience_s), uri, tracking.experiment)
+        return Store(uri, experiment, root, tracking.patience_s)
     with locked(_lock_of(uri, root)):
         if uri.startswith("sqlite:///"):
             create_database(Path(uri.removeprefix("sqlite:///")), root)
         try:
-            return Store(uri, _experiment(client_of(uri), tracking.experiment, uri, root), root)
+            # A client makes the tables, too, so it is made under the lock.
+            experiment = _experiment(client_of(uri, tracking.patience_s), tracking.experiment, uri, root)
+            return Store(uri, experiment, root, tracking.patience_s)
         except MlflowException as error:
             raise _unusable(uri, error) from error
 
@@ -108,10 +115,10 @@ def _lock_of(uri: str, root: Path) -> Path:
     return root / ".frostline" / "store.lock"
 
 
-def _look(uri: str, name: str, root: Path) -> Store:
-    """The store as it is."""
+def _look(client: MlflowClient, uri: str, name: str) -> str:
+    """The id of the experiment as it is."""
     try:
-        found = client_of(uri).get_experiment_by_name(name)
+        found = client.get_experiment_by_name(name)
     except MlflowException as error:
         raise _unusable(uri, error) from error
     if found is None:
@@ -119,7 +126,7 @@ def _look(uri: str, name: str, root: Path) -> Store:
             f"There is no run yet: {redact(uri)} has no experiment {name!r}. `dvc repro` makes the first ones."
         )
     _refuse_deleted(found)
-    return Store(uri, str(found.experiment_id), root)
+    return str(found.experiment_id)
 
 
 def _unusable(uri: str, error: MlflowException) -> Refused:
