@@ -267,8 +267,7 @@ def make_params(alpha: float, weights: str, size: int) -> dict[str, Any]:
 def load_images(shared: Path, kind: str, size: int, per_class: int) -> tuple[list[Any], list[Any]]:
     """Of each class the images to draw from, and those to test on, uint8 (n, size, size, 3)."""
     from frostline.images.decoding import decode_image
-    from frostline.images.generated.sets import TARGET_CLASSES
-    from frostline.images.generated.sets import draw_target
+    from frostline.images.generated.sets import TARGET_CLASSES, draw_target
     from frostline.seeding import derive_seed
 
     tested = TESTED[kind]

@@ -4,8 +4,8 @@ import pytest
 @pytest.fixture
 def project(tmp_path, root, monkeypatch):
     text = (root / "presets" / "default.yaml").read_text()
-    # Nothing here depends on which base is bundled.
-    text = text.replace("weights: bundled ", "weights: random ")
+    # Nothing here depends on which base is here.
+    text = text.replace("weights: package ", "weights: random ").replace("EfficientNetLite0", "MobileNetV2")
     assert "weights: random" in text
     (tmp_path / "params.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)

@@ -69,7 +69,7 @@ def test_edits_are_kept_until_forced(project, run_cli):
     assert load_params(project / "params.yaml").base.name == "InceptionV3"
     # From one preset to the next no force is needed, and nothing of the first is left.
     assert run_cli("use", "default", "--base", "MobileNetV2", "--weights", "random").code == 0
-    assert load_params(project / "params.yaml").tune.num_trials == 16
+    assert load_params(project / "params.yaml").tune.num_trials == 10
 
 
 def test_another_base_takes_the_weights_that_are_to_be_had_for_it(project, run_cli):
