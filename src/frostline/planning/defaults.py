@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 TEST, VAL = 400, 300  # images that are enough to test on, and to rank trials on
 # Images that are trained on, up to which so many epochs are: what a tail learns is a matter of steps.
 EPOCHS = ((500, 12), (2_000, 8), (10_000, 5), (math.inf, 3))
+FEW_TEST = 100  # images of the test split below which it tells little; promote.min_test_images by default
+FEW_VAL = 20  # of each class
 ACCURACY = 0.9  # for which uncertainties are told
 
 
@@ -41,6 +43,23 @@ def choose_settings(num_files: int, splits: Mapping[str, int]) -> dict[str, Sett
         12 if trained < 10_000 else 8, "two linear heads, then tails of other depths and rates"
     )
     return chosen
+
+
+def describe_splits(test: int, val: int, num_classes: int) -> list[str]:
+    """What should be known of a test or validation split that is too small to tell much, a line each.
+
+    >>> describe_splits(60, 400, 2)
+    ['test: about 60 images, so that an accuracy of 0.9 is known to ±0.076; `promote` asks for 100']
+    """
+    lines = []
+    if test < FEW_TEST:
+        lines.append(f"test: about {test} images, so that {tell_width(test)}; `promote` asks for {FEW_TEST}")
+    if val < FEW_VAL * num_classes:
+        lines.append(
+            f"val: about {val} images of {num_classes} classes, so that {tell_width(val)}: trials that are closer rank by chance. "
+            "The final model is judged out of fold, on all images that it is trained on"
+        )
+    return lines
 
 
 def _share(wanted: int, available: float, most: float) -> float:
