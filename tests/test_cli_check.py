@@ -50,5 +50,5 @@ def test_splits_that_are_too_small_to_tell_are_said(project, run_cli):
     (project / "params.yaml").write_text(text.replace("images_per_class: 120", "images_per_class: 20"))
     answer = run_cli("check")
     assert answer.code == 0
-    assert "test: about 64 images, so that an accuracy of 0.9 is known to ±0.074" in answer.out
+    assert "test: about 64 images, so that an accuracy of 0.9 is known to ±0.073" in answer.out
     assert "val: about 32 images of 8 classes" in answer.out

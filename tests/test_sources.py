@@ -1,5 +1,6 @@
 """Sources: folders, hostile archives, and a hostile server on the loopback."""
 
+import dataclasses
 import io
 import os
 import socket
@@ -428,6 +429,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.data, self.behaviour, self.ranges, self.asked = b"", "", [], []
+        self.files: dict[str, bytes] = {}  # by path, where there is more than `data`
         self.stop = threading.Event()
 
     @property
@@ -447,7 +449,7 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         server.ranges.append(wanted)
         server.asked.append(self.path)
-        data, start, status = server.data, 0, 200
+        data, start, status = server.files.get(self.path, server.data), 0, 200
         if behaviour == "stall" or (behaviour == "stall once" and not tries):
             server.stop.wait(5)
             return
@@ -719,6 +721,81 @@ def test_a_named_source_of_two_archives_becomes_two_splits(
     monkeypatch.setattr(sources, "NAMED_SOURCES", {"labs": both})
     facts = fetch("labs", tmp_path / "raw", allow_private=True)
     assert set(facts["counts"]) == {"train/horses", "train/humans", "validation/horses", "validation/humans"}
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "classes"),
+    [
+        (
+            "cats_vs_dogs",
+            {
+                "cats_and_dogs_filtered.zip": [
+                    "cats_and_dogs_filtered/vectorize.py",
+                    *(
+                        f"cats_and_dogs_filtered/{split}/{pet}/{pet[:3]}.1.jpg"
+                        for split in ("train", "validation")
+                        for pet in ("cats", "dogs")
+                    ),
+                ]
+            },
+            {"train/cats", "train/dogs", "validation/cats", "validation/dogs"},
+        ),
+        (
+            "horses_or_humans",
+            {
+                "horse-or-human.zip": ["horses/horse01-0.png", "humans/human01-00.png"],
+                "validation-horse-or-human.zip": ["horses/horse1-000.png", "humans/valhuman01-00.png"],
+            },
+            {"train/horses", "train/humans", "validation/horses", "validation/humans"},
+        ),
+        (
+            "tf_flowers",
+            {
+                "flower_photos.tgz": [
+                    "flower_photos/LICENSE.txt",
+                    "flower_photos/daisy/1.jpg",
+                    "flower_photos/roses/2.jpg",
+                ]
+            },
+            {"daisy", "roses"},
+        ),
+    ],
+)
+def test_each_named_source_is_fetched_as_it_lies_there(
+    tmp_path: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    members: dict[str, list[str]],
+    classes: set[str],
+) -> None:
+    """Small archives of the same names and layout in the place of the real ones; the rest is what a user runs."""
+    published = NAMED_SOURCES[name]
+    assert [archive.url.rpartition("/")[2] for archive in published] == list(members)
+    server.files, local = {}, []
+    for archive, (file, names) in zip(published, members.items(), strict=True):
+        tree = make_tree(tmp_path / file.split(".")[0], *names)
+        path = tmp_path / file
+        if file.endswith(".zip"):
+            with zipfile.ZipFile(path, "w") as packed:
+                for member in names:
+                    packed.write(tree / member, member)
+        else:
+            with tarfile.open(path, "w:gz") as packed:
+                packed.add(tree / "flower_photos", "flower_photos")
+        server.files[f"/{file}"] = path.read_bytes()
+        url = server.url.removesuffix("/images.zip") + f"/{file}"
+        local.append(dataclasses.replace(archive, url=url, sha256=archive.sha256 and sha256_of(path)))
+    monkeypatch.setattr(sources, "NAMED_SOURCES", {name: tuple(local)})
+    facts = fetch(name, tmp_path / "raw", allow_private=True)
+    assert set(facts["counts"]) == classes and len(facts["sha256"]) == len(members)
+    # Only what has no published checksum is recorded.
+    assert (tmp_path / "fetch.lock.json").is_file() == (published[0].sha256 is None)
+    if published[0].sha256:
+        wrong = tuple(dataclasses.replace(archive, sha256="0" * 64) for archive in local)
+        monkeypatch.setattr(sources, "NAMED_SOURCES", {name: wrong})
+        with pytest.raises(Refused, match="another content than expected"):
+            fetch(name, tmp_path / "other", allow_private=True)
 
 
 # --- tfds
