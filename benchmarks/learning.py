@@ -1,6 +1,6 @@
 """What the final model gains over simpler ways to learn from few images, over sets, bases and draws.
 
-    python benchmarks/learning.py [--shared ../shared] [--sets cats:25 ...] [--bases small ...] [--draws 10] [--plain 2] [--out FILE]
+    python benchmarks/learning.py [--shared ../shared] [--sets cats:25 ...] [--bases lite0@96 ...] [--draws 10] [--plain 2] [--out FILE]
     python benchmarks/learning.py --table FILE [--write]
 
 Every draw takes other images to train on; what is tested on stays. All ways but `plain Keras` learn from the same stored features
@@ -35,9 +35,13 @@ from scipy import stats
 from scipy.special import softmax
 from workloads import TRANSFORMS
 
-BASES = {  # name: alpha, weights below ../shared, image size
-    "small": (0.35, "weights/mobilenet_v2_035/mobilenet_v2_035_notop.weights.h5", 96),
-    "large": (1.0, "weights/mobilenet_v2_100/mobilenet_v2_100_notop.weights.h5", 160),
+BASES: dict[
+    str, tuple[str, dict[str, Any], str, int]
+] = {  # family, options, weights (files below ../shared), image size
+    "v2-0.35@96": ("MobileNetV2", {"alpha": 0.35}, "weights/mobilenet_v2_035/mobilenet_v2_035_notop.weights.h5", 96),
+    "v2-1.0@160": ("MobileNetV2", {}, "weights/mobilenet_v2_100/mobilenet_v2_100_notop.weights.h5", 160),
+    "lite0@96": ("EfficientNetLite0", {}, "package", 96),
+    "lite0@128": ("EfficientNetLite0", {}, "package", 128),
 }
 SETS = ("cats:25", "cats:50", "cats:100", "cats:250", "horses:25", "horses:50", "horses:100", "generated:30")
 TESTED = {"cats": 250, "horses": 125, "generated": 50}  # of each class
@@ -65,6 +69,11 @@ def main() -> None:
         measure(given)
     lines = [json.loads(line) for line in (given.table or given.out).read_text(encoding="utf-8").splitlines()]
     print(make_table(lines))
+    lost = [row for row in regret(lines) if row["candidates"] > 1]
+    for row in lost:
+        print(json.dumps(row))
+    if lost:
+        print(f"regret of the screening's choice: {np.mean([row['points'] for row in lost]):.2f} points on average")
     keep("learning", lines, given, make_table)
 
 
@@ -108,10 +117,16 @@ class Task:
         self.name, self.base = name, base
         kind, per_class = name.split(":")
         self.per_class = int(per_class)
-        alpha, weights, size = BASES[base]
+        family, options, weights, size = BASES[base]
         self.pool, self.test = load_images(shared, kind, size, self.per_class)
         self.num_classes = len(self.pool)
-        self.params = parse_params(make_params(alpha, str(shared / weights), size), "learning.py")
+        chosen = {
+            "name": family,
+            "options": options,
+            "image_size": size,
+            "weights": weights if weights == "package" else str(shared / weights),
+        }
+        self.params = parse_params(make_params(chosen), "learning.py")
         shutil.rmtree("base", ignore_errors=True)
         fetch_weights(self.params.base, Path("base"), 7)
         self.bench = Bench(self.params, self.num_classes, {})
@@ -149,6 +164,7 @@ class Task:
                 "way": way,
                 "seconds": seconds,
                 "accuracy": float((found.argmax(axis=1) == test_labels).mean()),
+                "out_of_fold": bench.heads["all"].loss,  # what a screening chooses by
                 "log_loss": float(-np.log(np.maximum(found[np.arange(len(test)), test_labels], 1e-12)).mean()),
             }
             for way, (found, seconds) in answers.items()
@@ -250,12 +266,12 @@ class Task:
         return found
 
 
-def make_params(alpha: float, weights: str, size: int) -> dict[str, Any]:
-    """All of params.yaml; what stages alone read is as by default."""
+def make_params(base: dict[str, Any]) -> dict[str, Any]:
+    """All of params.yaml, with this base; what stages alone read is as by default."""
     from ruamel.yaml import YAML
 
     document: dict[str, Any] = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "presets" / "default.yaml")
-    document["base"] |= {"name": "MobileNetV2", "weights": weights, "image_size": size, "options": {"alpha": alpha}}
+    document["base"] |= base
     document["paths"] |= {"base": "base", "prepared": "prepared", "views": "views", "features": "features"}
     document["augment"] |= {"views": VIEWS, "transforms": TRANSFORMS}
     document["tune"] |= {"epochs": EPOCHS, "batch_size": 32}
@@ -353,6 +369,32 @@ def make_table(lines: Lines) -> str:
     gains += [["all: errors, times those of one fit", *(_ratio(by_way, way, "error") for way in WAYS)]]
     seconds = [["all: processor seconds of fitting", *(_seconds(by_way[way]) for way in WAYS)]]
     return draw_table(["accuracy / log loss", *WAYS], [*rows, *gains, *seconds])
+
+
+def regret(lines: Lines) -> list[dict[str, Any]]:
+    """For each set and draw: the base that the head on every cut would choose out of fold, and what is lost by that.
+
+    points: accuracy of the best base's product minus that of the chosen one's, both on test.
+    """
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        if line["way"] == "product":
+            found[line["set"], line["draw"]].append(line)
+    rows = []
+    for (name, draw), candidates in found.items():
+        chosen = min(candidates, key=lambda line: line["out_of_fold"])
+        best = max(candidates, key=lambda line: line["accuracy"])
+        rows.append(
+            {
+                "set": name,
+                "draw": draw,
+                "candidates": len(candidates),
+                "chosen": chosen["base"],
+                "best": best["base"],
+                "points": 100 * (best["accuracy"] - chosen["accuracy"]),
+            }
+        )
+    return rows
 
 
 def _mean(found: dict[tuple[Any, ...], dict[str, Any]], base: str, name: str) -> str:

@@ -22,9 +22,10 @@ from frostline.errors import Refused
 from frostline.files import load_json, require_complete
 
 SMALL = {"alpha": 0.35}
-FAMILIES = [("MobileNetV3Small", 32, {"alpha": 0.75}), ("EfficientNetB0", 32, {}), ("ResNet50", 32, {})]
+FAMILIES = [("MobileNetV3Small", 32, {"alpha": 0.75}), ("ResNet50", 32, {})]
 if os.environ.get("FROSTLINE_ALL_FAMILIES"):
     FAMILIES += [
+        ("EfficientNetB0", 32, {}),
         ("MobileNet", 128, {"alpha": 0.25}),
         ("InceptionV3", 75, {}),
         ("DenseNet121", 32, {}),
