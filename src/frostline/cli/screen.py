@@ -176,8 +176,12 @@ def list_bases(own: Base, candidates: Sequence[str], sizes: Sequence[int]) -> li
     bases: dict[str, Base] = {}
     for base in found:
         default = FAMILIES[base.name].default_size if base.name in FAMILIES else own.image_size
-        own_size = [own.image_size] if base.name == CUSTOM or base.weights in ("bundled", "random") else []
-        for size in sizes or own_size or sorted({_round(default * share) for share in SHARES}):
+        own_sizes = [own.image_size] if base is own else []
+        if base.name == CUSTOM or base.weights in ("bundled", "random"):
+            tried = [own.image_size]
+        else:
+            tried = sorted({*own_sizes, *(_round(default * share) for share in SHARES)})
+        for size in sizes or tried:
             each = base.model_copy(update={"image_size": size})
             bases.setdefault(label_of(each), each)
     problems = {label: check_base(base, project_root()) for label, base in bases.items()}
