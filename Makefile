@@ -3,7 +3,7 @@
 #   GPU=1              TensorFlow with CUDA (Linux);  EXTRA=jax|tfds|ray|lite  one of the other locked extras
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run env test lint format lock deps ui
+.PHONY: help run env test torture lint format lock deps ui
 
 EXTRA ?= $(if $(GPU),gpu,dev)
 VENV := .venv
@@ -20,6 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 help:
 	@echo "make run     environment, all stages, and a short table of what came out (GPU=1 for TensorFlow with CUDA)"
 	@echo "make test    environment, ruff, mypy, all tests"
+	@echo "make torture the tests of kills and crowds in their long form"
 	@echo "make ui      MLflow's pages on this project's runs, at 127.0.0.1"
 	@echo "make env     the environment alone, in $(VENV); 'source $(BIN)/activate' enters it"
 	@echo "make lint    ruff and mypy;   make format   ruff's formatter"
@@ -32,6 +33,10 @@ run: env
 
 test: env lint
 	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# What the suite does once, with more processes, rounds and kills.
+torture: env
+	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py -k "share or outlives"
 
 lint: env
 	@ruff check .

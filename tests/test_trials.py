@@ -391,7 +391,7 @@ def open_trials(store: Store, study: StudyFile) -> list[str]:
     return [*map(str, running), *(run.info.run_name for run in runs)]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl's PR_SET_PDEATHSIG, which only Linux has")
+@pytest.mark.skipif(not LONG or sys.platform != "linux", reason="three searches with two workers each: `make torture`")
 def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Path, mlflow_root: Path) -> None:
     search = Search(make_params(project, num_trials=1000, workers=2), mlflow_root)
     workers = search.wait_for_workers(2)
@@ -403,10 +403,9 @@ def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Pat
     study, store = StudyFile(mlflow_root / "studies" / "d.db", "d"), open_store(Tracking(), mlflow_root)
     assert open_trials(store, study) == []
 
-    if LONG:
-        killed = Search(make_params(project, num_trials=1000, workers=2), mlflow_root)
-        killed.wait_for_workers(2)
-        assert killed.end_by(signal.SIGKILL, everyone=False)[0] < 5  # the workers end with their parent
+    killed = Search(make_params(project, num_trials=1000, workers=2), mlflow_root)
+    killed.wait_for_workers(2)
+    assert killed.end_by(signal.SIGKILL, everyone=False)[0] < 5  # the workers end with their parent
     trials = len(search.trials_with("record")) + 3
     again = Search(make_params(project, num_trials=trials, workers=2), mlflow_root)
     assert (again.process.communicate()[1], again.process.returncode) == ("", 0)

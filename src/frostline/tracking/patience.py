@@ -11,8 +11,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from requests.exceptions import ConnectionError as Unreachable
-from requests.exceptions import Timeout
 
 from frostline.errors import Refused, first_line, redact
 
@@ -43,8 +41,8 @@ def _call(client: PatientClient, method: Callable[..., Any], *arguments: Any, **
     while True:
         try:
             result = method(*arguments, **options)
-        except (MlflowException, Unreachable, Timeout) as error:
-            if not isinstance(error, (Unreachable, Timeout)) and not AWAY.search(str(error)):
+        except (MlflowException, OSError) as error:  # of the last kind are those of requests
+            if not AWAY.search(str(error)):
                 raise
             _wait(client, error)
             continue
