@@ -32,7 +32,7 @@ def main() -> None:
     work = UNFINISHED / f"refit-{digest_facts(inputs)}"
 
     refitter = Refitter(params, class_names, splits, work)
-    record, probabilities = refitter.run(search, list_candidates(search.trials, rules.candidates), out, val.images[:64])
+    record, probabilities = refitter.run(search, list_candidates(search.trials, rules.candidates), out, val.images[:32])
     labels = np.concatenate([split.labels for split in splits])
     ids = tuple(image_id for split in splits for image_id in split.ids)
     save_predictions(out / "out_of_fold.csv", Predictions(ids, labels, probabilities, class_names, "out of fold"))

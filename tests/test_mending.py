@@ -52,7 +52,7 @@ def test_an_older_database_is_refused_unchanged_until_it_is_to_be_mended(mlflow_
     path = mlflow_root / "mlflow.db"
     age(path)
     before = digest(path)
-    assert is_outdated(path)
+    assert is_outdated(path, mlflow_root)
     for create in (True, False):
         with pytest.raises(Refused, match="frostline mend"):
             open_store(Tracking(), mlflow_root, create=create)

@@ -3,13 +3,16 @@
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from frostline.errors import Refused
+from frostline.files import load_json, save_json
 
 MEND = "`frostline mend` sets it right, and keeps a copy of the database as it was."
+REVISION = Path(".frostline/mlflow-revision.json")
 # Where MLflow keeps absolute places: table -> columns.
 PLACES = {
     "experiments": ("artifact_location",),
@@ -26,10 +29,11 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-def is_outdated(path: Path) -> bool:
-    """Was the database made by an older MLflow? Refused where it was made by a newer one, which this one cannot read."""
-    from mlflow.store.db.utils import _get_alembic_config, _get_latest_schema_revision
+def is_outdated(path: Path, root: Path) -> bool:
+    """Was the database made by an older MLflow? Refused where it was made by a newer one, which this one cannot read.
 
+    root: of the project, which remembers what the installed MLflow's revision is.
+    """
     with _reading(path) as database:
         try:
             rows = database.execute("select version_num from alembic_version").fetchall()
@@ -37,9 +41,10 @@ def is_outdated(path: Path) -> bool:
             raise Refused(
                 f"{path} is no database of MLflow's: {error}. Move it away, or restore it from a copy."
             ) from None
-    if not rows or rows[0][0] == _get_latest_schema_revision():
+    if not rows or rows[0][0] == _latest_revision(root / REVISION):
         return False
     from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
 
     known = {
         script.revision
@@ -48,6 +53,21 @@ def is_outdated(path: Path) -> bool:
     if rows[0][0] not in known:
         raise Refused(f"{path} was made by a newer MLflow than the one installed. `make env` installs the locked one.")
     return True
+
+
+def _latest_revision(memory: Path) -> str:
+    """The revision of a database of the installed MLflow. Asked once: MLflow loads all of its migrations to tell, for seconds."""
+    version = metadata.version("mlflow")
+    known = load_json(memory) if memory.is_file() else {}
+    if known.get("mlflow") == version:
+        return str(known["revision"])
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    revision = str(_get_latest_schema_revision())
+    if memory.parent.is_dir():  # where nothing has run yet, a command that reads makes no folder
+        with suppress(OSError):
+            save_json(memory, {"mlflow": version, "revision": revision})
+    return revision
 
 
 def artifact_root(path: Path, root: Path) -> Path:
@@ -79,7 +99,7 @@ def former_root(path: Path, root: Path, experiment: str) -> Path | None:
 
 def refuse_unfit(path: Path, root: Path, experiment: str) -> None:
     """Raises Refused where the database is of an older MLflow, or of a project that stood elsewhere."""
-    if is_outdated(path):
+    if is_outdated(path, root):
         raise Refused(f"{path} was made by an older MLflow, which cannot read it any more once it was changed. {MEND}")
     if old := former_root(path, root, experiment):
         raise Refused(f"This project was moved or copied: its runs keep their files below {old}. {MEND}")
@@ -87,7 +107,7 @@ def refuse_unfit(path: Path, root: Path, experiment: str) -> None:
 
 def mend(path: Path, root: Path, experiment: str) -> list[str]:
     """Sets the database right; a line for each thing done, none where nothing was wrong."""
-    outdated, old = is_outdated(path), former_root(path, root, experiment)
+    outdated, old = is_outdated(path, root), former_root(path, root, experiment)
     if not outdated and old is None:
         return []
     copy = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")

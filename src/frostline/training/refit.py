@@ -1,5 +1,6 @@
 """The final training: the best trials and the linear heads cross-fitted, the best mixture of them joined to one model."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,16 @@ class Choice:
     temperature: float
     probabilities: Floats = field(repr=False)
 
+    def is_like(self, other: "Choice") -> bool:
+        """Does it answer with the very same networks?"""
+        parts = (
+            self.tails is other.tails,
+            self.heads is other.heads,
+            self.sees == other.sees,
+            self.share == other.share,
+        )
+        return all(parts) and (self.mirrored, self.temperature) == (other.mirrored, other.temperature)
+
 
 def choose(
     labels: NDArray[np.int32], heads: Mapping[str, CrossFit], trials: Sequence[CrossFit], mirrored: Sequence[bool]
@@ -251,9 +262,7 @@ def _view(bench: Bench, depth: int, sees: str, mirror: bool) -> Any:
 
 
 def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate(
-        [ops.convert_to_numpy(model(images[i : i + 16], training=False)) for i in range(0, len(images), 16)]
-    )
+    return np.asarray(ops.convert_to_numpy(model(images, training=False)), np.float32)
 
 
 class Refitter:
@@ -300,7 +309,12 @@ class Refitter:
                 own = {sees: fit for sees, fit in heads.items() if fit is single}
                 tails = [] if own else [single]
                 alone = choose(self.labels, own, tails, [choice.mirrored])
-                files[name] = self._save(alone, out / f"{name}.keras", images)[1]
+                if alone.is_like(choice):
+                    with replacing(out / f"{name}.keras") as temporary:
+                        shutil.copyfile(out / "final.keras", temporary)
+                    files[name] = sha256
+                else:
+                    files[name] = self._save(alone, out / f"{name}.keras", images)[1]
         scaled = apply_temperature(choice.probabilities, choice.temperature)
         trial = choice.tails.trial if choice.tails and choice.tails.trial else search.trial(search.baseline)
         record = RefitRecord(
