@@ -61,9 +61,10 @@ def test_what_suits_is_written_with_its_reasons(photos, run_cli):
 
 def test_a_short_time_searches_less_deep(photos, run_cli):
     assert run_cli("use", "photos", "--data", "mine", *CANDIDATE, "--minutes", "1").code == 0
-    shallow = load_params().tune.space.unfrozen_blocks[1]
+    shallow, few = load_params().tune.space.unfrozen_blocks[1], load_params().augment.views
     assert run_cli("use", "photos", "--data", "mine", *CANDIDATE, "--minutes", "100", "--force").code == 0
     assert 1 <= shallow < load_params().tune.space.unfrozen_blocks[1] == 8
+    assert 1 <= few <= load_params().augment.views == 12
 
 
 def test_a_folder_that_cannot_be_understood_changes_nothing(photos, run_cli):

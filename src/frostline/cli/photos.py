@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,12 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     }
     for name, setting in choose_settings(len(layout.entries), count_layout(layout)[2]).items():
         settings[name], reasons[name] = setting.value, setting.reason
-    depth, plan = choose_depth(screening, apply_settings(default, settings), minutes)
-    settings["tune.space.unfrozen_blocks"] = [0, depth]
+    wanted = settings["augment.views"]
+    search, plan = choose_search(screening, apply_settings(default, settings), wanted, minutes)
+    settings |= search
     reasons["tune.space.unfrozen_blocks"] = f"the deepest within about {minutes:g} minutes for the whole line"
+    if settings["augment.views"] < wanted:
+        reasons["augment.views"] = f"{wanted} would take more than {minutes:g} minutes; epochs repeat them"
     text = apply_settings(default, settings, reasons)
     _checked(text, root, data)
     write_params(root, text, NAME, force=True)
@@ -61,7 +65,9 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     )
     for step in plan.steps:
         click.echo(f"plan: {step.stage}: {step.what}, about {step.seconds:.0f} s")
-    click.echo(f"plan: about {sum(step.seconds for step in plan.steps) / 60:.0f} minutes in all")
+    click.echo(
+        f"plan: about {sum(step.seconds for step in plan.steps) / 60:.0f} minutes in all; --minutes says how many may be"
+    )
 
 
 def describe_folder(layout: "Layout") -> list[str]:
@@ -75,18 +81,16 @@ def describe_folder(layout: "Layout") -> list[str]:
     return [*lines, *(f"note: {note}" for note in layout.notes)]
 
 
-def choose_depth(screening: Screening, text: str, minutes: float) -> "tuple[int, Plan]":
-    """The deepest search whose plan takes at most so many minutes, at least one block, and that plan."""
+def choose_search(screening: Screening, text: str, views: int, minutes: float) -> "tuple[dict[str, Any], Plan]":
+    """As many views and then as deep as the plan takes at most so many minutes, at least one view and one block; and that plan."""
     best = screening.best
-    depth = min(DEEPEST, len(best.network.cuts) - 1)
-    while True:
-        params = parse_params(
-            parse_document(apply_settings(text, {"tune.space.unfrozen_blocks": [0, depth]})), "params.yaml"
-        )
-        plan = screening.plan(best, params)
-        if depth <= 1 or sum(step.seconds for step in plan.steps) <= 60 * minutes:
-            return depth, plan
-        depth -= 1
+    deepest = min(DEEPEST, len(best.network.cuts) - 1)
+    for number, depth in product(dict.fromkeys((views, views // 2 or 1, 2, 1)), range(deepest, 0, -1)):
+        search = {"augment.views": number, "tune.space.unfrozen_blocks": [0, depth]}
+        plan = screening.plan(best, parse_params(parse_document(apply_settings(text, search)), "params.yaml"))
+        if sum(step.seconds for step in plan.steps) <= 60 * minutes:
+            break
+    return search, plan
 
 
 def _checked(text: str, root: Path, data: str) -> Params:
