@@ -6,6 +6,7 @@ from rich.console import Console
 from samples import make_trial
 
 from frostline.search.progress import SearchProgress
+from frostline.tracking.messages import describe_trial
 
 
 def shown_by(console: Console) -> str:
@@ -28,3 +29,13 @@ def test_a_terminal_shows_trial_epoch_and_best_score() -> None:
 
 def test_a_log_file_gets_no_bar() -> None:
     assert shown_by(Console(file=io.StringIO(), force_terminal=False, width=120)).strip() == ""
+
+
+def test_a_trial_that_collapsed_is_explained() -> None:
+    facts = {"unfrozen_blocks": 6, "suffix_learning_rate": 2e-3}
+    fallen, good = make_trial(score=0.19, **facts), make_trial(score=0.8, **facts)
+    line = describe_trial(fallen, 16, 0.83, 5)
+    assert "collapsed: a suffix rate of 0.002 is too high for 6 blocks, whose head began at 0.8300" in line
+    for trial in (good, make_trial(score=0.19)):  # a head alone has no suffix rate
+        assert "collapsed" not in describe_trial(trial, 16, 0.83, 5)
+    assert "collapsed" not in describe_trial(fallen, 16)

@@ -129,7 +129,8 @@ def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
         record = _run(job, bench, *asked, progress)
         keep_record(asked[0], record)
         tell(study, asked[0].number, record)
-        print(describe_trial(record, tune.num_trials), flush=True)
+        head = max((known.score for known in list_records(study, 2) if known.score is not None), default=None)
+        print(describe_trial(record, tune.num_trials, head, len(job.class_names)), flush=True)
         progress.end(record)
 
 

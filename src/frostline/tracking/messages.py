@@ -83,11 +83,26 @@ def explain_experiment(experiment: str) -> str:
     )
 
 
-def describe_trial(trial: "TrialRecord", num_trials: int) -> str:
-    """One line for a log: number, depth, dropout, score, time."""
+def describe_trial(trial: "TrialRecord", num_trials: int, head: float | None = None, num_classes: int = 0) -> str:
+    """One line for a log: number, depth, dropout, score, time.
+
+    head: the score of the better linear head, where every tail begins. A trial that fell more than half of the way from it to
+    guessing has collapsed, and the line says why.
+    """
     score = "failed" if trial.score is None else f"val accuracy {trial.score:.4f}"
     note = {"COMPLETE": "", "PRUNED": f", pruned after epoch {trial.epochs}", "FAIL": f": {trial.reason}"}
     return (
         f"trial {trial.number + 1}/{num_trials}: depth {trial.depth}, dropout {trial.hparams.dropout:.2f}, "
-        f"{score}, {trial.seconds:.1f} s{note[trial.state]}"
+        f"{score}, {trial.seconds:.1f} s{note[trial.state]}{_tell_collapse(trial, head, num_classes)}"
+    )
+
+
+def _tell_collapse(trial: "TrialRecord", head: float | None, num_classes: int) -> str:
+    rate = trial.hparams.suffix_learning_rate
+    if head is None or trial.score is None or not trial.depth or rate is None:
+        return ""
+    if trial.score >= (head + 1 / num_classes) / 2:
+        return ""
+    return (
+        f"; collapsed: a suffix rate of {rate:.2g} is too high for {trial.depth} blocks, whose head began at {head:.4f}"
     )
