@@ -237,7 +237,7 @@ def test_a_grey_image_is_whole(progressive: bool, mode: str) -> None:
 
 
 def test_an_avif_whose_header_lies_takes_no_memory_for_what_it_holds() -> None:
-    """The decoder reserves memory by the coded picture, whatever the file's own header says."""
+    """The decoder reserves memory by the coded image, whatever the file's own header says."""
     blank = np.full((6000, 6000, 3), 90, np.uint8)
     data = bytearray(cv2.imencode(".avif", blank, [cv2.IMWRITE_AVIF_SPEED, 10])[1].tobytes())
     assert list(read_coded_sizes(bytes(data))) == [(6000, 6000)]

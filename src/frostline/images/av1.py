@@ -1,4 +1,4 @@
-"""What an AVIF's coded pictures say of their own size, which its decoder reserves memory for, whatever the file's header says.
+"""What an AVIF's coded images say of their own size, which its decoder reserves memory for, whatever the file's header says.
 
 Sources: AV1 Bitstream & Decoding Process Specification, 5.5; ISO/IEC 14496-12, 8.11.3 (`iloc`).
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 def read_coded_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Width and height of each coded picture whose sequence header can be found."""
+    """Width and height of each coded image whose sequence header can be found."""
     for start in _item_starts(data):
         position = start
         # A few units may come before it: a temporal delimiter, padding.
@@ -23,7 +23,7 @@ def read_coded_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _item_starts(data: bytes) -> Iterator[int]:
-    """Where the file's items lie; those that lie in the header itself are no pictures."""
+    """Where the file's items lie; those that lie in the header itself are no images."""
     at = data.find(b"iloc", 0, 65536)
     if at < 0:
         return
@@ -69,8 +69,8 @@ def _read_size(header: bytes) -> tuple[int, int]:
         position += number
         return bits >> 512 - position & (1 << number) - 1
 
-    take(4)  # profile, still picture
-    if take(1):  # the short header of still pictures
+    take(4)  # profile, still image
+    if take(1):  # the short header of still images
         take(5)
     else:
         delay_bits = 0
