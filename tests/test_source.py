@@ -50,7 +50,7 @@ def test_a_changed_source_is_seen_and_nothing_runs_where_it_did_not_change(proje
         file.touch()
     said = project.run("dvc", "repro", "prepare")
     assert "'fetch' didn't change" in said
-    assert project.frostline("check") == "params.yaml: no problem\n"
+    assert project.frostline("check").endswith("params.yaml: no problem\n")
 
     draw(images, 1, start=12)
     assert "made from 24 files, the folder holds 26" in project.frostline("check")

@@ -89,7 +89,7 @@ def make_sources(folder: Path) -> dict[str, JoinedRows]:
 def make_params(folder: Path, **tune: Any) -> Params:
     document = load_document(Path(__file__).parents[1] / "presets" / "default.yaml")
     document["paths"] = {name: str(folder / path) for name, path in document["paths"].items()}
-    document["base"] |= {"weights": "random", "image_size": SIZE}
+    document["base"] |= {"name": "MobileNetV2", "options": {"alpha": 0.35}, "weights": "random", "image_size": SIZE}
     document["augment"]["views"] = VIEWS
     document["tune"] |= {"epochs": 2, "batch_size": 16, "num_trials": 3} | tune
     document["tune"]["space"]["unfrozen_blocks"] = [0, 2]
