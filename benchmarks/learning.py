@@ -413,8 +413,8 @@ def _ratio(by_way: Any, way: str, kind: str) -> str:
     logs = [
         np.log((np.mean([a for a, _ in own]) + 1e-4) / (np.mean([b for _, b in own]) + 1e-4)) for own in groups.values()
     ]
-    if len(logs) < 2:
-        return "–"
+    if len(logs) < 3:
+        return f"{np.exp(np.mean(logs)):.2f}" if logs else "–"
     spread = stats.t.ppf(0.975, len(logs) - 1) * np.std(logs, ddof=1) / np.sqrt(len(logs))
     low, middle, high = np.exp([np.mean(logs) - spread, np.mean(logs), np.mean(logs) + spread])
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"

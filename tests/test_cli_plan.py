@@ -63,7 +63,9 @@ def run(root, stage):
 
 def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     table = plan()
-    assert [line.split()[0] for line in table.splitlines()[1:7]] == [*"prepare augment extract tune refit all".split()]
+    assert [line.split()[0] for line in table.splitlines()[1:9]] == [
+        *"prepare augment extract tune refit evaluate register all".split()
+    ]
     assert "128 files decoded to 32 px" in table and "depths stored: 1" in table
     assert "by the shares of `prepare`" in table and "BUDGET" not in table
     assert list((tmp_path / UNFINISHED).iterdir()) == []

@@ -10,6 +10,8 @@ from frostline.planning.pace import Counts, Facts, Pace
 from frostline.planning.storage import Storage, fit_views, flips, plan_storage, trains_on_val, view_bytes
 from frostline.search.study import expect_epochs
 
+MODELS = 2  # that `evaluate` asks
+FIGURES = 10  # seconds to draw those of `evaluate`, about
 RECEIPTS = 2  # checks of a study, each compiles about what the deepest tail does
 
 
@@ -57,6 +59,7 @@ def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: i
         _augment(trained, views, size, pace, cores, pool_from),
         _extract(trained, plain, storage, pace, flips(params.augment)),
         *_training(params, counts, facts, storage, pace),
+        *_reporting(counts, pace, flips(params.augment)),
     ]
     return Plan(steps, storage, _notes(params, counts, facts, storage))
 
@@ -111,6 +114,16 @@ def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pa
     return [
         Step("tune", trials, 0, start + shapes * sum(traces.values()) + searched),
         Step("refit", f"{refit.candidates} best trials, {refit.folds} folds each", 0, pace.start["refit"] + trained),
+    ]
+
+
+def _reporting(counts: Counts, pace: Pace, mirrored: bool) -> list[Step]:
+    # The final model and two baselines, one of which it often is; each is built, compiled, and asked for the mirror image, too.
+    asked = MODELS * counts.test * (1 + mirrored)
+    evaluated = pace.start["refit"] + MODELS * pace.build + asked * pace.prefix + FIGURES
+    return [
+        Step("evaluate", f"{counts.test} images through {MODELS} models, figures", 0, evaluated),
+        Step("register", "run and version in MLflow", 0, pace.start["augment"] + FIGURES / 2),
     ]
 
 
