@@ -1,18 +1,23 @@
 """A base on images that it knows, scaled as it knows them or not, and with its weights in disorder."""
 
 import dataclasses
+import importlib.util
 
 import keras
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from frostline.bases import statistics
 from frostline.bases.base import Base, build_base
 from frostline.bases.families import BUNDLED_BASE
 from frostline.bases.statistics import HOPELESS, ODD, check_input, measure_agreement
+from frostline.cli import doctor
 from frostline.errors import Refused
 from frostline.images.decoding import decode_image
 from frostline.images.generated.sets import draw_target
+from frostline.params import load_params
+from frostline.process import run_stage
 from frostline.seeding import derive_seed
 
 SMALL = {"alpha": 0.35}
@@ -111,3 +116,42 @@ def test_real_weights_know_real_images(shared, generated, name, options, layer, 
     assert measure_agreement(base, images).whole < ODD
     with pytest.raises(Refused, match="scaled as 'none'"):
         check_input(scaled_as(base, "none"), images)
+
+
+def test_extract_refuses_weights_in_disorder_unless_told_otherwise(
+    params_document, tmp_path, root, monkeypatch, capsys
+):
+    """The stage, with a whole file of numbers that a network of the right shape takes without a word; and `doctor --deep`."""
+    base = load_bundled()
+    for layer in base.model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            kernel, *rest = layer.get_weights()
+            layer.set_weights([np.ascontiguousarray(kernel.T).reshape(kernel.shape), *rest])
+    base.model.save_weights(tmp_path / "mine.weights.h5")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("frostline.process.die_with_parent", lambda: None)
+    (tmp_path / "dvc.yaml").touch()
+    params_document["fetch"] |= {"source": "generated", "images_per_class": 12}
+    params_document["base"] |= {"weights": "mine.weights.h5", "image_size": 64}
+    params_document["augment"]["views"] = 1
+    params_document["tune"]["space"]["unfrozen_blocks"] = 0
+
+    def run(*stages):
+        with open("params.yaml", "w") as file:
+            YAML().dump(params_document, file)
+        for stage in stages:
+            spec = importlib.util.spec_from_file_location(f"stage_{stage}", root / "pipelines" / f"{stage}.py")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            run_stage(stage, module.main)
+
+    with pytest.raises(SystemExit):
+        run("fetch", "prepare", "augment", "extract")
+    assert "base.weights: the statistics" in capsys.readouterr().err
+    assert not (tmp_path / "data/features/complete.json").exists()
+    findings = list(doctor.examine_input(tmp_path, load_params()))
+    assert [finding.level for finding in findings] == ["fail"]
+
+    params_document["extract"]["check_input"] = False
+    run("extract")
+    assert (tmp_path / "data/features/complete.json").exists()
