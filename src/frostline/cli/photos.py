@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from frostline.cli.presets import DEFAULT, apply_settings, refuse_edits, write_params
-from frostline.cli.screen import Screening, label_of, log_result, run_screening, save_first, show
+from frostline.cli.screen import SAMPLE, Screening, label_of, log_result, run_screening, save_first, show
 from frostline.errors import Refused, some
 from frostline.images.sources import count_layout
 from frostline.params import Params, list_problems, load_params, parse_document, parse_params
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 NAME = "photos"
 DEEPEST = 8  # blocks that are unfrozen at most
-SAMPLE = 1000  # images that bases are judged on
 WIDEST = 12  # classes that are shown one by one
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from frostline.search.screening import Sample, Screened
 
 OUT = Path("reports/screen")
+SAMPLE = 1000  # images that are judged on
 DEFAULT_SIZE = 224  # of ImageNet's networks, where a candidate names none
 SHARES = (0.57, 0.72, 1.0)  # of a family's own size that are tried: 128, 160 and 224 of 224
 KERAS_CACHE = Path.home() / ".keras" / "models"
@@ -44,7 +45,7 @@ TRACE = 4.0  # seconds, about, to build and compile a network
 )
 @click.option("--data", metavar="DIR", help="A folder of images instead of fetch.source.")
 @click.option(
-    "--sample", "number", type=click.IntRange(50), default=1000, show_default=True, help="Images to judge on."
+    "--sample", "number", type=click.IntRange(50), default=SAMPLE, show_default=True, help="Images to judge on."
 )
 @click.option("--apply", is_flag=True, help="Write the best base and size into params.yaml.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")

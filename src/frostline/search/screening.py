@@ -37,7 +37,7 @@ from frostline.training.data import draw_folds
 from frostline.training.linear import CrossValidation, cross_validate
 from frostline.training.tail import group_columns
 
-SAMPLE, FIRST = 1000, 300  # images of a screening, and those that all candidates are judged on
+FIRST = 300  # images that all candidates are judged on
 FAR = 3.0  # standard errors behind the best of the first images from which on a candidate is left behind
 FOLDS = 5
 MIN_CLASS = 10  # images of a class, where it has so many
@@ -101,7 +101,8 @@ class Screened:
 
     def accuracy_by_class(self, sample: Sample) -> dict[str, float]:
         """The share of right predictions of each class, the hardest class first."""
-        shares = {name: float(self.right[sample.labels == label].mean()) for label, name in enumerate(sample.classes)}
+        present = np.unique(sample.labels).tolist()  # the first images of many classes need not be of all
+        shares = {sample.classes[label]: float(self.right[sample.labels == label].mean()) for label in present}
         return dict(sorted(shares.items(), key=lambda item: item[1]))
 
     def to_record(self) -> dict[str, Any]:
@@ -173,8 +174,9 @@ def race(
     """
     places = {id(base): work / f"base-{number:02d}" for number, base in enumerate(bases)}
 
-    def judge(base: BaseParams, number: int) -> Screened:
-        sample = samples(base.image_size).first(number)
+    def judge(base: BaseParams, number: int | None = None) -> Screened:
+        whole = samples(base.image_size)
+        sample = whole.first(number or len(whole.labels))
         found = screen(base, sample, mirrored=mirrored, seed=seed, work=places[id(base)])
         report(found, sample)
         return found
@@ -184,7 +186,7 @@ def race(
     if len(samples(bases[0].image_size).labels) <= FIRST:
         return first, []
     left = [each for each in first if each not in near]
-    return rank([judge(each.base, SAMPLE) for each in near]), left
+    return rank([judge(each.base) for each in near]), left
 
 
 def screen(base: BaseParams, sample: Sample, *, mirrored: bool, seed: int, work: Path) -> Screened:
