@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from test_cli_use import project  # noqa: F401 (a fixture)
 
 from frostline.cli import screen
+from frostline.cli.photos import choose_search
 from frostline.images.generated.sets import write_target
 from frostline.params import load_params
 from frostline.planning.defaults import choose_settings
@@ -32,7 +34,7 @@ def bases(candidates):
 
 
 def test_what_suits_is_written_with_its_reasons(photos, run_cli):
-    answer = run_cli("use", "photos", "--data", "mine", *CANDIDATE)
+    answer = run_cli("use", "photos", "--data", "mine", *CANDIDATE, "--minutes", "30")
     assert answer.code == 0, answer.err
     assert "60 images in 3 classes" in answer.out and "Next: dvc repro" in answer.out
     assert "A first answer" in answer.out and "plan: tune" in answer.out
@@ -59,12 +61,21 @@ def test_what_suits_is_written_with_its_reasons(photos, run_cli):
     assert (photos / "params.yaml").read_text() == text + "# mine\n"
 
 
-def test_a_short_time_searches_less_deep(photos, run_cli):
-    assert run_cli("use", "photos", "--data", "mine", *CANDIDATE, "--minutes", "1").code == 0
-    shallow, few = load_params().tune.space.unfrozen_blocks[1], load_params().augment.views
-    assert run_cli("use", "photos", "--data", "mine", *CANDIDATE, "--minutes", "100", "--force").code == 0
-    assert 1 <= shallow < load_params().tune.space.unfrozen_blocks[1] == 8
-    assert 1 <= few <= load_params().augment.views == 12
+def test_what_takes_too_long_gives_way_depth_first_then_views(root):
+    """A line of five seconds a view and ten a block, of a base with six blocks."""
+
+    def plan(_, params):
+        seconds = 5 * params.augment.views + 10 * params.tune.space.unfrozen_blocks[1]
+        return SimpleNamespace(steps=[SimpleNamespace(seconds=seconds)])
+
+    best = SimpleNamespace(network=SimpleNamespace(cuts=range(7)))
+    screening = SimpleNamespace(best=best, plan=plan)
+    text = (root / "presets" / "default.yaml").read_text()
+    found = {}
+    for seconds in (200, 120, 75, 45, 12, 1):
+        search, _ = choose_search(screening, text, 12, seconds / 60)
+        found[seconds] = (search["augment.views"], search["tune.space.unfrozen_blocks"][1])
+    assert found == {200: (12, 6), 120: (12, 6), 75: (12, 1), 45: (6, 1), 12: (1, 1), 1: (1, 1)}
 
 
 def test_a_folder_that_cannot_be_understood_changes_nothing(photos, run_cli):

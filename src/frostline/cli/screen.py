@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import psutil
 
 from frostline.errors import Refused, redact
 from frostline.params import Base, Params, load_params
@@ -126,13 +125,12 @@ class Screening:
 def run_screening(params: Params, candidates: Sequence[str], sizes: Sequence[int], number: int) -> Screening:
     """Judges the candidates on the images of params; says each as it is judged on stderr."""
     started = time.monotonic()
-    born = psutil.Process().create_time()
     from frostline.planning.pace import count_images, find_images
     from frostline.planning.storage import flips
     from frostline.process import UNFINISHED
     from frostline.search.screening import draw_sample, load_sample, race
 
-    loaded = time.time() - born
+    loaded = time.monotonic() - started  # what a stage loads, too
     UNFINISHED.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="screen-", dir=UNFINISHED) as folder:
         work = Path(folder)
