@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-import threading
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import h5py
 import keras
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from keras.src.utils import file_utils
+from servers import serving
 
 from frostline import params
 from frostline.bases import files
@@ -36,21 +36,6 @@ if os.environ.get("FROSTLINE_ALL_FAMILIES"):
 pytestmark = pytest.mark.filterwarnings("ignore:`input_shape` is undefined or non-square")
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `data` whatever is asked for, misbehaving as `behaviour` says; remembers what was asked."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.data, self.behaviour, self.asked = b"", "", []
-        self.stop = threading.Event()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
@@ -73,14 +58,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield running
-    running.stop.set()
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Handler) as running:
+        yield running
 
 
 @pytest.fixture

@@ -71,10 +71,11 @@ def test_the_strongest_axes_of_many_rows_give_the_same_head(monkeypatch):
     rng = np.random.default_rng(0)
     features, labels = make_features(120, 20, 3)
     features = features @ rng.normal(size=(20, 90)).astype(np.float32)  # 20 axes hold all of the variance
-    features += rng.normal(size=features.shape).astype(np.float32) * 1e-3
+    features += rng.normal(size=features.shape).astype(np.float32) * 0.1
     exact = answer(features, labels, 3, 0.1)
     monkeypatch.setattr(linear, "MAX_EXACT", 60)
     monkeypatch.setattr(linear, "NUM_AXES", 30)
+    assert linear.rotate(features)[1].shape == (120, 30)
     np.testing.assert_allclose(answer(features, labels, 3, 0.1), exact, atol=2e-3)
 
 

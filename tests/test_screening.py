@@ -8,6 +8,8 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from scipy.special import expit
 
+from frostline.bases.base import build_base
+from frostline.bases.families import BUNDLED_BASE
 from frostline.cli import group
 from frostline.cli.screen import list_bases, parse_candidate
 from frostline.errors import Refused
@@ -92,6 +94,21 @@ def test_a_base_that_knows_something_leaves_a_drawn_one_behind(raw, tmp_path, mo
     assert 0.3 < ranked[0].accuracy.value < 1 and ranked[0].log_loss < left[0].log_loss
     assert ranked[0].log_loss == pytest.approx(ranked[0].head.loss, rel=1e-4)
     assert list(ranked[0].accuracy_by_class(sample).values()) == sorted(ranked[0].accuracy_by_class(sample).values())
+
+
+def test_a_file_of_weights_in_disorder_is_refused_before_anything_is_judged(raw, tmp_path):
+    options = {"alpha": 0.35}
+    network = build_base("MobileNetV2", 48, options=options, weights=BUNDLED_BASE / "base.weights.h5").model
+    for layer in network.layers:
+        if layer.weights and "conv" in type(layer).__name__.lower():
+            kernel, *rest = layer.get_weights()
+            layer.set_weights([np.ascontiguousarray(kernel.T).reshape(kernel.shape), *rest])
+    network.save_weights(tmp_path / "mine.weights.h5")
+    entries = screening.draw_sample(read_layout(raw, ()), Prepare(), 7, 60)
+    sample = screening.load_sample(entries, Prepare(), 48, 7, tmp_path)
+    base = Base(name="MobileNetV2", weights=str(tmp_path / "mine.weights.h5"), image_size=48, options=options)
+    with pytest.raises(Refused, match=r"base\.weights: the statistics"):
+        screening.screen(base, sample, mirrored=False, seed=7, work=tmp_path / "base")
 
 
 @pytest.fixture

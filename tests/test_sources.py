@@ -8,19 +8,19 @@ import stat
 import struct
 import sys
 import tarfile
-import threading
 import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from servers import Server, serving
 
 from frostline.errors import Refused, redact
 from frostline.files import load_json, sha256_of
@@ -421,22 +421,6 @@ def test_an_archive_with_another_sha256_is_refused_with_both(tmp_path: Path) -> 
 # --- the network
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `data`, misbehaving as `behaviour` says; counts requests and remembers their ranges."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.data, self.behaviour, self.ranges, self.asked = b"", "", [], []
-        self.files: dict[str, bytes] = {}  # by path, where there is more than `data`
-        self.stop = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/images.zip"
-
-
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
@@ -486,14 +470,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield running
-    running.stop.set()
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Handler) as running:
+        yield running
 
 
 @pytest.fixture
@@ -503,12 +481,12 @@ def good(tmp_path: Path) -> bytes:
 
 def get(server: Server, tmp_path: Path, **options: Any) -> Path:
     settings = {"allow_private": True, "back_off": 0.01, "lock_file": tmp_path / "fetch.lock.json"} | options
-    return download(server.url, tmp_path / "downloads", **settings)
+    return download(f"{server.url}/images.zip", tmp_path / "downloads", **settings)
 
 
 def test_a_url_is_fetched_unpacked_and_its_sha256_recorded(tmp_path: Path, server: Server, good: bytes) -> None:
     server.data = good
-    facts = fetch(server.url + "?token=s3cret", tmp_path / "raw", allow_private=True)
+    facts = fetch(f"{server.url}/images.zip?token=s3cret", tmp_path / "raw", allow_private=True)
     assert facts["counts"] == {"cats": 2, "dogs": 2}
     lock = (tmp_path / "fetch.lock.json").read_text()
     assert "s3cret" not in lock + (tmp_path / "raw/complete.json").read_text()
@@ -577,7 +555,7 @@ def test_a_secret_stands_in_the_environment_and_nowhere_else(
     tmp_path: Path, server: Server, good: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.data = good
-    address = server.url + "?v=1&token=${FROST_TOKEN}"
+    address = server.url + "/images.zip?v=1&token=${FROST_TOKEN}"
     with pytest.raises(Refused, match=r"export FROST_TOKEN="):
         download(address, tmp_path / "downloads", allow_private=True, lock_file=tmp_path / "fetch.lock.json")
     monkeypatch.setenv("FROST_TOKEN", "hunter2")
@@ -671,7 +649,7 @@ def test_a_cut_download_whose_length_nobody_told_is_refused_as_damaged(
 ) -> None:
     server.data, server.behaviour = good, "no length"
     with pytest.raises(Refused, match="damaged"):
-        fetch(server.url, tmp_path / "raw", allow_private=True)
+        fetch(f"{server.url}/images.zip", tmp_path / "raw", allow_private=True)
     assert not (tmp_path / "raw").exists()
 
 
@@ -717,7 +695,9 @@ def test_a_named_source_of_two_archives_becomes_two_splits(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.data = make_zip(tmp_path / "one.zip", {"horses/1.png": b"h", "humans/1.png": b"m"}).read_bytes()
-    both = tuple(sources.Archive(server.url + f"?{split}=1", split=split) for split in ("train", "validation"))
+    both = tuple(
+        sources.Archive(f"{server.url}/images.zip?{split}=1", split=split) for split in ("train", "validation")
+    )
     monkeypatch.setattr(sources, "NAMED_SOURCES", {"labs": both})
     facts = fetch("labs", tmp_path / "raw", allow_private=True)
     assert set(facts["counts"]) == {"train/horses", "train/humans", "validation/horses", "validation/humans"}
@@ -784,7 +764,7 @@ def test_each_named_source_is_fetched_as_it_lies_there(
             with tarfile.open(path, "w:gz") as packed:
                 packed.add(tree / "flower_photos", "flower_photos")
         server.files[f"/{file}"] = path.read_bytes()
-        url = server.url.removesuffix("/images.zip") + f"/{file}"
+        url = server.url + f"/{file}"
         local.append(dataclasses.replace(archive, url=url, sha256=archive.sha256 and sha256_of(path)))
     monkeypatch.setattr(sources, "NAMED_SOURCES", {name: tuple(local)})
     facts = fetch(name, tmp_path / "raw", allow_private=True)

@@ -160,6 +160,8 @@ def _report(found: "Screened", sample: "Sample") -> None:
         f"log loss {found.log_loss:.3f}, {len(found.losses)} images, {found.seconds:.0f} s",
         err=True,
     )
+    for warning in found.warnings:
+        click.echo(f"screen: {warning}", err=True)
 
 
 def list_bases(own: Base, candidates: Sequence[str], sizes: Sequence[int]) -> list[Base]:

@@ -21,6 +21,7 @@ from frostline.bases.base import Base, load_base
 from frostline.bases.cost import flops_of
 from frostline.bases.features import Extractor
 from frostline.bases.files import fetch_weights
+from frostline.bases.statistics import check_input
 from frostline.errors import Refused
 from frostline.evidence.comparison import Interval, wilson_interval
 from frostline.files import sha256_of
@@ -28,6 +29,7 @@ from frostline.images.duplicates import group_near_duplicates
 from frostline.images.folders import Layout
 from frostline.images.shards import decode_shards, load_thumbs
 from frostline.images.splits import draw_point
+from frostline.images.survey import WEIGHTS
 from frostline.images.walk import Entry
 from frostline.params import Base as BaseParams
 from frostline.params import Prepare
@@ -68,7 +70,8 @@ class Screened:
     """What a candidate is worth, out of fold, and what it costs.
 
     losses: float64 (num_images,), cross-entropy in nats; right: bool (num_images,); head: the linear head on every cut;
-    images_per_second: of the prefix; flops: of one image; column_bytes: what the pooled cuts of one view take.
+    images_per_second: of the prefix; flops: of one image; column_bytes: what the pooled cuts of one view take; warnings: of a
+    base that may not know the images.
     """
 
     base: BaseParams
@@ -80,6 +83,7 @@ class Screened:
     flops: float
     column_bytes: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def log_loss(self) -> float:
@@ -192,11 +196,13 @@ def race(
 def screen(base: BaseParams, sample: Sample, *, mirrored: bool, seed: int, work: Path) -> Screened:
     """One candidate on the sample: its prefix over the plain and, where `mirrored`, the mirrored images, then a head.
 
-    work: where its weights are put. Refused where the base cannot be had.
+    work: where its weights are put. Refused where the base cannot be had, or a file's weights do not know the images.
     """
     started = time.monotonic()
     fetch_weights(base, work, seed)
     network = load_base(base, work)
+    # What has a name was compared with a hash already.
+    warnings = () if base.weights in WEIGHTS else tuple(check_input(network, sample.images))
     extractor = Extractor(network, [], min(BATCH, len(sample.images)))
     list(extractor.run(sample.images[:BATCH]))  # compiled here, so that the pace is the prefix's own
     passes = [sample.images, sample.images[:, :, ::-1]] if mirrored else [sample.images]
@@ -225,6 +231,7 @@ def screen(base: BaseParams, sample: Sample, *, mirrored: bool, seed: int, work:
         flops=flops_of(network)["total"],
         column_bytes=views[0].shape[1] * np.dtype(kind).itemsize,
         seconds=time.monotonic() - started,
+        warnings=warnings,
     )
 
 
