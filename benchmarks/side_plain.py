@@ -68,7 +68,8 @@ def build_strong(base: Base, trial: Trial) -> keras.Model:
     """Suffix and head alone: the frozen prefix runs in the input pipeline."""
     inputs = keras.Input(base.cuts[trial.depth].shape)
     suffix = build_suffix(base, trial.depth)
-    x = layers.GlobalAveragePooling2D()(suffix(inputs, training=False) if suffix else inputs)
+    # The suffix gives the maps of all cuts; the head of the tutorials sees the last.
+    x = layers.GlobalAveragePooling2D()(suffix(inputs, training=False)[-1] if suffix else inputs)
     return keras.Model(inputs, layers.Dense(2, dtype="float32")(layers.Dropout(trial.dropout)(x)))
 
 
