@@ -8,9 +8,11 @@ from frostline.errors import Refused
 from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.refits import RefitRecord
 from frostline.files import load_json, require_complete, save_json, sha256_of
+from frostline.images.manifest import MANIFEST
 from frostline.params import load_params
 from frostline.process import if_stopped, project_root, run_stage
-from frostline.registry.versions import describe_accuracy, flat_metrics, lineage_of, register, without_title
+from frostline.registry.data import beside_champion
+from frostline.registry.versions import AGAINST, describe_accuracy, flat_metrics, lineage_of, register, without_title
 from frostline.serving.golden import load_golden
 from frostline.serving.model import Card
 from frostline.tracking.finals import log_final
@@ -36,7 +38,7 @@ def main() -> None:
     sweep_dead_runs(store)
     with if_stopped(partial(close_own_runs, store)):
         text = Path("params.yaml").read_text(encoding="utf-8")
-        run_id = log_final(store, refit, evaluation, text, models, reports)
+        run_id = log_final(store, refit, evaluation, text, models, reports, prepared / MANIFEST)
         registration = {"name": name, "version": None, "sha256": sha256, "run_id": run_id}
         if experiment := os.environ.get("DVC_EXP_NAME"):
             # An experiment must not move an alias. To DVC its stage is done, so what it found is registered by force.
@@ -60,12 +62,14 @@ def main() -> None:
                 tags={
                     "frostline.test_accuracy": describe_accuracy(evaluation),  # what a reader of the list wants first
                     "frostline.data.sha256": facts["content_sha256"],
+                    **beside_champion(store, name, prepared, reports),
                     **lineage_of(store, run_id),
                 },
             )
             claim_model(store, name)
             registration |= {"version": version.number, "model_id": version.model_id, "uri": version.uri}
             say("register", describe_registration(name, version.number, describe_accuracy(evaluation)))
+            say("register", version.tags.get(AGAINST, []))
         close_run(store, run_id)
         save_json(Path(paths.registration), registration)
 

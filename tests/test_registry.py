@@ -29,6 +29,7 @@ from frostline.files import load_json, mark_complete, save_json, sha256_of
 from frostline.images.shards import make_fingerprints
 from frostline.params import Tracking, load_params
 from frostline.registry import lineage, moves, promotion, versions
+from frostline.registry.data import compare_with_champion, load_images, trained_on
 from frostline.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -302,7 +303,9 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
         rows += [
             {
                 "image_id": ids[i],
+                "class_name": CLASSES[labels[i]],
                 "split": split,
+                "sha256": f"{i:064x}",
                 "pixel_sha256": str(i),
                 "dhash": f"{make_fingerprints(images[i])[0]:016x}",
             }
@@ -320,7 +323,8 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     write_rows(
         Path("reports/evaluation/predictions.csv"),
         [
-            {"file": ids[i], **{f"p({name})": str(p) for name, p in zip(CLASSES, probabilities[i], strict=True)}}
+            {"file": ids[i], "label": CLASSES[labels[i]], "split": "test"}
+            | {f"p({name})": str(p) for name, p in zip(CLASSES, probabilities[i], strict=True)}
             for i in range(60, 180)
         ],
     )
@@ -626,13 +630,59 @@ def test_test_images_in_the_training_data_are_found(workspace):
     version = load_version(store, "frostline", 1)
     facts = {"content_sha256": "d" * 64}
     prepared = Path("data/prepared")
-    assert promotion.find_leaks(prepared, version, facts, 4) == []
-    assert promotion.find_leaks(prepared, version, {"content_sha256": "other"}, 4) is None
+    assert promotion.find_leaks(store, prepared, version, facts, 4) == []
     with (prepared / "manifest.csv").open() as file:
         rows = list(csv.DictReader(file))
     rows[70] = {**rows[70], "pixel_sha256": rows[3]["pixel_sha256"]}
     write_rows(prepared / "manifest.csv", rows)
-    assert promotion.find_leaks(prepared, version, facts, None) == [rows[70]["image_id"]]
+    assert promotion.find_leaks(store, prepared, version, facts, None) == [rows[70]["image_id"]]
+
+
+def test_a_version_made_from_other_data_says_itself_what_it_has_seen(workspace):
+    """Ten of its training images are in the test split now, two of them under other names; the gate leaves them out."""
+    run_register()
+    params = load_params()
+    store = open_store(params.tracking, workspace)
+    version = load_version(store, "frostline", 1)
+    prepared = Path("data/prepared")
+    images = load_images(store, version)
+    assert len(images) == 180 and len(trained_on(images)) == 60
+    now = {"content_sha256": "e" * 64}
+    with (prepared / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for index in range(10):  # the file of a training image, where a test image stood
+        rows[60 + index]["sha256"] = rows[index]["sha256"]
+    write_rows(prepared / "manifest.csv", rows)
+    ids = tuple(load_json(prepared / "test/ids.json"))
+    seen = promotion.find_seen(store, prepared, version, now, ids)
+    assert np.flatnonzero(seen).tolist() == list(range(10))
+    assert promotion.find_leaks(store, prepared, version, now, 4) == sorted(ids[:10])
+    assert not promotion.find_seen(store, prepared, version, {"content_sha256": "d" * 64}, ids).any()
+    store.client.delete_run(version.run_id)
+    shutil.rmtree(next(Path("mlruns").rglob("manifest.csv")).parent)
+    assert promotion.find_seen(store, prepared, version, now, ids) is None
+
+
+def test_a_challenger_stands_beside_the_champion_with_its_images_and_its_accuracy(workspace):
+    run_register()
+    assert call("promote", "--force", "--reason", "first")[0] == 0
+    prepared = Path("data/prepared")
+    with (prepared / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rows[170]["split"] = "train"  # so that it does not count
+    write_rows(prepared / "manifest.csv", [*rows[1:], {**rows[0], "image_id": "a/new.png", "sha256": "f" * 64}])
+    # Another model: it answers as before but for three images.
+    with Path("reports/evaluation/predictions.csv").open() as file:
+        answers = list(csv.DictReader(file))
+    for row in answers[:3]:
+        row |= {"p(a)": row["p(b)"], "p(b)": row["p(a)"]}
+    write_rows(Path("reports/evaluation/predictions.csv"), answers)
+    found = compare_with_champion(
+        open_store(load_params().tracking, workspace), "frostline", prepared, Path("reports/evaluation/predictions.csv")
+    )
+    assert found.champion == 1 and found.num_shared == 119
+    assert len(found.changes.added) == len(found.changes.removed) == len(found.changes.moved) == 1
+    assert found.difference.value <= 0 and "Against champion version 1: 180 images" in found.describe()
 
 
 def test_near_duplicates_of_training_images_are_found(workspace):
@@ -647,7 +697,7 @@ def test_near_duplicates_of_training_images_are_found(workspace):
         rows = list(csv.DictReader(file))
     rows[65]["dhash"] = f"{make_fingerprints(images[5])[0]:016x}"
     write_rows(prepared / "manifest.csv", rows)
-    assert promotion.find_leaks(prepared, version, {"content_sha256": "d" * 64}, 4) == [rows[65]["image_id"]]
+    assert promotion.find_leaks(store, prepared, version, {"content_sha256": "d" * 64}, 4) == [rows[65]["image_id"]]
 
 
 def test_another_registrys_version_is_not_promoted(workspace, tmp_path):

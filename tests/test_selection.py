@@ -253,3 +253,24 @@ def test_a_verdict_is_plain_values():
     good = make_predictions(labels, np.arange(200) % 20 > 0)
     verdict = decide_promotion(labels, good, good, CLASSES, Promote(), **MEASURED)
     assert json.loads(json.dumps(verdict.to_record(), allow_nan=False))["checks"][0]["name"] == "predictions"
+
+
+def test_test_images_that_the_champion_was_trained_on_are_left_out_and_said_apart() -> None:
+    """It has all of those right, and the challenger has half of them wrong: that is no reason to keep it."""
+    rng = np.random.default_rng(3)
+    labels = np.arange(400) % 2
+    seen = np.arange(400) >= 300
+    champion = make_predictions(labels, seen | (rng.random(400) < 0.9), 0.95)
+    challenger = make_predictions(labels, np.where(seen, np.arange(400) % 4 < 2, True), 0.95)
+    rules = Promote(margin=0.01, max_ece=1.0)
+    blind = decide_promotion(labels, challenger, champion, CLASSES, rules, **MEASURED)
+    assert not check_of(blind, "comparison").passed
+    verdict = decide_promotion(labels, challenger, champion, CLASSES, rules, seen=seen, **MEASURED)
+    comparison, told = check_of(verdict, "comparison"), check_of(verdict, "seen")
+    assert comparison.passed and comparison.numbers["num_images"] == 300
+    assert told.passed and (told.numbers["num_seen"], told.numbers["num_fresh"]) == (100, 300)
+    assert told.numbers["champion_on_seen"] == 1.0 and told.numbers["accuracy_on_seen"] == 0.5
+    few = decide_promotion(labels, challenger, champion, CLASSES, rules, seen=np.arange(400) >= 60, **MEASURED)
+    assert not check_of(few, "seen").passed and "too few" in check_of(few, "seen").message
+    none = decide_promotion(labels, challenger, champion, CLASSES, rules, seen=np.ones(400, bool), **MEASURED)
+    assert not none.accepted

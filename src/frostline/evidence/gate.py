@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frostline.errors import some
 from frostline.evidence import comparison
@@ -51,6 +52,7 @@ def decide_promotion(
     latency_p95_ms: float | None = None,
     golden_difference: float | None = None,
     leaked: Sequence[str] | None = None,
+    seen: NDArray[np.bool_] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Verdict:
@@ -60,8 +62,9 @@ def decide_promotion(
     first one. champion_classes: those that it knows, where they are others; then both are compared on the shared
     ones. champion_problem: why it could not be scored, and champion is None. model_mb: size of the challenger's file;
     latency_p95_ms: of one image on this machine; golden_difference: largest change of a stored probability in a fresh
-    process; leaked: test images that the challenger was trained on, or near duplicates. What was not measured (None)
-    fails its check.
+    process; leaked: test images that the challenger was trained on, or near duplicates; seen: bool (num_images,), those that the
+    champion was trained on, which are left out of the comparison; None where that is not known. What else was not measured
+    (None) fails its check.
     """
     is_changed = champion is not None and champion_classes is not None and set(champion_classes) != set(class_names)
     sound = _check_sound(labels, challenger, None if is_changed else champion, class_names)
@@ -76,14 +79,20 @@ def decide_promotion(
             shared = [index for index, name in enumerate(class_names) if name in champion_classes]
             known = np.isin(labels, shared)
             checks.append(_check_same_classes(class_names, champion_classes, int(known.sum()), len(labels)))
+            known &= ~seen if seen is not None else True
             if len(shared) > 1 and known.any():
                 ours, theirs = (_restrict(given[known], shared) for given in (challenger, champion))
                 places, names = np.searchsorted(shared, labels[known]), [class_names[index] for index in shared]
                 checks.append(_check_comparison(places, ours, theirs, rules, resamples, seed))
                 checks.append(_check_classes(places, ours, theirs, names, rules))
         elif champion is not None:
-            checks.append(_check_comparison(labels, challenger, champion, rules, resamples, seed))
-            checks.append(_check_classes(labels, challenger, champion, class_names, rules))
+            fresh = np.ones(len(labels), bool) if seen is None else ~seen
+            if not fresh.all():
+                checks.append(_check_seen(labels, challenger, champion, fresh, rules))
+            if fresh.any():
+                judged = labels[fresh], challenger[fresh], champion[fresh]
+                checks.append(_check_comparison(*judged, rules, resamples, seed))
+                checks.append(_check_classes(*judged, class_names, rules))
         checks.append(_check_calibration(labels, challenger, rules))
     checks.append(_check_limit("model_size", model_mb, rules.max_model_mb, "MB", "promote.max_model_mb"))
     checks.append(_check_limit("latency_p95", latency_p95_ms, rules.max_latency_ms, "ms", "promote.max_latency_ms"))
@@ -126,6 +135,28 @@ def _check_same_classes(ours: Sequence[str], theirs: Sequence[str], shared: int,
     return Check(
         "same_classes", False, message, {"num_new": len(new), "num_gone": len(gone), "num_shared_images": shared}
     )
+
+
+def _check_seen(
+    labels: Labels, challenger: Floats, champion: Floats, fresh: NDArray[np.bool_], rules: Promote
+) -> Check:
+    """What the champion was trained on it answers too well: said apart, and enough must be left."""
+    number, seen = int(fresh.sum()), int((~fresh).sum())
+    ours, theirs = ((given[~fresh].argmax(axis=1) == labels[~fresh]).mean() for given in (challenger, champion))
+    message = (
+        f"The champion was trained on {seen} of {len(labels)} test images; on those the challenger has {100 * ours:.1f} % right, the "
+        f"champion {100 * theirs:.1f} %. They are compared on the other {number}"
+    )
+    passed = number >= rules.min_test_images
+    if not passed:
+        message += f": too few to decide. promote.min_test_images asks for {rules.min_test_images}"
+    numbers = {
+        "num_seen": seen,
+        "num_fresh": number,
+        "accuracy_on_seen": float(ours),
+        "champion_on_seen": float(theirs),
+    }
+    return Check("seen", passed, message + ".", numbers)
 
 
 def _restrict(probabilities: Floats, columns: Sequence[int]) -> Floats:

@@ -1,6 +1,7 @@
 """The gate run on real versions: both models loaded afresh, scored on the same untouched test split, and judged."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from frostline.errors import Refused
 from frostline.evidence.gate import Verdict, decide_promotion
 from frostline.files import load_json, require_complete
 from frostline.images.duplicates import group_near_duplicates
+from frostline.images.manifest import MANIFEST, read_manifest
 from frostline.images.shards import Record, make_fingerprints
 from frostline.params import Params
+from frostline.registry.data import load_images, trained_on
 from frostline.registry.moves import count_test_use
 from frostline.registry.versions import (
     CHALLENGER,
@@ -120,7 +123,8 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
         model_mb=(folders[0] / MODEL).stat().st_size / 1e6,
         latency_p95_ms=scores[0].latency_p95_ms,
         golden_difference=scores[0].golden_difference,
-        leaked=find_leaks(prepared, challenger, facts, params.prepare.near_duplicate_bits),
+        leaked=find_leaks(store, prepared, challenger, facts, params.prepare.near_duplicate_bits),
+        seen=find_seen(store, prepared, champion, facts, test.ids) if champion is not None else None,
         resamples=params.evaluate.resamples,
         seed=params.seed,
     )
@@ -129,15 +133,37 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
     return Judgement(challenger, champion, verdict, tuple(scores), uses[0], split_uses)
 
 
-def find_leaks(prepared: Path, version: Version, facts: Any, bits: int | None) -> list[str] | None:
+def find_seen(
+    store: Store, prepared: Path, version: Version, facts: Mapping[str, Any], ids: Sequence[str]
+) -> NDArray[np.bool_] | None:
+    """Which of the test images, bool (num_images,), a version was trained on; None where its run does not list its images.
+
+    By the files' bytes: an image that was renamed or relabelled since is the same.
+    """
+    if version.data_sha256 == facts["content_sha256"]:
+        return np.zeros(len(ids), bool)
+    images = load_images(store, version)
+    if images is None:
+        return None
+    trained = trained_on(images)
+    here = read_manifest((prepared / MANIFEST).read_text("utf-8"))
+    known = {image.image_id for image in here if image.split == "test" and image.sha256 in trained}
+    return np.array([image_id in known for image_id in ids])
+
+
+def find_leaks(
+    store: Store, prepared: Path, version: Version, facts: Mapping[str, Any], bits: int | None
+) -> list[str] | None:
     """Test images that the version was trained on, or near duplicates of such; None where it cannot be known.
 
-    It can be known of versions that were trained on the prepared data of this workspace. Pixels and hashes are
-    compared again, whatever `prepare` said.
+    Of versions that were trained on the prepared data of this workspace, pixels and hashes are compared again, whatever
+    `prepare` said. Of others the files that they were trained on are, where their run lists them.
     """
-    if version.tags.get("frostline.data.sha256") != facts["content_sha256"]:
-        return None
-    with (prepared / "manifest.csv").open(encoding="utf-8", newline="") as file:
+    if version.data_sha256 != facts["content_sha256"]:
+        ids = load_split(prepared / "test").ids
+        seen = find_seen(store, prepared, version, facts, ids)
+        return None if seen is None else sorted(np.array(ids)[seen].tolist())
+    with (prepared / MANIFEST).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     thumbs = _make_thumbs(prepared, rows)
     records = [

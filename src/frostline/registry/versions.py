@@ -24,6 +24,9 @@ from frostline.serving.model import DATA, MODEL, Card, save_model_folder
 from frostline.tracking.store import Store, pages
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+AGAINST = (
+    "frostline.against_champion"  # tag of a version: how its images and its accuracy differ from the champion's then
+)
 WORN_AFTER = 20  # scorings on one test split from which its answers are no longer those of an unseen one
 MAX_DESCRIPTION = 5000  # characters; what MLflow's tables hold in databases that keep to it
 ABOUT = (
@@ -98,7 +101,7 @@ def register(
                     f"models:/{model_id}",
                     run_id,
                     given,
-                    description=_fit(description, wear),
+                    description=_fit(_with_champion(description, tags.get(AGAINST, "")), wear),
                     model_id=model_id,
                     await_creation_for=0,  # it is ready at once; waiting is announced as news
                 )
@@ -310,6 +313,12 @@ def _fit(card: str, wear: str) -> str:
     return (
         card if len(card) <= room else card[: room - 60] + "\n\n(the rest stands in the run's model_card.md)\n"
     ) + note
+
+
+def _with_champion(card: str, beside: str) -> str:
+    """The card with a sentence on how data and accuracy differ from the champion's behind its first paragraph."""
+    first, _, rest = card.partition("\n\n")
+    return f"{first}\n\n{beside}\n\n{rest}" if beside else card
 
 
 def _version(found: Any) -> Version:

@@ -11,11 +11,18 @@ from frostline.tracking.store import Store
 
 
 def log_final(
-    store: Store, refit: RefitRecord, evaluation: Evaluation, params_text: str, models: Path, reports: Path
+    store: Store,
+    refit: RefitRecord,
+    evaluation: Evaluation,
+    params_text: str,
+    models: Path,
+    reports: Path,
+    manifest: Path,
 ) -> str:
     """The id of the final run, left open: a new one, or that of this very model where the store knows it.
 
-    params_text: of params.yaml; models, reports: folders with `refit.json`, `out_of_fold.csv` and with the evaluation's files.
+    params_text: of params.yaml; models, reports: folders with `refit.json`, `out_of_fold.csv` and with the evaluation's files;
+    manifest: the list of the images.
     """
     name = (
         f"final · trial {refit.trial:02d} · depth {refit.hparams.unfrozen_blocks}"
@@ -36,7 +43,7 @@ def log_final(
     metrics = {f"test_{name}": evaluation.score(name).value for name, metric in METRICS.items() if metric.logged}
     metrics |= {"selection_optimism": evaluation.selection_optimism, "test_gain": evaluation.gain.value}
     metrics |= {"oof_accuracy": refit.accuracy, "oof_log_loss": refit.log_loss, "temperature": refit.temperature}
-    texts = [models / "refit.json", models / "out_of_fold.csv"]
+    texts = [models / "refit.json", models / "out_of_fold.csv", manifest]
     texts += [reports / file for file in ("model_card.md", "evaluation.json", "predictions.csv")]
     log_to_run(store, run_id, metrics=metrics, curves=refit.curves, artifacts=[*texts, *sorted(reports.glob("*.png"))])
     return run_id
