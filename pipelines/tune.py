@@ -8,10 +8,10 @@ from frostline.evidence.ranking import choose_best
 from frostline.evidence.trials import SearchRecord
 from frostline.files import digest_facts, load_json, require_complete, save_json, size_of
 from frostline.params import load_params
-from frostline.planning.closure import hash_code, result_code
+from frostline.planning.closure import code_of
 from frostline.process import held, if_stopped, project_root, run_stage
 from frostline.search.outcome import run_study
-from frostline.search.study import open_study
+from frostline.search.starts import begin_study
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.owners import close_own_runs, sweep_dead_runs
 from frostline.tracking.runs import close_run, open_study_run
@@ -34,7 +34,7 @@ def main() -> None:
     }
     digest = digest_facts(facts)
     # What changes a trial: the worker and all that it runs; not this script, nor how a search is summed up.
-    code = hash_code(result_code(Path("src/frostline/search/worker.py"), Path("src")))
+    code = code_of("search/worker.py")
     store = open_store(params.tracking, root)
     with if_stopped(partial(close_own_runs, store)):
         refuse_server(store, params.register_.name)
@@ -44,7 +44,7 @@ def main() -> None:
         check_writing(store, parent)
 
         with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
-            study = open_study(root / "studies", digest, code, tune.when_code_changed)
+            study = begin_study(root / "studies", digest, code, params)
             class_names = tuple(load_json(prepared / "classes.json"))
             outcome = run_study(params, study, store, parent, class_names)
 

@@ -14,6 +14,7 @@ from frostline.hparams import Hparams
 from frostline.params import Tune, parse_params
 from frostline.search import study as search_study
 from frostline.search.space import list_baselines, suggest
+from frostline.search.starts import find_starts
 from frostline.search.study import (
     SIGNED,
     StudyFile,
@@ -235,3 +236,91 @@ def test_importances_name_the_hparam_that_matters(tmp_path: Path, tune: Tune) ->
     run(file, more(tune, num_trials=30))
     shares = importances(file.load(), 30)
     assert max(shares, key=lambda name: shares[name]) == "dropout"
+
+
+# --- what was learnt on other images ----------------------------------------------------------------------------------
+
+ABOUT = {"base": "one"}
+
+
+def open_next(folder: Path, digest: str, tune: Tune, count: int = 3, about: dict[str, str] = ABOUT) -> StudyFile:
+    return search_study.open_study(
+        folder,
+        digest,
+        "c",
+        "ask",
+        about=about,
+        find_starts=lambda: find_starts(folder, digest, about, tune.space, count),
+    )
+
+
+def run_trained(file: StudyFile, tune: Tune, die_at: int | None = None) -> None:
+    """As `run`, with trials that were trained; the first two are linear heads."""
+    study = file.load()
+    while asked := ask(study, tune, 7):
+        trial, number = asked
+        hparams = suggest(trial, tune.space) if number > 1 else list_baselines(tune.space, "avg")[number]
+        if number == die_at:
+            return
+        origin = trial.user_attrs.get("started_from")
+        score = score_of(hparams) if number > 1 else 0.1
+        record = TrialRecord(number, hparams, "COMPLETE", score, 0.5, epochs=4 * (number > 1), started_from=origin)
+        keep_record(trial, record)
+        tell(study, trial.number, record)
+
+
+def test_a_study_begins_with_what_the_best_trials_of_the_last_one_tried(tmp_path: Path, tune: Tune) -> None:
+    first = open_next(tmp_path, "a" * 16, tune)
+    run_trained(first, tune)
+    assert all(record.started_from is None for record in records(first))
+    best = sorted((record for record in records(first) if record.epochs), key=lambda record: -record.score)[:3]
+    second = open_next(tmp_path, "b" * 16, tune)
+    run_trained(second, tune)
+    found = records(second)
+    assert [record.started_from for record in found[:6]] == [
+        None,
+        None,
+        *(f"{'a' * 16}/{record.number}" for record in best),
+        None,
+    ]
+    assert [record.hparams for record in found[2:5]] == [record.hparams for record in best]
+    assert found[5].hparams not in [record.hparams for record in records(first)]
+    # The third begins with the second's, which was written to last.
+    third = open_next(tmp_path, "c" * 16, tune)
+    run_trained(third, more(tune, num_trials=3))
+    assert records(third)[2].started_from.startswith("b" * 16)
+
+
+def test_killed_among_what_it_began_with_a_study_goes_on_as_if_undisturbed(tmp_path: Path, tune: Tune) -> None:
+    run_trained(open_next(tmp_path, "a" * 16, tune), tune)
+    whole = open_next(tmp_path, "b" * 16, tune)
+    run_trained(whole, tune)
+    for number, death in enumerate((0, 2, 3, 5)):
+        # Beside the first alone, or it would begin with another's.
+        folder = tmp_path / f"killed-{number}"
+        folder.mkdir()
+        (folder / f"{'a' * 16}.db").write_bytes((tmp_path / f"{'a' * 16}.db").read_bytes())
+        run_trained(open_next(folder, "b" * 16, tune), tune, die_at=death)
+        resumed = open_next(folder, "b" * 16, tune)
+        run_trained(resumed, tune)
+        assert records(resumed) == records(whole)
+
+
+def test_another_base_another_count_or_a_file_that_is_no_study_give_nothing(tmp_path: Path, tune: Tune) -> None:
+    run_trained(open_next(tmp_path, "a" * 16, tune), tune)
+    assert find_starts(tmp_path, "b", {"base": "other"}, tune.space, 3) == []
+    assert find_starts(tmp_path, "b", ABOUT, tune.space, 0) == []
+    assert len(find_starts(tmp_path, "b", ABOUT, tune.space, 2)) == 2
+    assert find_starts(tmp_path, "a" * 16, ABOUT, tune.space, 3) == []  # its own
+    (tmp_path / "broken.db").write_bytes(b"no database")
+    assert len(find_starts(tmp_path, "b", ABOUT, tune.space, 3)) == 3
+
+
+def test_what_the_space_does_not_hold_any_more_is_drawn_anew(tmp_path: Path, tune: Tune) -> None:
+    run_trained(open_next(tmp_path, "a" * 16, tune), tune)
+    space = tune.space.model_copy(update={"unfrozen_blocks": (0, 1), "optimizer": ["sgd"]})
+    for start in find_starts(tmp_path, "b", ABOUT, space, 3):
+        assert "optimizer" not in start.drawn and start.drawn.get("unfrozen_blocks", 0) <= 1
+        assert space.dropout.low <= start.drawn["dropout"] <= space.dropout.high
+    narrow = more(tune, space=space, num_trials=5)
+    run_trained(open_next(tmp_path, "b" * 16, narrow), narrow)

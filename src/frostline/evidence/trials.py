@@ -16,7 +16,7 @@ class TrialRecord:
     number: from 0; state: PRUNED trials were stopped early, FAIL ones have a `reason`; score: the best epoch's validation
     accuracy, None where the trial failed; val_loss: that epoch's, in nats; epochs: that it trained; curves: loss,
     accuracy, val_loss and val_accuracy by epoch; started: seconds since 1970; seconds: that it took, by phase in `phases`;
-    run_id: its run in MLflow.
+    run_id: its run in MLflow; started_from: study and number of the trial, of a study on other images, that tried the same.
     """
 
     number: int
@@ -32,6 +32,7 @@ class TrialRecord:
     phases: Mapping[str, float] = field(default_factory=dict)
     run_id: str = ""
     reason: str | None = None
+    started_from: str | None = None
 
     @property
     def depth(self) -> int:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from frostline.arrays import load_array
 from frostline.bases.base import Base, load_base
 from frostline.bases.cost import flops_of
-from frostline.bases.features import Extractor
+from frostline.bases.extraction import Extractor
 from frostline.bases.files import fetch_weights
 from frostline.bases.statistics import check_input
 from frostline.errors import Refused

@@ -1,12 +1,13 @@
 """What a trial draws from the space of `params.yaml`. All of it loops over the declared hyperparameters."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import Trial
 
 from frostline.hparams import HPARAMS, Hparam, Hparams
-from frostline.params import Space
+from frostline.params import Range, Space
 
 
 def suggest(trial: Trial, space: Space) -> Hparams:
@@ -15,6 +16,22 @@ def suggest(trial: Trial, space: Space) -> Hparams:
     for name, hparam in HPARAMS.items():
         drawn[name] = _draw(trial, name, hparam, getattr(space, name)) if hparam.used(drawn) else None
     return Hparams(**drawn)
+
+
+def fit_to_space(space: Space, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """Of values that a trial drew those that this space would draw, too."""
+    fitting = {}
+    for name, value in drawn.items():
+        domain: Any = getattr(space, name, None)
+        if isinstance(domain, Range):
+            fits = domain.low < domain.high and domain.low <= value <= domain.high
+        elif name in HPARAMS and HPARAMS[name].kind == "depth":
+            fits = domain[0] < domain[1] and domain[0] <= value <= domain[1]
+        else:
+            fits = domain is not None and len(domain) > 1 and value in domain
+        if fits:
+            fitting[name] = value
+    return fitting
 
 
 def list_baselines(space: Space, pooling: str) -> list[Hparams]:

@@ -4,11 +4,12 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
@@ -19,6 +20,7 @@ from frostline.evidence.trials import TrialRecord
 from frostline.files import remove_abandoned, replacing
 from frostline.params import Tune
 from frostline.process import locked
+from frostline.search.space import list_baselines
 from frostline.seeding import derive_seed
 
 RECORD = "record"  # what trials.json says of a finished trial
@@ -26,6 +28,9 @@ KILLED = "killed"  # set on a trial whose process died; it is drawn again and no
 SIGNED = "signed"  # a trial's number among those that count, and the process that works on it
 UNSIGNED = (sys.maxsize, -1)
 CODE = "code"
+ABOUT = "about"  # of a study: what another must have in common with it to begin with its best trials
+STARTS = "starts"  # of a study: what its first trials after the baselines try, and where that comes from
+STARTED = "started_from"  # of a trial: study and number of the trial that tried the same on other images
 WHOLE = 4  # trials that the median pruner lets train to the end before it judges any
 RANDOM = 8  # trials that the sampler draws before it looks at scores
 
@@ -49,8 +54,26 @@ class StudyFile:
             yield
 
 
-def open_study(folder: Path, digest: str, code: str, when_code_changed: str) -> StudyFile:
+@dataclass(frozen=True)
+class Start:
+    """What a trial of another study drew, and which one it was: "study/number"."""
+
+    drawn: Mapping[str, Any]
+    origin: str
+
+
+def open_study(
+    folder: Path,
+    digest: str,
+    code: str,
+    when_code_changed: str,
+    *,
+    about: Mapping[str, Any] | None = None,
+    find_starts: Callable[[], Sequence[Start]] = tuple,
+) -> StudyFile:
     """The study with this digest, made whole in one step where it is new, ready to go on where it is not.
+
+    about: what is kept of it for later studies; find_starts: what a new one begins with, after the baselines.
 
     Trials that a dead process left behind are closed and drawn again. Refused where the training code has changed
     since the study began and `when_code_changed` is "ask". Only one process may call this at a time.
@@ -69,7 +92,7 @@ def open_study(folder: Path, digest: str, code: str, when_code_changed: str) -> 
             if when_code_changed == "restart":
                 file.path.rename(file.path.with_name(f"{digest}.until-{int(file.path.stat().st_mtime)}.db"))
         if not file.path.exists():
-            _create(file, code)
+            _create(file, code, about or {}, find_starts())
         study = file.load()
         study.set_user_attr(CODE, code)
         _close_open(study, lambda _: True)
@@ -82,12 +105,14 @@ def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
     )
 
 
-def _create(file: StudyFile, code: str) -> None:
+def _create(file: StudyFile, code: str, about: Mapping[str, Any], starts: Sequence[Start]) -> None:
     # Two processes that create the tables at once kill each other, and a kill in between leaves half a schema.
     with replacing(file.path) as temporary:
         storage = _storage(temporary, file.timeout_s)
         study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
         study.set_user_attr(CODE, code)
+        study.set_user_attr(ABOUT, about)
+        study.set_user_attr(STARTS, [asdict(start) for start in starts])
         storage.engine.dispose()
 
 
@@ -123,7 +148,9 @@ def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
     study.tell(trial.number, state=TrialState.FAIL)
     # What it was given counts too: a trial may die before it has drawn.
     if drawn := {**trial.system_attrs.get("fixed_params", {}), **trial.params}:
-        study.enqueue_trial(drawn)
+        study.enqueue_trial(
+            drawn, user_attrs={key: trial.user_attrs[key] for key in (STARTED,) if key in trial.user_attrs}
+        )
 
 
 def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
@@ -141,8 +168,15 @@ def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
     number = next(number for number in itertools.count() if number not in taken)
     if number >= tune.num_trials:
         return None
-    study.sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "sampler", number), n_startup_trials=RANDOM)
+    starts = list_starts(study)
+    # What is drawn beside what was learnt is not what was drawn then.
+    drawn = derive_seed(seed, "sampler", number, *(start.origin for start in starts))
+    study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=RANDOM)
     study.pruner = make_pruner(tune)
+    place = number - len(list_baselines(tune.space, tune.pooling))
+    # What a killed trial was given waits already.
+    if 0 <= place < len(starts) and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.enqueue_trial(dict(starts[place].drawn), user_attrs={STARTED: starts[place].origin})
     trial = study.ask()
     trial.set_user_attr(SIGNED, [number, os.getpid()])
     return trial, number
@@ -195,6 +229,17 @@ def list_records(study: optuna.Study, num_trials: int) -> list[TrialRecord]:
     """The records of the trials 0 to `num_trials` - 1: going from 24 trials back to 12 gives what 12 gave."""
     records = [_record_of(trial) for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs]
     return sorted((record for record in records if record.number < num_trials), key=lambda record: record.number)
+
+
+def list_starts(study: optuna.Study) -> list[Start]:
+    """What the study's first trials after the baselines try."""
+    return [Start(**start) for start in study.user_attrs.get(STARTS, [])]
+
+
+def list_drawn(study: optuna.Study) -> list[tuple[TrialRecord, dict[str, Any]]]:
+    """Each trial that has a record, and what it drew."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs]
+    return [(_record_of(trial), dict(trial.params)) for trial in trials]
 
 
 def list_killed(study: optuna.Study) -> list[FrozenTrial]:

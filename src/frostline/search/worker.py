@@ -20,6 +20,7 @@ from frostline.process import die_with_parent, if_stopped, shielded
 from frostline.search.progress import SearchProgress
 from frostline.search.space import list_baselines, suggest
 from frostline.search.study import (
+    STARTED,
     StudyFile,
     ask,
     close_abandoned,
@@ -156,4 +157,7 @@ def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProg
             report=lambda epoch: progress.epoch(number, epoch.number, epoch.val_accuracy),
         )
     tags = {DRAW: draw_of(trial), "frostline.device": describe_device(), "frostline.backend": BACKEND}
+    if origin := trial.user_attrs.get(STARTED):
+        record = replace(record, started_from=origin)
+        tags["frostline.started_from"] = origin
     return replace(record, run_id=log_trial(job.store, job.parent_run_id, record, tags=tags, ended=time.time()))
