@@ -109,7 +109,7 @@ class Task:
     """One base on one set: images decoded once, one compiled prefix and one bench for all draws."""
 
     def __init__(self, base: str, name: str, shared: Path) -> None:
-        from frostline.bases.features import Extractor
+        from frostline.bases.extraction import Extractor
         from frostline.bases.files import fetch_weights
         from frostline.params import parse_params
         from frostline.training.bench import Bench
@@ -172,10 +172,11 @@ class Task:
 
     def store(self, train: Any, labels: Any, test: Any, test_labels: Any, draw: int) -> None:
         """`train`, and in the place of `val` what is tested on, as the stages would leave them."""
-        from frostline.arrays import JoinedRows, load_array, save_split
-        from frostline.bases.features import MIRROR, POOLED, depth_folder
+        from frostline.arrays import load_split, save_split
+        from frostline.bases.extraction import list_sources
+        from frostline.bases.features import POOLED, depth_folder
         from frostline.files import mark_complete
-        from frostline.images.views import save_views
+        from frostline.images.views import Drawing, save_views
 
         for folder in ("prepared", "views", "features"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -184,13 +185,10 @@ class Task:
             save_split(Path("prepared") / split, [images], size, its, [f"{split}-{draw}-{n}" for n in range(len(its))])
         mark_complete(Path("prepared"), num_images={"train": len(labels), "val": len(test_labels), "test": 0})
         file = Path("prepared/train/images.npy")
-        ids = [f"train-{draw}-{n}" for n in range(len(labels))]
-        list(save_views([file], ids, TRANSFORMS, Path("views"), num_views=VIEWS, seed=7, workers=1))
-        sources = {"view-000": JoinedRows(train, test)}
-        sources |= {
-            f"view-{view:03d}": JoinedRows(load_array(Path(f"views/view-{view:03d}.npy"))) for view in range(1, VIEWS)
-        }
-        sources[MIRROR] = JoinedRows(train, test, mirrored=True)
+        drawing = Drawing((file,), load_split(Path("prepared/train")).digests, TRANSFORMS, 7)
+        list(save_views(drawing, Path("views"), num_views=VIEWS, workers=1))
+        stored, tested = (load_split(Path("prepared") / split) for split in ("train", "val"))
+        sources = list_sources(stored, tested, Path("views"), VIEWS, mirrored=True)
         list(self.extractor.save(sources, Path("features"), [depth_folder(DEPTH), POOLED]))
         mark_complete(Path("features"), stored=[DEPTH], depths=[DEPTH], num_images=len(labels), views=VIEWS)
 

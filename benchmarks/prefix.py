@@ -179,9 +179,9 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
     import albumentations as A
     import cv2
 
-    from frostline.arrays import save_array
+    from frostline.arrays import digest_rows, save_array
     from frostline.images.transforms import build_transforms
-    from frostline.images.views import make_views, save_views
+    from frostline.images.views import Drawing, make_views, save_views
     from frostline.process import count_cores
 
     images = load_images(given, 1024)
@@ -189,7 +189,7 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
     np.save(file, images)
     cv2.setNumThreads(1)
     compose = A.Compose([getattr(A, name)(**values) for entry in TRANSFORMS for name, values in entry.items()])
-    pipeline, ids = build_transforms(TRANSFORMS, given.size), [str(row) for row in range(len(images))]
+    pipeline, digests = build_transforms(TRANSFORMS, given.size), digest_rows(images)
     cores, num_views = count_cores(), 57
 
     def bare() -> int:
@@ -198,11 +198,11 @@ def measure_augment(given: argparse.Namespace, out: Path) -> list[dict[str, Any]
         return len(images)
 
     def alone() -> int:
-        return len(make_views(images, ids, pipeline, view=1, seed=0))
+        return len(make_views(images, digests, pipeline, view=1, seed=0))
 
     def ours() -> int:
         with redirect_stdout(io.StringIO()):
-            list(save_views([file], ids, TRANSFORMS, out, num_views=num_views, seed=0, workers=cores))
+            list(save_views(Drawing((file,), digests, TRANSFORMS, 0), out, num_views=num_views, workers=cores))
         return len(images) * (num_views - 1)
 
     def write() -> int:
@@ -229,7 +229,7 @@ def measure_prefix(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]
 
     from frostline.bases.base import build_base
     from frostline.bases.cuts import scale_pixels
-    from frostline.bases.features import Extractor
+    from frostline.bases.extraction import Extractor
     from frostline.devices import compile_frozen
 
     files = {

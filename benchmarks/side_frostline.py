@@ -13,15 +13,15 @@ from keras import ops
 from numpy.typing import NDArray
 from workloads import DROPOUT, LEARNING_RATE, TRANSFORMS, Sources, Trial, clocks, timed
 
-from frostline.arrays import JoinedRows, load_array, load_split, save_split
+from frostline.arrays import load_split, save_split
 from frostline.bases.base import load_base
 from frostline.bases.cuts import build_suffix
-from frostline.bases.features import MIRROR, Extractor
+from frostline.bases.extraction import Extractor, list_sources
 from frostline.bases.files import fetch_weights
 from frostline.devices import compile_function, value_and_grad
 from frostline.files import load_json, mark_complete, save_json
 from frostline.images.shards import decode_shards, gather_images
-from frostline.images.views import save_views
+from frostline.images.views import Drawing, save_views
 from frostline.images.walk import Entry
 from frostline.params import Params, load_document, parse_params
 from frostline.planning.storage import flips, list_depths
@@ -161,17 +161,13 @@ def make_features(sources: Sources, params: Params) -> dict[str, float]:
     mark_complete(prepared, num_images={"train": len(train.labels), "val": len(val.labels)})
     started = timed(phases, "decode", started)
 
-    views, files_of = Path(paths.views), [prepared / "train" / "images.npy"]
-    list(save_views(files_of, train.ids, params.augment.transforms, views, num_views=work.views, seed=params.seed))
+    views, files_of = Path(paths.views), (prepared / "train" / "images.npy",)
+    list(save_views(Drawing(files_of, train.digests, TRANSFORMS, params.seed), views, num_views=work.views))
     started = timed(phases, "augment", started)
 
     fetch_weights(params.base, Path(paths.base), params.seed)
     base = load_base(params.base, Path(paths.base))
-    given = {"view-000": JoinedRows(train.images, val.images)}
-    for view in range(1, work.views):
-        given[f"view-{view:03d}"] = JoinedRows(load_array(views / f"view-{view:03d}.npy"))
-    if flips(params.augment):
-        given[MIRROR] = JoinedRows(train.images, val.images, mirrored=True)
+    given = list_sources(train, val, views, work.views, mirrored=flips(params.augment))
     depths = list_depths(params.tune)
     extractor = Extractor(base, depths, params.extract.batch_size)
     for _ in extractor.save(given, Path(paths.features)):

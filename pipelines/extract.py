@@ -3,18 +3,21 @@
 import time
 from pathlib import Path
 
-from frostline.arrays import JoinedRows, load_array, load_split
+from frostline.arrays import load_split
 from frostline.bases.base import check_depth, load_base
 from frostline.bases.cost import flops_of
-from frostline.bases.cuts import choose_pooled
-from frostline.bases.features import MIRROR, POOLED, Extractor, choose_precision, depth_folder
+from frostline.bases.extraction import Extractor, choose_precision, describe_features, feature_facts, list_sources
+from frostline.bases.features import POOLED, depth_folder
 from frostline.bases.statistics import check_input
 from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
+from frostline.images.rows import made_alike, mark_rows
 from frostline.params import load_params
 from frostline.planning.checks import refuse_problems
+from frostline.planning.closure import code_of
+from frostline.planning.earlier import list_earlier
 from frostline.planning.notes import describe_storage
 from frostline.planning.storage import list_depths, plan_storage
-from frostline.process import UNFINISHED, run_stage
+from frostline.process import UNFINISHED, project_root, run_stage
 from frostline.tracking.messages import describe_precision, describe_source, say
 
 
@@ -30,11 +33,10 @@ def main() -> None:
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
     if extract.check_input and params.base.weights != "random":
         say("extract", check_input(base, train.images))
-    batch_size = min(extract.batch_size, len(train.labels))  # the rest of a batch would be computed for nothing
-    probe = train.images[:batch_size]
-    precision, reason = choose_precision(extract.precision, base, depths, probe, batch_size)
+    probe = train.images[: extract.batch_size]
+    precision, reason = choose_precision(extract.precision, base, depths, probe, extract.batch_size)
     say("extract", describe_precision(precision, reason))
-    extractor = Extractor(base, depths, batch_size, precision)
+    extractor = Extractor(base, depths, extract.batch_size, precision)
     row_bytes = extractor.row_bytes(probe)
     storage = plan_storage(
         {depth: row_bytes[depth_folder(depth)] for depth in depths},
@@ -49,25 +51,19 @@ def main() -> None:
     )
     say("extract", describe_storage(storage, views["num_views"], params.storage.budget_gb))
 
-    sources = {"view-000": JoinedRows(train.images, val.images)}
-    for view in range(1, storage.views):
-        sources[f"view-{view:03d}"] = JoinedRows(load_array(views_folder / f"view-{view:03d}.npy"))
-    if views["mirrored"]:
-        sources[MIRROR] = JoinedRows(train.images, val.images, mirrored=True)
-    record = {
-        "base": base.name,
-        "cuts": [{"depth": cut.depth, "name": cut.name, "shape": cut.shape} for cut in base.cuts],
-        "pooled": [cut.depth for cut in choose_pooled(base)],
-        "views": storage.views,
-        "stored": storage.stored,
-        "precision": precision,
-    }
-    inputs = {"prepared": require_complete(prepared), "views": views, "base": load_json(Path(paths.base) / "card.json")}
+    sources = list_sources(train, val, views_folder, storage.views, mirrored=views["mirrored"])
+    record = describe_features(base, extractor, storage.views, storage.stored)
+    card = load_json(Path(paths.base) / "card.json")
+    inputs = {"prepared": require_complete(prepared), "views": views, "base": card}
     work = UNFINISHED / f"extract-{digest_facts({**inputs, **record})}"
+    facts = feature_facts(card, base, extractor, code_of("bases/extraction.py"))
+    known = made_alike(list_earlier(paths.features, project_root()), facts)
     started = time.monotonic()
     folders = [*(depth_folder(depth) for depth in storage.stored), POOLED]
-    for done, name in enumerate(extractor.save(sources, work, folders), 1):
-        say("extract", describe_source(name, done, len(sources), time.monotonic() - started))
+    for done, (name, computed) in enumerate(extractor.save(sources, work, folders, known), 1):
+        taken = time.monotonic() - started
+        say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
+    mark_rows(work, facts)
     save_json(work / "features.json", record)
     mark_complete(work, depths=depths, stored=storage.stored, num_images=views["num_images"], views=storage.views)
     publish(work, Path(paths.features))

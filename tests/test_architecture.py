@@ -262,7 +262,7 @@ def test_a_stage_depends_on_no_module_that_only_a_later_stage_needs(stage):
         "fetch": {"images", "bases"},
         "prepare": {"images"},
         "augment": {"images", "planning"},
-        "extract": {"bases", "planning"},
+        "extract": {"images", "bases", "planning"},  # of images, the rows
         "tune": {"bases", "training", "search", "evidence"},
         "refit": {"bases", "training", "evidence", "planning"},
         "evaluate": {"images", "evidence", "serving"},

@@ -1,5 +1,6 @@
 """Views: equal whoever makes them and in whatever order; mistakes in the transforms are refused, all at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from zoo import make_image
 
-from frostline.arrays import load_array, save_array
+from frostline.arrays import digest_rows, load_array, save_array
 from frostline.errors import Refused
 from frostline.files import load_json, part_of
 from frostline.images.transforms import build_transforms, check_transforms
 from frostline.images.views import (
+    Drawing,
     digest_recipe,
     make_preview,
     make_view,
@@ -30,7 +32,12 @@ TRANSFORMS: list[dict[str, dict[str, Any]]] = [
     {"OneOf": {"transforms": [{"GaussNoise": {"p": 1.0}}, {"CoarseDropout": {"p": 1.0}}], "p": 0.5}},
 ]
 NUM, SIZE = 300, 32
-IDS = [f"cats/{number}.jpg" for number in range(NUM)]
+
+
+def save(files: Sequence[Path], images: NDArray[np.uint8], folder: Path, num_views: int, **options: Any) -> list[int]:
+    """How many rows of each view had to be drawn."""
+    drawing = Drawing(tuple(files), digest_rows(images), TRANSFORMS, 7, tuple(options.pop("earlier", ())))
+    return [drawn for _, drawn in save_views(drawing, folder, num_views=num_views, **{"workers": 1} | options)]
 
 
 @pytest.fixture(scope="module")
@@ -46,73 +53,79 @@ def images_file(tmp_path: Path, images: NDArray[np.uint8]) -> Path:
 
 def test_a_view_does_not_depend_on_the_order_of_the_images(images: NDArray[np.uint8]) -> None:
     pipeline = build_transforms(TRANSFORMS)
-    views = make_views(images, IDS, pipeline, view=3, seed=7)
+    digests = digest_rows(images)
+    views = make_views(images, digests, pipeline, view=3, seed=7)
     order = np.random.default_rng(0).permutation(NUM)
-    again = make_views(images[order], [IDS[index] for index in order], build_transforms(TRANSFORMS), view=3, seed=7)
+    again = make_views(images[order], digests[order], build_transforms(TRANSFORMS), view=3, seed=7)
     assert np.array_equal(again, views[order])
 
 
-def test_views_differ_by_seed_number_and_image_id(images: NDArray[np.uint8]) -> None:
+def test_views_differ_by_seed_number_and_pixels(images: NDArray[np.uint8]) -> None:
     pipeline = build_transforms(TRANSFORMS)
-    same = np.repeat(images[:1], 20, 0)
-    views = make_views(same, IDS[:20], pipeline, view=1, seed=7)
+    same, digests = np.repeat(images[:1], 20, 0), digest_rows(images[:20])
+    views = make_views(same, digests, pipeline, view=1, seed=7)
     assert len({view.tobytes() for view in views}) > 15
     for other in (
-        make_views(same, IDS[:20], pipeline, view=2, seed=7),
-        make_views(same, IDS[:20], pipeline, view=1, seed=8),
+        make_views(same, digests, pipeline, view=2, seed=7),
+        make_views(same, digests, pipeline, view=1, seed=8),
     ):
         assert not np.array_equal(views, other)
 
 
 def test_the_plain_image_is_view_zero_and_is_never_changed(images: NDArray[np.uint8]) -> None:
     before = images.copy()
-    assert np.array_equal(make_views(images[:5], IDS[:5], build_transforms(TRANSFORMS), view=0, seed=7), before[:5])
-    make_views(images, IDS, build_transforms([{"CoarseDropout": {"p": 1.0}}]), view=1, seed=7)
+    digests = digest_rows(images)
+    assert np.array_equal(make_views(images[:5], digests[:5], build_transforms(TRANSFORMS), view=0, seed=7), before[:5])
+    make_views(images, digests, build_transforms([{"CoarseDropout": {"p": 1.0}}]), view=1, seed=7)
     assert np.array_equal(images, before)
 
 
 def test_the_number_of_workers_changes_no_view(tmp_path: Path, images: NDArray[np.uint8], images_file: Path) -> None:
     for workers in (1, 2):
-        list(save_views([images_file], IDS, TRANSFORMS, tmp_path / str(workers), num_views=3, seed=7, workers=workers))
+        save([images_file], images, tmp_path / str(workers), 3, workers=workers)
     for view in (1, 2):
         one, two = (load_array(tmp_path / str(workers) / f"view-{view:03d}.npy") for workers in (1, 2))
-        assert np.array_equal(one, make_views(images, IDS, build_transforms(TRANSFORMS), view=view, seed=7))
+        assert np.array_equal(
+            one, make_views(images, digest_rows(images), build_transforms(TRANSFORMS), view=view, seed=7)
+        )
         assert np.array_equal(one, two)
-    assert sorted(file.name for file in (tmp_path / "2").iterdir()) == ["view-001.npy", "view-002.npy"]
+    assert sorted(file.name for file in (tmp_path / "2").iterdir()) == ["digests", "view-001.npy", "view-002.npy"]
 
 
 def test_images_of_several_files_are_one_view_in_their_order(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     files = [tmp_path / "train.npy", tmp_path / "val.npy"]
     for file, part in zip(files, (images[:200], images[200:]), strict=True):
         save_array(file, [part], part.shape, np.uint8)
-    list(save_views(files, IDS, TRANSFORMS, tmp_path / "views", num_views=2, seed=7, workers=1))
-    whole = make_views(images, IDS, build_transforms(TRANSFORMS), view=1, seed=7)
+    save(files, images, tmp_path / "views", 2)
+    whole = make_views(images, digest_rows(images), build_transforms(TRANSFORMS), view=1, seed=7)
     assert np.array_equal(load_array(tmp_path / "views" / "view-001.npy"), whole)
 
 
-def test_finished_views_are_kept_when_a_run_goes_on(tmp_path: Path, images_file: Path) -> None:
+def test_finished_views_are_kept_when_a_run_goes_on(
+    tmp_path: Path, images: NDArray[np.uint8], images_file: Path
+) -> None:
     folder = tmp_path / "views"
-    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=2, seed=7, workers=1))
+    save([images_file], images, folder, 2)
     before = (folder / "view-001.npy").stat().st_mtime_ns
-    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
+    save([images_file], images, folder, 3)
     assert (folder / "view-001.npy").stat().st_mtime_ns == before
     assert load_array(folder / "view-002.npy").shape == (NUM, SIZE, SIZE, 3)
 
 
-def test_what_a_killed_run_left_is_not_mixed_in(tmp_path: Path, images_file: Path) -> None:
+def test_what_a_killed_run_left_is_not_mixed_in(tmp_path: Path, images: NDArray[np.uint8], images_file: Path) -> None:
     folder = tmp_path / "views"
-    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=4, seed=7, workers=1))
+    save([images_file], images, folder, 4)
     (folder / "view-001.npy").unlink()
     part_of(folder / "view-001.npy").write_bytes(b"half a view")
     part_of(folder / "view-005.npy").write_bytes(b"half a view")
-    list(save_views([images_file], IDS, TRANSFORMS, folder, num_views=3, seed=7, workers=1))
-    assert sorted(file.name for file in folder.iterdir()) == ["view-001.npy", "view-002.npy"]
+    save([images_file], images, folder, 3)
+    assert sorted(file.name for file in folder.iterdir()) == ["digests", "view-001.npy", "view-002.npy"]
     assert load_array(folder / "view-001.npy").shape == (NUM, SIZE, SIZE, 3)
 
 
-def test_a_single_view_needs_no_file(tmp_path: Path, images_file: Path) -> None:
-    list(save_views([images_file], IDS, [], tmp_path / "views", num_views=1, seed=7))
-    assert list((tmp_path / "views").iterdir()) == []
+def test_a_single_view_needs_no_file(tmp_path: Path, images: NDArray[np.uint8], images_file: Path) -> None:
+    assert save([images_file], images, tmp_path / "views", 1) == []
+    assert [file.name for file in (tmp_path / "views").iterdir()] == ["digests"]
 
 
 def test_transforms_draw_independently_of_each_other() -> None:
@@ -120,7 +133,7 @@ def test_transforms_draw_independently_of_each_other() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     image[:, :4] = 100
     pipeline = build_transforms([{"HorizontalFlip": {"p": 0.5}}, {"InvertImg": {"p": 0.5}}])
-    seen = {make_view(image, pipeline, view_seed(7, "a", view)).tobytes() for view in range(64)}
+    seen = {make_view(image, pipeline, view_seed(7, b"a", view)).tobytes() for view in range(64)}
     assert len(seen) == 4
 
 
@@ -129,8 +142,8 @@ def test_the_recipe_draws_the_same_views_again(tmp_path: Path, images: NDArray[n
     recipe = load_json(tmp_path / "recipe.json")
     assert recipe["seed"] == 7 and recipe["versions"]["albumentations"] == A.__version__
     again = tuple(A.from_dict({"transform": transform}) for transform in recipe["transforms"])
-    view = make_view(images[0], build_transforms(TRANSFORMS), view_seed(7, IDS[0], 2))
-    assert np.array_equal(make_view(images[0], again, view_seed(recipe["seed"], IDS[0], 2)), view)
+    view = make_view(images[0], build_transforms(TRANSFORMS), view_seed(7, b"a", 2))
+    assert np.array_equal(make_view(images[0], again, view_seed(recipe["seed"], b"a", 2)), view)
 
 
 def test_the_digest_follows_what_changes_a_view_and_nothing_else() -> None:
@@ -144,10 +157,10 @@ def test_the_digest_follows_what_changes_a_view_and_nothing_else() -> None:
 
 
 def test_the_preview_shows_plain_images_beside_their_views(images: NDArray[np.uint8]) -> None:
-    views, rows = make_preview(images, IDS, TRANSFORMS, num_views=4, seed=7, rows=3)
+    views, rows = make_preview(images, digest_rows(images), TRANSFORMS, num_views=4, seed=7, rows=3)
     assert views.shape == (3, 4, SIZE, SIZE, 3) and rows[0] == 0 and rows[-1] == len(images) - 1
     assert np.array_equal(views[:, 0], images[rows])
-    expected = make_views(images[:1], IDS[:1], build_transforms(TRANSFORMS), view=1, seed=7)[0]
+    expected = make_views(images[:1], digest_rows(images[:1]), build_transforms(TRANSFORMS), view=1, seed=7)[0]
     assert np.array_equal(views[0, 1], expected)
 
 

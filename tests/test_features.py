@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from frostline import devices
-from frostline.arrays import load_array
-from frostline.bases import features
+from frostline.arrays import digest_rows, load_array
+from frostline.bases import extraction
 from frostline.bases.base import build_base
-from frostline.bases.features import Extractor, choose_precision
+from frostline.bases.extraction import Extractor, Source, choose_precision
 from frostline.training.data import FeatureRows
 
 
@@ -31,10 +31,14 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), dtype=np.uint8)
 
 
+def source_of(images):
+    return Source(images, digest_rows(images))
+
+
 def test_small_batches_side_by_side_give_the_features_in_order(extractor, images, monkeypatch):
     together = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
     assert [column.shape[1:] for column in together] == extractor.shapes
-    monkeypatch.setattr(features, "choose_streams", lambda _: (2, 1))
+    monkeypatch.setattr(extraction, "choose_streams", lambda _: (2, 1))
     alone = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
     for one, other in zip(together, alone, strict=True):
         assert len(one) == 21 and np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
@@ -44,7 +48,7 @@ ONEDNN = """
 import numpy as np
 from frostline import devices
 from frostline.bases.base import build_base
-from frostline.bases.features import Extractor
+from frostline.bases.extraction import Extractor
 
 assert devices.uses_onednn()
 base = build_base("MobileNetV2", 32, options={"alpha": 0.35}, output_layer="block_4_add", seed=1)
@@ -68,34 +72,35 @@ def test_batches_never_meet_in_a_kernel_of_onednn():
 
 
 def test_only_the_depths_asked_for_are_stored(extractor, images, tmp_path):
-    assert list(extractor.save({"val": images}, tmp_path, ["depth-01"])) == ["val"]
-    assert [path.name for path in tmp_path.iterdir()] == ["depth-01"]
+    assert list(extractor.save({"val": source_of(images)}, tmp_path, ["depth-01"])) == [("val", 21)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["depth-01", "digests"]
     stored = load_array(tmp_path / "depth-01" / "val.npy")
     assert stored.dtype.itemsize * stored[0].size == extractor.row_bytes(images)["depth-01"]
     assert len(stored) == 21
 
 
 def test_a_killed_pass_goes_on_after_its_last_shard(extractor, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SHARD", 8)
-    monkeypatch.setattr(features, "choose_streams", lambda _: (1, 8))
-    list(extractor.save({"val": images}, tmp_path / "whole"))
+    monkeypatch.setattr(extraction, "SHARD", 8)
+    monkeypatch.setattr(extraction, "BLOCK", 8)
+    monkeypatch.setattr(extraction, "choose_streams", lambda _: (1, 8))
+    list(extractor.save({"val": source_of(images)}, tmp_path / "whole"))
     starts = []
     run = Extractor.run
 
-    def stop_after_two(self, images, first=0):
-        starts.append(first)
-        for number, batch in enumerate(run(self, images, first)):
+    def stop_after_two(self, images, rows):
+        starts.append(rows[0])
+        for number, batch in enumerate(run(self, images, rows)):
             if number == 2 and len(starts) == 1:
                 raise KeyboardInterrupt
             yield batch
 
     monkeypatch.setattr(Extractor, "run", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        list(extractor.save({"val": images}, tmp_path / "killed"))
+        list(extractor.save({"val": source_of(images)}, tmp_path / "killed"))
     assert not list(tmp_path.glob("killed/*/val.npy"))
     part = tmp_path / "killed/depth-00/.val.npy.part"
     part.write_bytes(part.read_bytes() + b"torn")
-    list(extractor.save({"val": images}, tmp_path / "killed"))
+    list(extractor.save({"val": source_of(images)}, tmp_path / "killed"))
     assert starts == [0, 16]
     for depth in ("depth-00", "depth-01", "pooled"):
         whole, killed = (np.load(tmp_path / name / depth / "val.npy") for name in ("whole", "killed"))
@@ -111,17 +116,17 @@ def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     assert choose("float32") == ("float32", "extract.precision says so")
     chosen, reason = choose("float16")
     assert chosen == "float16" and "changes features by" in reason
-    monkeypatch.setattr(features, "measure_speed_up", lambda _: 0.5)
+    monkeypatch.setattr(extraction, "measure_speed_up", lambda _: 0.5)
     chosen, reason = choose("auto")
     assert chosen == "float32" and "0.5 times" in reason
     # Where the device is fast, the prefix itself decides: by its speed, and by what its features lose.
-    monkeypatch.setattr(features, "measure_speed_up", lambda _: 9.0)
-    monkeypatch.setattr(features, "MIN_SPEED_UP", 0.0)
+    monkeypatch.setattr(extraction, "measure_speed_up", lambda _: 9.0)
+    monkeypatch.setattr(extraction, "MIN_SPEED_UP", 0.0)
     chosen, reason = choose("auto")
     assert chosen == "float16" and "21 images" in reason and "bfloat16" in reason  # bfloat16 loses too much
-    monkeypatch.setattr(features, "LOW_PRECISIONS", ("bfloat16",))
+    monkeypatch.setattr(extraction, "LOW_PRECISIONS", ("bfloat16",))
     assert choose("auto")[0] == "float32"
-    monkeypatch.setattr(features, "MAX_CHANGE", 0.1)
+    monkeypatch.setattr(extraction, "MAX_CHANGE", 0.1)
     assert choose("auto")[0] == "bfloat16"
 
 

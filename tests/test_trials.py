@@ -19,9 +19,10 @@ from samples import make_trial
 from scipy.special import softmax
 from torture import LONG, Search
 
-from frostline.arrays import JoinedRows, load_array, load_split, save_split
+from frostline.arrays import JoinedRows, digest_rows, load_array, load_split, save_split
 from frostline.bases.base import load_base
-from frostline.bases.features import Extractor, choose_dtype
+from frostline.bases.extraction import Extractor, Source
+from frostline.bases.features import choose_dtype
 from frostline.bases.files import fetch_weights
 from frostline.errors import Refused
 from frostline.evidence.explanation import explain
@@ -70,19 +71,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fetch_weights(params.base, Path(params.paths.base), params.seed)
     base = load_base(params.base, Path(params.paths.base))
     sources = make_sources(folder)
-    assert list(Extractor(base, [0, 1, 2], 20).save(sources, Path(params.paths.features))) == list(sources)
+    saved = list(Extractor(base, [0, 1, 2], 20).save(sources, Path(params.paths.features)))
+    assert saved == [(name, len(source.digests)) for name, source in sources.items()]
     mark_complete(Path(params.paths.prepared), num_images=NUM, val_is_drawn=True)
     mark_complete(Path(params.paths.features), stored=[0, 1, 2], views=VIEWS)
     return folder
 
 
-def make_sources(folder: Path) -> dict[str, JoinedRows]:
+def make_sources(folder: Path) -> dict[str, Source]:
     """Plain images, one view and mirror images, of train and val."""
     images = [np.asarray(load_split(folder / "data/prepared" / split).images) for split in NUM]
+    bright = [255 - (255 - each) // 2 for each in images]
+    plain = digest_rows(np.concatenate(images))
     return {
-        "view-000": JoinedRows(*images),
-        "view-001": JoinedRows(*(255 - (255 - each) // 2 for each in images)),
-        "mirror": JoinedRows(*images, mirrored=True),
+        "view-000": Source(JoinedRows(*images), plain),
+        "view-001": Source(JoinedRows(*bright), digest_rows(np.concatenate(bright))),
+        "mirror": Source(JoinedRows(*images, mirrored=True), plain),
     }
 
 
@@ -138,7 +142,9 @@ def test_an_extraction_goes_on_where_it_was_killed(project: Path, bench: Bench, 
     stamp = kept.stat().st_mtime_ns
     (features / "depth-01/mirror.npy").unlink()
     sources = make_sources(project)
-    assert list(Extractor(bench.base, [0, 1, 2], 20).save(sources, features)) == list(sources)
+    assert dict(Extractor(bench.base, [0, 1, 2], 20).save(sources, features)) == dict.fromkeys(sources, 0) | {
+        "mirror": 72
+    }
     assert kept.stat().st_mtime_ns == stamp
     for name in ("depth-00", "depth-01", "pooled"):
         again, before = (

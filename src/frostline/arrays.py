@@ -1,10 +1,11 @@
 """Arrays on disk, written row by row and read without holding them."""
 
+import hashlib
 import io
 import math
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from frostline.files import load_json, part_of, replacing, save_json
 
 # Around each page that is touched Linux maps so many bytes; gathered rows may map so many before they are given back.
 FAULT_BYTES, HELD_BYTES = 65_536, 16_000_000
+DIGEST = 16  # bytes of a row's sha256 that are kept
+DIGESTS = "digests"  # the folder beside arrays that holds those of their rows
+
+Digests = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,15 @@ class ImageSplit:
     """One split of the prepared images.
 
     images: uint8 (num_images, size, size, 3), memory-mapped; labels: int32 (num_images,); groups: int64 (num_images,),
-    equal or nearly equal images share one; ids: the images' paths below `data/raw`, in the same order.
+    equal or nearly equal images share one; ids: the images' paths below `data/raw`, in the same order; digests: uint8
+    (num_images, DIGEST), `digest_rows` of the images.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
     groups: NDArray[np.int64]
     ids: tuple[str, ...]
+    digests: Digests
 
 
 class JoinedRows:
@@ -163,6 +170,19 @@ def take_rows(array: Rows, rows: slice | NDArray[np.integer[Any]]) -> NDArray[An
     return taken
 
 
+def digest_rows(rows: NDArray[Any]) -> Digests:
+    """The first DIGEST bytes of the sha256 of each row's bytes: uint8 (num_rows, DIGEST).
+
+    >>> digest_rows(np.zeros((2, 3), np.uint8)).shape
+    (2, 16)
+    """
+    rows = np.ascontiguousarray(rows)
+    found = np.empty((len(rows), DIGEST), np.uint8)
+    for place, row in enumerate(rows):
+        found[place] = np.frombuffer(hashlib.sha256(row.data).digest()[:DIGEST], np.uint8)
+    return found
+
+
 def save_split(
     folder: Path,
     images: Iterable[NDArray[np.uint8]],
@@ -171,11 +191,19 @@ def save_split(
     ids: list[str],
     groups: NDArray[np.int64] | None = None,
 ) -> None:
-    """Writes one split: `images.npy`, `labels.npy`, `groups.npy`, `ids.json`; `images` yields (k, size, size, 3) chunks.
+    """Writes one split: `images.npy` and the digests of its rows, `labels.npy`, `groups.npy`, `ids.json`.
 
-    Without `groups` every image is one of its own.
+    images: chunks (k, size, size, 3). Without `groups` every image is one of its own.
     """
-    save_array(folder / "images.npy", images, (len(ids), size, size, 3), np.uint8)
+    digests = [np.empty((0, DIGEST), np.uint8)]
+
+    def digested() -> Iterator[NDArray[np.uint8]]:
+        for chunk in images:
+            digests.append(digest_rows(chunk))
+            yield chunk
+
+    save_array(folder / "images.npy", digested(), (len(ids), size, size, 3), np.uint8)
+    save_array(folder / DIGESTS / "images.npy", digests, (len(ids), DIGEST), np.uint8)
     save_array(folder / "labels.npy", [labels], labels.shape, np.int32)
     save_array(folder / "groups.npy", [np.arange(len(ids)) if groups is None else groups], labels.shape, np.int64)
     save_json(folder / "ids.json", ids)
@@ -188,4 +216,5 @@ def load_split(folder: Path) -> ImageSplit:
         load_array(folder / "labels.npy"),
         load_array(folder / "groups.npy"),
         tuple(load_json(folder / "ids.json")),
+        load_array(folder / DIGESTS / "images.npy"),
     )

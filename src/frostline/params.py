@@ -127,6 +127,8 @@ class Storage(Section):
 
     # Of views and features together, in GB (1e9 bytes).
     budget_gb: Annotated[float, Field(gt=0)] = 20.0
+    # Of outputs of earlier runs, whose rows need not be made again, in GB. Most are links that take no bytes of their own.
+    kept_gb: Annotated[float, Field(ge=0)] = 40.0
 
 
 class Range(Section):
@@ -234,6 +236,8 @@ class Tune(Section):
     patience: Positive | None = None
     # Start each head at the linear head on what it sees, fitted to its optimum (LP-FT); docs/decisions/0013-linear-heads.md.
     probe: bool = True
+    # After the linear heads, a study tries what so many of the best trials of the last study on this base did; 0 = none.
+    start_from: Annotated[int, Field(ge=0)] = 3
     workers: Positive = 1
     # What to do with a study whose training code has changed since: ask, keep or restart.
     when_code_changed: Literal["ask", "keep", "restart"] = "ask"

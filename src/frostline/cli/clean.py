@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import click
@@ -28,8 +29,9 @@ def command(older_than: float, cache: bool, yes: bool) -> None:
 
     from frostline.files import size_of
     from frostline.params import load_params
+    from frostline.planning.earlier import keep_outputs, kept_folders, remove_kept
     from frostline.process import project_root
-    from frostline.tracking.leftovers import DAY, find_leftovers, remove_leftovers
+    from frostline.tracking.leftovers import DAY, Leftover, find_leftovers, remove_leftovers
     from frostline.tracking.owners import find_dead_runs, sweep_dead_runs
     from frostline.tracking.store import open_store, tracking_uri
 
@@ -43,6 +45,12 @@ def command(older_than: float, cache: bool, yes: bool) -> None:
         dead = sweep_dead_runs(store) if yes else len(find_dead_runs(store))
 
     leftovers = find_leftovers(root, params.paths, store, older_than=older_than * DAY)
+    kept = [
+        Leftover("earlier", folder.parent.name, str(folder), size, time.time() - folder.stat().st_mtime)
+        for folder, size in kept_folders(root)
+    ]
+    old = [each for each in kept if each.age >= older_than * DAY]
+    leftovers += old
     console = Console(highlight=False)
     table = Table("kind", "name", "days", "size", box=None, padding=(0, 2, 0, 0))
     for leftover in leftovers:
@@ -55,10 +63,20 @@ def command(older_than: float, cache: bool, yes: bool) -> None:
         console.print(f"{dead} runs whose process is gone {'were closed' if yes else 'are still RUNNING'}.")
     if yes:
         remove_leftovers(leftovers, root, store)
+        for each in old:
+            remove_kept(Path(each.key))
+        for line in keep_outputs([], root, params.storage.kept_gb):
+            console.print(line)
         console.print("Removed.")
     elif leftovers or dead:
         console.print("Nothing was removed. `frostline clean --yes` removes them.")
 
+    if len(kept) > len(old):
+        total = sum(each.size for each in kept) - sum(each.size for each in old)
+        console.print(
+            f"Outputs of earlier runs hold {_readable(total)}, from which rows are taken (storage.kept_gb: "
+            f"{params.storage.kept_gb:g}); what DVC's cache holds, too, is there once."
+        )
     held = size_of(root / ".dvc" / "cache")
     if cache and yes:
         subprocess.run([shutil.which("dvc") or "dvc", "gc", "--workspace", "--force"], cwd=root, check=True)

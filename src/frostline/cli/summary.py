@@ -31,6 +31,8 @@ def command() -> None:
     from frostline.evidence.trials import SearchRecord
     from frostline.files import load_json
     from frostline.params import load_params
+    from frostline.planning.earlier import changes_since
+    from frostline.process import project_root
 
     paths = load_params().paths
     files = [Path(paths.study) / "trials.json", Path(paths.evaluation) / "evaluation.json", Path(paths.registration)]
@@ -47,9 +49,12 @@ def command() -> None:
         raise Refused("The results are of another version of Frostline. Run `dvc repro`.") from None
 
     show_changes()
+    changes = changes_since(Path(paths.prepared), project_root())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for row in summarize(search, final, evaluation, registration):
         table.add_row(*row)
+    if changes:
+        table.add_row("since the last run", changes.describe())
     console = Console(highlight=False)
     console.print(table)
     console.print("\nNext:")

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import save_split
+from frostline.arrays import DIGEST, DIGESTS, save_array, save_split
 from frostline.errors import Refused
 from frostline.files import load_json, mark_complete, replacing, save_json
 from frostline.images.duplicates import LeftOut, drop_exact_duplicates, group_near_duplicates
 from frostline.images.folders import read_layout
-from frostline.images.shards import Record, Shard, decode_shards, gather_images, load_thumbs
+from frostline.images.rows import made_alike, mark_rows
+from frostline.images.shards import FILES, Record, Shard, decode_shards, decoding_facts, gather_images, load_thumbs
 from frostline.images.splits import split_images
 from frostline.params import Prepare
 from frostline.process import count_cores
@@ -48,17 +49,30 @@ class Summary:
 
 
 def prepare_images(
-    raw: Path, destination: Path, prepare: Prepare, *, size: int, seed: int, work: Path, workers: int | None = None
+    raw: Path,
+    destination: Path,
+    prepare: Prepare,
+    *,
+    size: int,
+    seed: int,
+    work: Path,
+    workers: int | None = None,
+    earlier: Sequence[Path] = (),
+    code: str = "",
 ) -> Summary:
     """Decodes, checks, de-duplicates and splits `raw`, and writes the folder `destination`.
 
-    `work` keeps decoded shards, so that a killed run goes on; the number of `workers` changes nothing but the time.
+    `work` keeps decoded shards, so that a killed run goes on. earlier: folders that earlier runs wrote; files that were
+    decoded there, by the same code (its digest) with the same options, are not decoded again. Neither they nor the number of
+    `workers` change anything but the time.
     Raises Refused where the images cannot make a sound data set, naming files and classes.
     """
     layout = read_layout(raw)
     if len(layout.classes) < 2:
         raise Refused(f"{raw} holds one class, {layout.classes[0]!r}; at least 2 are needed to tell apart.")
-    shards = decode_shards(layout.entries, prepare, size, work, workers or count_cores())
+    facts = decoding_facts(prepare, size, code)
+    known = [folder / split for folder in made_alike(earlier, facts) for split in SPLITS]
+    shards = decode_shards(layout.entries, prepare, size, work, workers or count_cores(), known)
     records = [record for shard in shards for record in shard.records]
     usable = [record for record in records if not record.reason]
     skipped = _skipped_by_fetch(raw) + list(layout.skipped)
@@ -78,7 +92,9 @@ def prepare_images(
     splits, split_note = split_images(kept, groups, prepare, seed)
     notes.append(split_note)
     _check_splits(kept, splits, layout.classes)
-    return _write(destination, raw, prepare, size, layout.classes, kept, splits, shards, left_out, notes, groups)
+    summary = _write(destination, raw, prepare, size, layout.classes, kept, splits, shards, left_out, notes, groups)
+    mark_rows(destination, facts)
+    return summary
 
 
 def _skipped_by_fetch(raw: Path) -> list[tuple[str, str]]:
@@ -180,6 +196,9 @@ def _write(
             [record.image_id for record in chosen],
             own,
         )
+        files = [bytes.fromhex(record.sha256)[:DIGEST] for record in chosen]
+        digests = np.frombuffer(b"".join(files), np.uint8).reshape(-1, DIGEST)
+        save_array(destination / split / DIGESTS / FILES, [digests], digests.shape, np.uint8)
     rows = [
         (record.image_id, (raw / record.image_id).as_posix(), record.class_name, label_of[record.class_name], split, record.sha256,
          record.pixel_sha256, f"{record.dhash:016x}", record.width, record.height, record.note)

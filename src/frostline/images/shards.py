@@ -5,22 +5,26 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_array, save_array, take_rows
+from frostline.arrays import DIGEST, DIGESTS, load_array, save_array, take_rows
 from frostline.files import COMPLETE, load_json, mark_complete, save_json
 from frostline.images.decoding import FORMATS, UnreadableImage, check_header, decode_checked, read_header, used_bits
 from frostline.images.names import READ
+from frostline.images.rows import EarlierRows
 from frostline.images.walk import Entry
 from frostline.params import Prepare
 from frostline.process import keep_freed_memory, start_pool
 
 SHARD_BYTES = 16_000_000  # of decoded images: the unit of work, what a kill loses, what a worker holds
 GATHER = 64  # decoded images copied at once
+FILES = "files.npy"  # among the digests of a prepared split: those of its images' files, uint8 (num_images, DIGEST)
 THUMB = 16  # side of the grey thumbnail
 # From this many files on, processes (each imports OpenCV first) are worth their time and memory: threads share Python's lock.
 PROCESSES_FROM = 2_000
@@ -53,10 +57,13 @@ class Shard:
     num_usable: int
 
 
-def decode_shards(entries: Sequence[Entry], prepare: Prepare, size: int, work: Path, workers: int) -> list[Shard]:
+def decode_shards(
+    entries: Sequence[Entry], prepare: Prepare, size: int, work: Path, workers: int, earlier: Sequence[Path] = ()
+) -> list[Shard]:
     """Decodes all files into shards below `work`; shards that are there already are taken as they are.
 
-    Neither the number of workers nor their kind changes anything in the shards.
+    earlier: splits that were decoded in the same way before; of files with equal bytes the images are taken from there.
+    Neither they nor the number of workers and their kind change anything in the shards.
     """
     length = max(16, SHARD_BYTES // (size * size * 3))
     chunks = [entries[start : start + length] for start in range(0, len(entries), length)]
@@ -68,7 +75,9 @@ def decode_shards(entries: Sequence[Entry], prepare: Prepare, size: int, work: P
     cv2.setNumThreads(1)  # the workers are the whole parallelism; OpenCV's own threads would fight for the same cores
     try:
         with _open_pool(workers, sum(len(chunk) for _, chunk in missing)) as pool:
-            running = [pool.submit(_decode_shard, folder, chunk, prepare, size) for folder, chunk in missing]
+            running = [
+                pool.submit(_decode_shard, folder, chunk, prepare, size, tuple(earlier)) for folder, chunk in missing
+            ]
             try:
                 for future in running:
                     future.result()
@@ -87,6 +96,12 @@ def decode_shards(entries: Sequence[Entry], prepare: Prepare, size: int, work: P
                 row += 1
         shards.append(Shard(folder, tuple(records), row - first))
     return shards
+
+
+def decoding_facts(prepare: Prepare, size: int, code: str) -> dict[str, Any]:
+    """What an image is made from besides its file; code: a digest of what decodes it."""
+    options = {"size": size, "resize": prepare.resize, "bits": prepare.bits}
+    return options | {"code": code, "opencv": cv2.__version__, "numpy": np.__version__}
 
 
 def load_thumbs(shards: Sequence[Shard]) -> NDArray[np.uint8]:
@@ -139,10 +154,22 @@ def _digest(entries: Sequence[Entry], prepare: Prepare, size: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _decode_shard(folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int) -> None:
+@cache
+def _load_earlier(splits: tuple[Path, ...], size: int) -> EarlierRows:
+    """The images of these splits, by the digests of their files; read once by each process."""
+    rows = EarlierRows((size, size, 3), np.uint8)
+    for split in splits:
+        rows.add(split / "images.npy", split / DIGESTS / FILES, split / DIGESTS / "images.npy")
+    return rows
+
+
+def _decode_shard(
+    folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int, earlier: tuple[Path, ...]
+) -> None:
     records, images, thumbs = [], [], []
+    known = _load_earlier(earlier, size)
     for entry in entries:
-        record, image, thumb = _decode_entry(entry, prepare, size)
+        record, image, thumb = _decode_entry(entry, prepare, size, known)
         records.append(record)
         if image is not None and thumb is not None:
             images.append(image[None])
@@ -154,13 +181,16 @@ def _decode_shard(folder: Path, entries: Sequence[Entry], prepare: Prepare, size
 
 
 def _decode_entry(
-    entry: Entry, prepare: Prepare, size: int
+    entry: Entry, prepare: Prepare, size: int, known: EarlierRows
 ) -> tuple[Record, NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
     try:
         data = Path(entry.path).read_bytes()
         header = read_header(data)
         check_header(header, min_side=prepare.min_side, max_megapixels=prepare.max_megapixels)
-        image = decode_checked(data, header, size, prepare.resize, prepare.bits)
+        sha256 = hashlib.sha256(data)
+        image = _find_image(known, sha256.digest())
+        if image is None:
+            image = decode_checked(data, header, size, prepare.resize, prepare.bits)
         bits = used_bits(data, header)
     except UnreadableImage as error:
         return Record(entry.image_id, entry.class_name, entry.split, error.reason), None, None
@@ -182,7 +212,7 @@ def _decode_entry(
         entry.class_name,
         entry.split,
         "",
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256.hexdigest(),
         pixel_sha256=hashlib.sha256(image.data).hexdigest(),
         dhash=dhash,
         width=header.width,
@@ -191,3 +221,12 @@ def _decode_entry(
         used_bits=bits,
     )
     return record, image, thumb
+
+
+def _find_image(known: EarlierRows, sha256: bytes) -> NDArray[np.uint8] | None:
+    """The image (size, size, 3) that was decoded from a file before; None where none was, or it is not what it was."""
+    place = known.find(np.frombuffer(sha256[:DIGEST], np.uint8)[None])
+    if place[0] < 0:
+        return None
+    images, sound = known.take_sound(place)
+    return images[0] if sound[0] else None

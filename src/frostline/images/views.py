@@ -1,22 +1,36 @@
-"""Views of the training images; each depends on (seed, image id, view number) alone."""
+"""Views of the training images; each depends on (its image's pixels, transforms, seed, view number) alone."""
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import starmap
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import JoinedRows, load_array, reserve_array, take_rows, write_rows
+from frostline.arrays import (
+    DIGEST,
+    DIGESTS,
+    Digests,
+    JoinedRows,
+    digest_rows,
+    load_array,
+    reserve_array,
+    save_array,
+    take_rows,
+    write_rows,
+)
 from frostline.errors import Refused
 from frostline.files import part_of, put_in_place, save_json
+from frostline.images.rows import EarlierRows
 from frostline.images.transforms import Pipeline, Transforms, build_transform, build_transforms, run_transforms
 from frostline.process import count_cores, keep_freed_memory, start_pool
 from frostline.seeding import derive_seed, in_order
@@ -25,15 +39,15 @@ CHUNK = 128  # images per task
 # From so many bytes of views on (7 800 at 160 px), starting processes (each imports Albumentations, a second) is worth its time.
 POOL_FROM = 600_000_000
 # A change of how views are drawn raises this, so that unfinished work of before is not mixed in.
-RECIPE = 1
+RECIPE = 2
 
 
 # --- views ----------------------------------------------------------------------------------------------------------
 
 
-def view_seed(seed: int, image_id: str, view: int) -> int:
-    """The seed of one view of one image."""
-    return derive_seed(seed, "augment", image_id, view)
+def view_seed(seed: int, digest: bytes, view: int) -> int:
+    """The seed of one view of the image whose pixels have this digest: its name, class and split may change."""
+    return derive_seed(seed, "augment", digest.hex(), view)
 
 
 def make_view(image: NDArray[np.uint8], pipeline: Pipeline, seed: int) -> NDArray[np.uint8]:
@@ -50,39 +64,101 @@ def make_view(image: NDArray[np.uint8], pipeline: Pipeline, seed: int) -> NDArra
 
 
 def make_views(
-    images: NDArray[np.uint8], ids: Sequence[str], pipeline: Pipeline, *, view: int, seed: int
+    images: NDArray[np.uint8], digests: Digests, pipeline: Pipeline, *, view: int, seed: int
 ) -> NDArray[np.uint8]:
-    """View number `view` of each image: uint8 (num_images, size, size, 3). View 0 is the plain image."""
+    """View number `view` of each image: uint8 (num_images, size, size, 3). View 0 is the plain image.
+
+    digests: `digest_rows` of the images.
+    """
     if view == 0:
         return np.array(images)
     views = np.empty_like(images)
-    for index, image_id in enumerate(ids):
-        views[index] = make_view(images[index], pipeline, view_seed(seed, image_id, view))
+    for index, digest in enumerate(digests):
+        views[index] = make_view(images[index], pipeline, view_seed(seed, digest.tobytes(), view))
     return views
 
 
-def save_views(
-    images_files: Sequence[Path],
-    ids: Sequence[str],
-    transforms: Transforms,
-    folder: Path,
-    *,
-    num_views: int,
-    seed: int,
-    workers: int | None = None,
-) -> Iterator[int]:
-    """Writes `view-001.npy` .. of the images in `images_files`, joined, and yields the number of each; whole files are kept.
+def view_facts(transforms: Transforms, size: int, seed: int, code: str) -> dict[str, Any]:
+    """What a view is made from besides its image and its number; code: a digest of what draws it."""
+    versions = {"albumentations": A.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
+    return {"recipe": RECIPE, "transforms": list(transforms), "size": size, "seed": seed, "code": code, **versions}
 
-    workers: processes, by default one per core where there are many views; their number changes nothing in the views.
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that a process needs to draw views; it can be sent to one.
+
+    images_files: of the images, joined; digests: of their rows, uint8 (num_images, DIGEST); earlier: folders of views that
+    were drawn in the same way.
     """
-    shape = _join(images_files).shape
+
+    images_files: tuple[Path, ...]
+    digests: Digests
+    transforms: Transforms
+    seed: int
+    earlier: tuple[Path, ...] = ()
+
+    @cached_property
+    def images(self) -> JoinedRows:
+        """The images, uint8 (num_images, size, size, 3)."""
+        return JoinedRows(*(load_array(file) for file in self.images_files))
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The transforms, built."""
+        return build_transforms(self.transforms, self.images.shape[1])
+
+    def known(self, view: int) -> EarlierRows:
+        """The rows of this view that are there already, by the digests of their images; read once for each view."""
+        name = view_name(view)
+        if name not in self._known:
+            rows = EarlierRows(self.images.shape[1:], np.uint8)
+            for folder in self.earlier:
+                rows.add(folder / name, folder / DIGESTS / view_name(0), folder / DIGESTS / name)
+            self._known.clear()  # views are drawn one after the other
+            self._known[name] = rows
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, EarlierRows]:
+        return {}
+
+    def draw(self, start: int, view: int) -> tuple[NDArray[np.uint8], int]:
+        """Up to CHUNK views, those of the images from row `start` on, and how many of them had to be drawn."""
+        images, digests = (take_rows(rows, slice(start, start + CHUNK)) for rows in (self.images, self.digests))
+        known = self.known(view)
+        places = known.find(digests)
+        there = np.flatnonzero(places >= 0)
+        rows, sound = known.take_sound(places[there])
+        missing = np.setdiff1d(np.arange(len(images)), there[sound])
+        views = np.empty_like(images)
+        views[there[sound]] = rows[sound]
+        views[missing] = make_views(images[missing], digests[missing], self.pipeline, view=view, seed=self.seed)
+        return views, len(missing)
+
+
+def view_name(view: int) -> str:
+    """The file of a view."""
+    return f"view-{view:03d}.npy"
+
+
+def save_views(
+    drawing: Drawing, folder: Path, *, num_views: int, workers: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Writes `view-001.npy` .. and the digests of their rows; yields the number of each view and how many rows were drawn.
+
+    Whole files that are there are kept. workers: processes, by default one per core where there are many views; their
+    number changes nothing in the views.
+    """
+    shape = drawing.images.shape
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {view: folder / f"view-{view:03d}.npy" for view in range(1, num_views)}
-    for file in folder.glob("*view-*.npy*"):  # of a run that was killed, and wanted more views
-        if file not in wanted.values():
+    wanted = {view: folder / view_name(view) for view in range(1, num_views)}
+    names = {view_name(0), *(file.name for file in wanted.values())}
+    for file in [*folder.glob("*view-*.npy*"), *(folder / DIGESTS).glob("*view-*.npy*")]:
+        if file.name not in names:  # of a run that was killed, and wanted more views
             file.unlink()
+    save_array(folder / DIGESTS / view_name(0), [drawing.digests], drawing.digests.shape, np.uint8)
     missing = {view: file for view, file in wanted.items() if not file.is_file()}
-    pipeline = build_transforms(transforms, shape[1])
     if workers is None:
         workers = count_cores() if len(missing) * math.prod(shape) >= POOL_FROM else 1
     starts = range(0, shape[0], CHUNK)
@@ -97,46 +173,40 @@ def save_views(
     try:
         with ExitStack() as stack:
             if workers == 1 or not missing:
-                drawn: Iterator[None] = starmap(partial(_draw_rows, images_files, ids, pipeline, seed), list_tasks())
+                drawn: Iterator[tuple[Digests, int]] = starmap(partial(_draw_rows, drawing), list_tasks())
             else:
                 # Each process builds its transforms once.
-                pool = start_pool(workers, _start_worker, tuple(images_files), tuple(ids), transforms, seed)
+                pool = start_pool(workers, _start_worker, replace(drawing))  # without what this process has opened
                 stack.callback(pool.shutdown, cancel_futures=True)  # after an error the rest is not drawn first
                 # So far ahead that the processes draw the next view while one is flushed to disk.
                 drawn = in_order(pool, _work, list_tasks(), ahead=len(starts) + 2 * workers)
             for view, file in missing.items():
-                for _ in starts:
-                    next(drawn)
+                digests, numbers = zip(*(next(drawn) for _ in starts), strict=True)
+                save_array(folder / DIGESTS / view_name(view), digests, (shape[0], DIGEST), np.uint8)
                 put_in_place(part_of(file), file)
-                yield view
+                yield view, sum(numbers)
     finally:
         cv2.setNumThreads(threads)
 
 
-def _draw_rows(
-    images_files: Sequence[Path], ids: Sequence[str], pipeline: Pipeline, seed: int, start: int, view: int, file: Path
-) -> None:
-    """Writes up to CHUNK views, those of the images from row `start` on, to the same rows of `file`."""
-    rows = slice(start, start + CHUNK)
-    images = take_rows(_join(images_files), rows)
-    write_rows(file, make_views(images, ids[rows], pipeline, view=view, seed=seed), start)
+def _draw_rows(drawing: Drawing, start: int, view: int, file: Path) -> tuple[Digests, int]:
+    """Writes up to CHUNK views from row `start` on to the same rows of `file`; their digests, and how many were drawn."""
+    views, number = drawing.draw(start, view)
+    write_rows(file, views, start)
+    return digest_rows(views), number
 
 
-def _join(images_files: Sequence[Path]) -> JoinedRows:
-    return JoinedRows(*(load_array(file) for file in images_files))
+_worker: dict[str, Drawing] = {}  # what a worker process keeps between its tasks
 
 
-_worker: dict[str, Callable[[int, int, Path], None]] = {}  # what a worker process keeps between its tasks
-
-
-def _start_worker(images_files: Sequence[Path], ids: Sequence[str], transforms: Transforms, seed: int) -> None:
+def _start_worker(drawing: Drawing) -> None:
     keep_freed_memory()
     cv2.setNumThreads(1)
-    _worker["draw"] = partial(_draw_rows, images_files, ids, build_transforms(transforms), seed)
+    _worker["drawing"] = drawing
 
 
-def _work(start: int, view: int, file: Path) -> None:
-    _worker["draw"](start, view, file)
+def _work(start: int, view: int, file: Path) -> tuple[Digests, int]:
+    return _draw_rows(_worker["drawing"], start, view, file)
 
 
 # --- the record of it -----------------------------------------------------------------------------------------------
@@ -153,7 +223,8 @@ def save_recipe(folder: Path, transforms: Transforms, *, num_views: int, seed: i
         "recipe": RECIPE,
         "num_views": num_views,
         "seed": seed,
-        "seed_of_view": 'derive_seed(seed, "augment", image_id, view)',
+        "seed_of_view": 'derive_seed(seed, "augment", digest, view)',
+        "digest": "the first 32 hex digits of the sha256 of the image's pixels",
         "images_sha256": content_sha256,
         "transforms": resolved,
         "versions": {"albumentations": A.__version__, "opencv": cv2.__version__, "numpy": np.__version__},
@@ -171,7 +242,7 @@ def digest_recipe(transforms: Transforms, *, seed: int, content_sha256: str) -> 
 
 def make_preview(
     images: NDArray[np.uint8],
-    ids: Sequence[str],
+    digests: Digests,
     transforms: Transforms,
     *,
     num_views: int,
@@ -188,7 +259,7 @@ def make_preview(
     views = [
         np.stack(
             [
-                make_views(images[index : index + 1], [ids[index]], pipeline, view=view, seed=seed)[0]
+                make_views(images[index : index + 1], digests[index : index + 1], pipeline, view=view, seed=seed)[0]
                 for view in range(min(columns, num_views))
             ]
         )

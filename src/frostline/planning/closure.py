@@ -12,8 +12,15 @@ PACKAGE = "frostline"
 BOOKKEEPING = frozenset(
     {
         *("__init__", "errors", "params", "hparams", "process", "tracking", "cli"),
-        *("planning.checks", "planning.closure", "planning.notes", "planning.settings", "planning.workspace"),
-        "search.progress",
+        *(
+            "planning.checks",
+            "planning.closure",
+            "planning.earlier",
+            "planning.notes",
+            "planning.settings",
+            "planning.workspace",
+        ),
+        *("search.progress", "images.manifest"),
         *("evidence.card", "evidence.figures"),
     }
 )
@@ -69,6 +76,11 @@ def result_libraries(paths: Collection[Path]) -> list[str]:
 def imported_names(path: Path) -> set[str]:
     """Dotted names of ours that a file imports: "frostline.arrays", also for `from frostline import arrays`."""
     return {name for name in _all_imports(path) if name == PACKAGE or name.startswith(f"{PACKAGE}.")}
+
+
+def code_of(module: str) -> str:
+    """A digest of what the code of a module, and of all that it uses, does; from the project's root: "images/views.py"."""
+    return hash_code(result_code(Path("src") / PACKAGE / module, Path("src")))
 
 
 def hash_code(paths: Collection[Path]) -> str:

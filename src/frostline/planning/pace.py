@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from frostline.arrays import load_array
+from frostline.arrays import digest_rows, load_array
 from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, require_complete
 from frostline.images.folders import Layout, read_layout
@@ -141,10 +141,10 @@ def measure_images(params: Params, work: Path) -> tuple[NDArray[np.uint8], float
     images = np.concatenate([load_array(shard.folder / "images.npy") for shard in shards])
     if not len(images):
         raise Refused(f"None of {len(chosen)} images could be read. `dvc repro prepare` names the reasons.")
-    pipeline, ids = build_transforms(params.augment.transforms, size), [str(row) for row in range(len(images))]
-    make_views(images[:4], ids[:4], pipeline, view=1, seed=0)
+    pipeline, digests = build_transforms(params.augment.transforms, size), digest_rows(images)
+    make_views(images[:4], digests[:4], pipeline, view=1, seed=0)
     with timed() as augmented:
-        make_views(images, ids, pipeline, view=1, seed=0)
+        make_views(images, digests, pipeline, view=1, seed=0)
     return images, decoded[0] / len(chosen), augmented[0] / len(images)
 
 
@@ -173,12 +173,9 @@ def measure(params: Params) -> tuple[Counts, Facts, Pace]:
 
 
 def _capped(params: Params, num_images: int) -> Params:
-    """The params with batches no larger than the images, as `extract` and `tune` make them."""
-    sections = {
-        name: section.model_copy(update={"batch_size": max(1, min(section.batch_size, num_images))})
-        for name, section in (("extract", params.extract), ("tune", params.tune))
-    }
-    return params.model_copy(update=sections)
+    """The params with batches no larger than the images, as `tune` makes them."""
+    tune = params.tune.model_copy(update={"batch_size": max(1, min(params.tune.batch_size, num_images))})
+    return params.model_copy(update={"tune": tune})
 
 
 def _start_times() -> dict[str, float]:
@@ -187,7 +184,7 @@ def _start_times() -> dict[str, float]:
     start: dict[str, float] = {}
     for stages, module in (
         (("prepare", "augment"), "images.views"),
-        (("extract",), "bases.features"),
+        (("extract",), "bases.extraction"),
         (("tune", "refit"), "search.worker"),
     ):
         importlib.import_module(f"frostline.{module}")
@@ -199,7 +196,8 @@ def _measure_network(
     params: Params, images: NDArray[np.uint8], num_classes: int, work: Path
 ) -> tuple[Facts, float, float, dict[int, Tail]]:
     from frostline.bases.cost import flops_of
-    from frostline.bases.features import POOLED, Extractor, choose_precision, depth_folder
+    from frostline.bases.extraction import Extractor, choose_precision
+    from frostline.bases.features import POOLED, depth_folder
 
     size = params.extract.batch_size
     depths = list_depths(params.tune)

@@ -1,6 +1,6 @@
 """What the stages print. No stage depends on these words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,13 @@ def describe_preparation(
     return [*lines, *(f"note: {note}" for note in notes)]
 
 
-def describe_view(view: int, num_views: int) -> str:
-    """A view was drawn."""
-    return f"view {view} of {num_views - 1}"
+def describe_view(view: int, num_views: int, drawn: int, num_images: int) -> str:
+    """A view was written; so many of its rows were drawn, the others were there."""
+    return f"view {view} of {num_views - 1}{_earlier(drawn, num_images)}"
+
+
+def _earlier(made: int, total: int) -> str:
+    return f": {made} of {total} rows are new" if made < total else ""
 
 
 def describe_views(num_views: int, num_images: int) -> str:
@@ -43,9 +47,20 @@ def describe_precision(precision: str, reason: str) -> str:
     return f"computes in {precision}: {reason}"
 
 
-def describe_source(name: str, done: int, total: int, seconds: float) -> str:
-    """The features of one view, or of validation, were written."""
-    return f"{name} ({done}/{total}), {seconds:.1f} s"
+def describe_source(name: str, done: int, total: int, computed: int, num_images: int, seconds: float) -> str:
+    """The features of one view, or of validation, were written; so many of its rows were computed, the others were there."""
+    return f"{name} ({done}/{total}){_earlier(computed, num_images)}, {seconds:.1f} s"
+
+
+def describe_starts(origins: Sequence[str]) -> list[str]:
+    """What a study begins with beside the linear heads; "study/number" of each trial."""
+    if not origins:
+        return []
+    study = origins[0].split("/")[0]
+    numbers = ", ".join(origin.split("/")[1] for origin in origins)
+    return [
+        f"begins with what trials {numbers} of study {study} tried, on other images or params; none of their scores counts"
+    ]
 
 
 def describe_candidates(record: "RefitRecord") -> list[str]:

@@ -1,0 +1,284 @@
+"""The one pass over the frozen prefix: images -> features on disk, computed where no earlier run made them."""
+
+import itertools
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frostline.arrays import (
+    DIGEST,
+    DIGESTS,
+    ArrayWriter,
+    Digests,
+    ImageSplit,
+    JoinedRows,
+    Rows,
+    digest_rows,
+    load_array,
+    save_array,
+    take_rows,
+)
+from frostline.bases.base import Base
+from frostline.bases.cuts import build_prefix, choose_pooled
+from frostline.bases.features import MIRROR, POOLED, choose_dtype, compute_features, depth_folder
+from frostline.devices import BACKEND, choose_streams, compile_frozen, measure_speed_up, on_cpu
+from frostline.files import part_of
+from frostline.images.rows import EarlierRows
+from frostline.seeding import in_order
+
+BLOCK = 256  # rows that are written at once
+SHARD = 2048  # images after which what is written is made safe
+PIXELS = "pixels"  # among the digests: those of the images that features are made from
+# What a lower precision must bring: how many times the speed; and what it may cost: relative change of the features. The
+# final model computes in float32: 1 % of the bundled base's features moved one of its probabilities by 0.04.
+LOW_PRECISIONS = ("bfloat16", "float16")
+MIN_SPEED_UP, MAX_CHANGE = 1.2, 0.002
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of which features are made: uint8 (num_images, size, size, 3), and the digests of their pixels."""
+
+    images: Rows
+    digests: Digests
+
+
+def list_sources(
+    train: ImageSplit, val: ImageSplit, views: Path, num_views: int, *, mirrored: bool
+) -> dict[str, Source]:
+    """What features are made of: plain images of train and val, the views from 1 on, and the plain ones mirrored."""
+    digests = np.concatenate([train.digests, val.digests])
+    sources = {"view-000": Source(JoinedRows(train.images, val.images), digests)}
+    for view in range(1, num_views):
+        name = f"view-{view:03d}"
+        images = JoinedRows(load_array(views / f"{name}.npy"))
+        sources[name] = Source(images, load_array(views / DIGESTS / f"{name}.npy"))
+    if mirrored:
+        sources[MIRROR] = Source(JoinedRows(train.images, val.images, mirrored=True), digests)
+    return sources
+
+
+class Extractor:
+    """The frozen prefix of a base, compiled: images -> maps at each depth and all cuts pooled, in one pass.
+
+    folders: where each output lies among the features, in their order; shapes: of one image's row of each.
+    """
+
+    def __init__(self, base: Base, depths: Sequence[int], batch_size: int, precision: str = "float32") -> None:
+        prefix = build_prefix(base, depths, precision)
+        self.batch_size, self.precision = batch_size, precision
+        self.folders = (*(depth_folder(depth) for depth in depths), POOLED)
+        self.shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
+        self._forward = compile_frozen(prefix)
+        # Where the columns of each pooled cut end.
+        self._ends = np.cumsum([2 * cut.shape[-1] for cut in choose_pooled(base)])
+        self._types: list[type[np.floating[Any]]] = []
+
+    def run(self, images: Rows, rows: NDArray[np.intp] | None = None) -> Iterator[list[NDArray[np.float32]]]:
+        """Features of these rows (of all where it is None) batch by batch, in their order: an array (batch, *shape) per output.
+
+        Neither the number of batches that are computed at a time nor the other images of a batch change a feature; a batch
+        that is not full is filled up, because its size may, by rounding.
+        """
+        streams, size = choose_streams(self.batch_size)
+        wanted = np.arange(len(images)) if rows is None else rows
+
+        def compute(start: int) -> list[NDArray[np.float32]]:
+            return compute_features(self._forward, take_rows(images, wanted[start : start + size]), size)
+
+        with ThreadPoolExecutor(streams) as pool:
+            starts = [(start,) for start in range(0, len(wanted), size)]
+            yield from in_order(pool, compute, starts, ahead=2 * streams)
+
+    def types(self, images: Rows) -> list[type[np.floating[Any]]]:
+        """The type in which each output is stored, by the features of the first images; asked once."""
+        if not self._types:
+            *maps, pooled = next(self.run(take_rows(images, slice(0, self.batch_size))))
+            self._types = [choose_dtype(values) for values in maps]
+            cuts = [choose_dtype(values) for values in np.split(pooled, self._ends[:-1], axis=1)]
+            self._types.append(np.float32 if np.float32 in cuts else np.float16)
+        return self._types
+
+    def row_bytes(self, images: Rows) -> dict[str, int]:
+        """Bytes that one image's features take in each folder."""
+        sizes = [
+            int(np.prod(shape)) * np.dtype(kind).itemsize
+            for shape, kind in zip(self.shapes, self.types(images), strict=True)
+        ]
+        return dict(zip(self.folders, sizes, strict=True))
+
+    def save(
+        self,
+        sources: Mapping[str, Source],
+        folder: Path,
+        stored: Collection[str] | None = None,
+        earlier: Sequence[Path] = (),
+    ) -> Iterator[tuple[str, int]]:
+        """Writes the features of every source into the folders `stored` (all where it is None).
+
+        Yields each name when done, and how many of its rows were computed. Writes `depth-DD/<name>.npy` and
+        `pooled/<name>.npy`, float16 or float32 (num_images, *feature shape), and below `digests/` those of their rows and of the
+        pixels that they are made from. What is there already is kept: a killed extraction goes on after the last SHARD images
+        that it had written. earlier: folders of features that were made by the same network; rows of the same pixels are
+        taken from there. They change nothing but the time.
+        """
+        kinds = self.types(next(iter(sources.values())).images)
+        for name, source in sources.items():
+            places = [p for p, where in enumerate(self.folders) if stored is None or where in stored]
+            files = [f"{self.folders[place]}/{name}.npy" for place in places]
+            progress = folder / f".{name}.digests"
+            computed = 0
+            if not all((folder / file).is_file() for file in files):
+                known = [EarlierRows(self.shapes[place], kinds[place]) for place in places]
+                pixels = Path(DIGESTS) / PIXELS / f"{name}.npy"
+                save_array(folder / pixels, [source.digests], source.digests.shape, np.uint8)
+                for output, (rows, file) in itertools.product(earlier, zip(known, files, strict=True)):
+                    rows.add(output / file, output / pixels, output / DIGESTS / file)
+                computed = self._save(source, folder, dict(zip(places, files, strict=True)), known, progress)
+            progress.unlink(missing_ok=True)
+            yield name, computed
+
+    def _save(
+        self,
+        source: Source,
+        folder: Path,
+        files: Mapping[int, str],
+        known: Sequence[EarlierRows],
+        progress: Path,
+    ) -> int:
+        """Writes one source, and returns how many rows were computed.
+
+        `progress` holds the digests of the rows of the unfinished files that can be trusted, uint8 (num_files, num_rows, DIGEST).
+        """
+        images, num_rows = source.images, len(source.images)
+        digests = np.empty((len(files), num_rows, DIGEST), np.uint8)
+        whole = all(part_of(folder / file).is_file() for file in files.values())
+        kept = load_array(progress) if whole and progress.is_file() else digests[:, :0]
+        done = kept.shape[1]
+        digests[:, :done] = kept
+        found = [rows.find(source.digests) for rows in known]
+        there = np.logical_and.reduce([places >= 0 for places in found])
+        for rows, places in zip(known, found, strict=True):
+            there[there] = rows.check(places[there])
+        missing = np.flatnonzero(~there)
+        batches = Buffer(self.run(images, missing[missing >= done]))
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(
+                    ArrayWriter(folder / file, (num_rows, *self.shapes[place]), rows.dtype, resume_at=done)
+                )
+                for (place, file), rows in zip(files.items(), known, strict=True)
+            ]
+            for start in range(done, num_rows, BLOCK):
+                block = slice(start, min(start + BLOCK, num_rows))
+                mine = there[block]
+                made = batches.take(int(np.count_nonzero(~mine)))
+                for index, (place, writer) in enumerate(zip(files, writers, strict=True)):
+                    limit = np.finfo(writer.dtype).max  # kept as the largest number, not as infinity
+                    values = np.empty((len(mine), *self.shapes[place]), writer.dtype)
+                    values[~mine] = np.clip(made[place], -limit, limit) if made else 0
+                    values[mine] = known[index].take(found[index][block][mine])
+                    writer.append(values)
+                    digests[index, block] = digest_rows(values)
+                if block.stop // SHARD > start // SHARD:
+                    for writer in writers:
+                        writer.sync()
+                    trusted = digests[:, : block.stop]
+                    save_array(progress, [trusted], trusted.shape, np.uint8)
+            for file, its in zip(files.values(), digests, strict=True):
+                save_array(folder / DIGESTS / file, [its], its.shape, np.uint8)
+        return len(missing)
+
+
+class Buffer:
+    """Batches of features, taken by any number of rows."""
+
+    def __init__(self, batches: Iterator[list[NDArray[np.float32]]]) -> None:
+        self._batches, self._left = batches, 0
+        self._held: list[list[NDArray[np.float32]]] = []
+
+    def take(self, number: int) -> list[NDArray[np.float32]]:
+        """The next so many rows of each output, joined; an empty list for none."""
+        if not number:
+            return []
+        while self._left < number:
+            self._held.append(next(self._batches))
+            self._left += len(self._held[-1][0])
+        joined = [np.concatenate(column) for column in zip(*self._held, strict=True)]
+        self._left -= number
+        self._held = [[column[number:] for column in joined]]
+        return [column[:number] for column in joined]
+
+
+def describe_features(base: Base, extractor: Extractor, views: int, stored: Sequence[int]) -> dict[str, Any]:
+    """The record of an extraction, `features.json`."""
+    return {
+        "base": base.name,
+        "cuts": [{"depth": cut.depth, "name": cut.name, "shape": cut.shape} for cut in base.cuts],
+        "pooled": [cut.depth for cut in choose_pooled(base)],
+        "views": views,
+        "stored": list(stored),
+        "precision": extractor.precision,
+    }
+
+
+def feature_facts(card: Mapping[str, Any], base: Base, extractor: Extractor, code: str) -> dict[str, Any]:
+    """What a row of features is made from besides its image; card: of the base's weights; code: a digest of what computes it."""
+    size = choose_streams(extractor.batch_size)[1]
+    return {
+        "card": dict(card),
+        "base": [base.name, base.image_size, base.scaling, [cut.name for cut in base.cuts]],
+        "precision": extractor.precision,
+        "batch_size": size,
+        "device": "cpu" if on_cpu() else "accelerator",
+        "versions": [BACKEND, version("keras"), version(BACKEND), np.__version__],
+        "code": code,
+    }
+
+
+def choose_precision(
+    asked: str, base: Base, depths: Sequence[int], images: NDArray[np.uint8], batch_size: int
+) -> tuple[str, str]:
+    """The type that the prefix computes in, and why: as asked, or for "auto" what pays on this device.
+
+    bfloat16 or float16 where a convolution and then the prefix itself are faster in it by MIN_SPEED_UP, and on the probe
+    batch `images` no output changes by more than MAX_CHANGE of their norm.
+    """
+    if asked == "float32":
+        return asked, "extract.precision says so"
+    gains = {asked: MIN_SPEED_UP} if asked != "auto" else {kind: measure_speed_up(kind) for kind in LOW_PRECISIONS}
+    fast = [kind for kind, gain in gains.items() if gain >= MIN_SPEED_UP]
+    if not fast:
+        slow = " and ".join(f"in {kind} {gain:.2g}" for kind, gain in gains.items())
+        return "float32", f"a convolution has {slow} times its speed here"
+
+    def run(precision: str) -> tuple[float, list[NDArray[Any]]]:
+        extractor = Extractor(base, depths, batch_size, precision)
+        list(extractor.run(images))
+        started = time.perf_counter()
+        features = [output for outputs in extractor.run(images) for output in outputs]
+        return time.perf_counter() - started, features
+
+    seconds, full = run("float32")
+    chosen, best, reasons = "float32", MIN_SPEED_UP, []
+    for kind in fast:
+        taken, low = run(kind)
+        # What overflows in float16 changes by infinity or nan, which is too much.
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = np.max([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(low, full, strict=True)])
+        reasons.append(
+            f"{kind} has {seconds / taken:.2g} times the speed on {len(images)} images and changes features by {change:.2g}"
+        )
+        if seconds / taken >= best and change <= MAX_CHANGE:
+            chosen, best = kind, seconds / taken
+    if asked != "auto":
+        return asked, f"extract.precision says so; {reasons[0]}"
+    return chosen, "; ".join(reasons)
