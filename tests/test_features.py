@@ -38,7 +38,7 @@ def source_of(images):
 def test_small_batches_side_by_side_give_the_features_in_order(extractor, images, monkeypatch):
     together = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
     assert [column.shape[1:] for column in together] == extractor.shapes
-    monkeypatch.setattr(extraction, "choose_streams", lambda _: (2, 1))
+    monkeypatch.setattr(extractor, "streams", (2, 1))
     alone = [np.concatenate(column) for column in zip(*extractor.run(images), strict=True)]
     for one, other in zip(together, alone, strict=True):
         assert len(one) == 21 and np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
@@ -82,7 +82,7 @@ def test_only_the_depths_asked_for_are_stored(extractor, images, tmp_path):
 def test_a_killed_pass_goes_on_after_its_last_shard(extractor, images, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "SHARD", 8)
     monkeypatch.setattr(extraction, "BLOCK", 8)
-    monkeypatch.setattr(extraction, "choose_streams", lambda _: (1, 8))
+    monkeypatch.setattr(extractor, "streams", (1, 8))
     list(extractor.save({"val": source_of(images)}, tmp_path / "whole"))
     starts = []
     run = Extractor.run

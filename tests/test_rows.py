@@ -23,7 +23,7 @@ from frostline.images.views import Drawing, save_views
 from frostline.params import Prepare
 from frostline.planning.earlier import keep_outputs, kept_folders, list_earlier
 
-SIZE = 32
+SIZE = 40  # maps of 20 x 20, 10 x 10 and 5 x 5: what depends on a place in a batch, shows
 TRANSFORMS: list[dict[str, dict[str, Any]]] = [
     {"HorizontalFlip": {"p": 0.5}},
     {"RandomBrightnessContrast": {"brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.8}},

@@ -3,12 +3,13 @@
 import contextlib
 import importlib
 import logging
+import math
 import os
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ with _without_lines(_GREETING), contextlib.suppress(ImportError), _lean(_UNUSED)
 import keras as keras  # noqa: E402 - the others take it from here
 from keras import layers as layers  # noqa: E402
 from keras import ops as ops  # noqa: E402
+from keras import tree as tree  # noqa: E402
 
 
 class _NoRetracing(logging.Filter):
@@ -75,6 +77,8 @@ logging.getLogger("tensorflow").addFilter(_NoRetracing())
 
 # Eigen's forward pass on the CPU is bound by memory, and the activations of a small batch stay in the cache.
 CPU_BATCH = 8
+# Eigen multiplies matrices in blocks of 3 registers of 8 floats (AVX) or 4 (NEON), and what is left over in another way.
+EIGEN_ROWS = 24
 
 # Whatever ~/.keras/keras.json says for other work: the layers and their weights are of this layout and these types.
 keras.config.set_image_data_format("channels_last")
@@ -174,16 +178,23 @@ def run_litert(file: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.float3
     return interpreter.get_signature_runner(endpoint)(**{given: images})[gives], {"endpoint": endpoint, **facts}
 
 
-def choose_streams(batch_size: int) -> tuple[int, int]:
-    """How many batches of a forward pass to compute at a time, and their size, at most `batch_size`.
+def choose_streams(batch_size: int, areas: Collection[int]) -> tuple[int, int]:
+    """How many batches of a forward pass to compute at a time, and their size.
 
-    Never two where oneDNN computes (TensorFlow's default on CPUs with AVX512_VNNI or newer): the kernel that fuses a
+    areas: pixels of each map that the network makes of an image. The size is at most `batch_size`, but where Eigen computes:
+    there it is the least that is about CPU_BATCH and fills Eigen's blocks whatever the area, because the rows of a matrix that
+    are left over are summed in another order, and an image's features would depend on its place in the batch.
+
+    Never two at a time where oneDNN computes (TensorFlow's default on CPUs with AVX512_VNNI or newer): the kernel that fuses a
     convolution with a residual sum keeps that sum's memory in itself (`MklFusedConvOp::fuse_add_src_` in TensorFlow's
     mkl_conv_ops.cc), so that two calls of one function at once crash or mix their images. It fills the cores alone.
     """
     if not on_cpu():
         return 2, batch_size
-    return (1, batch_size) if uses_onednn() else (count_cores(), min(batch_size, CPU_BATCH))
+    if uses_onednn():
+        return 1, batch_size
+    unit = math.lcm(*(EIGEN_ROWS // math.gcd(EIGEN_ROWS, area) for area in areas))
+    return count_cores(), unit * math.ceil(CPU_BATCH / unit)
 
 
 def uses_onednn() -> bool:

@@ -29,7 +29,7 @@ from frostline.arrays import (
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_prefix, choose_pooled
 from frostline.bases.features import MIRROR, POOLED, choose_dtype, compute_features, depth_folder
-from frostline.devices import BACKEND, choose_streams, compile_frozen, measure_speed_up, on_cpu
+from frostline.devices import BACKEND, choose_streams, compile_frozen, measure_speed_up, on_cpu, tree
 from frostline.files import part_of
 from frostline.images.rows import EarlierRows
 from frostline.seeding import in_order
@@ -69,7 +69,8 @@ def list_sources(
 class Extractor:
     """The frozen prefix of a base, compiled: images -> maps at each depth and all cuts pooled, in one pass.
 
-    folders: where each output lies among the features, in their order; shapes: of one image's row of each.
+    folders: where each output lies among the features, in their order; shapes: of one image's row of each; streams: how many
+    batches are computed at a time, and their size.
     """
 
     def __init__(self, base: Base, depths: Sequence[int], batch_size: int, precision: str = "float32") -> None:
@@ -78,6 +79,9 @@ class Extractor:
         self.folders = (*(depth_folder(depth) for depth in depths), POOLED)
         self.shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
         self._forward = compile_frozen(prefix)
+        outputs = [output for operation in base.model.operations for output in tree.flatten(operation.output)]
+        areas = {output.shape[1] * output.shape[2] for output in outputs if len(output.shape) == 4}
+        self.streams = choose_streams(batch_size, areas)
         # Where the columns of each pooled cut end.
         self._ends = np.cumsum([2 * cut.shape[-1] for cut in choose_pooled(base)])
         self._types: list[type[np.floating[Any]]] = []
@@ -88,7 +92,7 @@ class Extractor:
         Neither the number of batches that are computed at a time nor the other images of a batch change a feature; a batch
         that is not full is filled up, because its size may, by rounding.
         """
-        streams, size = choose_streams(self.batch_size)
+        streams, size = self.streams
         wanted = np.arange(len(images)) if rows is None else rows
 
         def compute(start: int) -> list[NDArray[np.float32]]:
@@ -232,12 +236,11 @@ def describe_features(base: Base, extractor: Extractor, views: int, stored: Sequ
 
 def feature_facts(card: Mapping[str, Any], base: Base, extractor: Extractor, code: str) -> dict[str, Any]:
     """What a row of features is made from besides its image; card: of the base's weights; code: a digest of what computes it."""
-    size = choose_streams(extractor.batch_size)[1]
     return {
         "card": dict(card),
         "base": [base.name, base.image_size, base.scaling, [cut.name for cut in base.cuts]],
         "precision": extractor.precision,
-        "batch_size": size,
+        "batch_size": extractor.streams[1],
         "device": "cpu" if on_cpu() else "accelerator",
         "versions": [BACKEND, version("keras"), version(BACKEND), np.__version__],
         "code": code,
