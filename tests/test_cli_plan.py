@@ -70,7 +70,7 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     assert "by the shares of `prepare`" in table and "BUDGET" not in table
     assert list((tmp_path / UNFINISHED).iterdir()) == []
 
-    for stage in ("fetch", "prepare"):
+    for stage in ("source", "fetch", "prepare"):
         run(root, stage)
     # Two depths of three views and their mirror images fit beside the views themselves, a third does not.
     project["storage"]["budget_gb"] = 0.0022
@@ -93,6 +93,15 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     record = load_json(tmp_path / "data/features/features.json")
     assert (record["stored"], record["views"]) == (planned["storage"]["stored"], planned["storage"]["views"])
     assert sorted(path.name for path in (tmp_path / "data/features").glob("depth-*")) == ["depth-01", "depth-03"]
+
+    # What is there is not made again, and that is said beforehand; of one depth more all rows pass the prefix.
+    again = plan()
+    assert all(word in again for word in ("0 new of 128 files", "0 new of", "to draw")) and again.count("0 new of") == 3
+    project["tune"]["space"]["unfrozen_blocks"] = [0, 2]
+    write(project)
+    assert plan().count("0 new of") == 2
+    project["tune"]["space"]["unfrozen_blocks"] = [0, 3]
+    write(project)
 
     # A depth that is not stored is computed from the one below as if it were.
     params = load_params()

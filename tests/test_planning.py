@@ -7,6 +7,7 @@ from frostline.params import parse_params
 from frostline.planning.estimate import make_plan
 from frostline.planning.notes import describe_budget, describe_storage
 from frostline.planning.pace import Counts, Facts, Pace, Tail
+from frostline.planning.reuse import Fresh
 from frostline.planning.storage import find_sources, fit_views, flips, plan_storage
 
 ROWS = {1: 300, 2: 200, 3: 1000}  # bytes of an image's map, by depth
@@ -104,3 +105,12 @@ def test_the_plan_adds_up_what_was_measured(params_document):
     # Two candidates, five folds each of four fifths of 150 images, and their traces.
     assert steps["refit"].seconds == pytest.approx(2 + 2 * (5 * 0.8 * 1.5 * 5 * sum(epochs) / 2 + 2))
     assert any("half of the trials" in note for note in plan.notes)
+    # What is there already is copied, not made.
+    fresh = Fresh(images=0.1, views=0.5, features=0.2)
+    again = {step.stage: step for step in make_plan(params, counts, facts, pace, 2, 10_000_000, fresh).steps}
+    assert (
+        again["prepare"].seconds == pytest.approx(2 + 20 * 0.01 / 2) and "20 new of 200 files" in again["prepare"].what
+    )
+    assert again["augment"].seconds == pytest.approx(2 + 225 * 0.02) and "225 new of 450" in again["augment"].what
+    assert again["extract"].seconds == pytest.approx(2 + 5 + 150 * 0.01) and "150 new of 750" in again["extract"].what
+    assert [again[stage].bytes for stage in steps] == [step.bytes for step in steps.values()]

@@ -9,7 +9,7 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def command(as_json: bool) -> None:
-    """Print what each stage will store and how long it will take, and what gives way where storage.budget_gb is too small.
+    """Print what each stage will store, what of it is new, how long it will take, and what gives way for storage.budget_gb.
 
     Measured on a handful of your images with your base: takes a minute or two, and changes nothing.
     """
@@ -22,11 +22,14 @@ def command(as_json: bool) -> None:
     from frostline.params import load_params
     from frostline.planning.estimate import make_plan
     from frostline.planning.pace import measure
+    from frostline.planning.reuse import measure_fresh
     from frostline.process import count_cores
 
     params = load_params()
     counts, facts, pace = measure(params)
-    plan = make_plan(params, counts, facts, pace, count_cores(), POOL_FROM)
+    whole = make_plan(params, counts, facts, pace, count_cores(), POOL_FROM)
+    fresh = measure_fresh(params, facts.rows, whole.storage)
+    plan = make_plan(params, counts, facts, pace, count_cores(), POOL_FROM, fresh)
     if as_json:
         click.echo(json.dumps(plan.to_record()))
         return

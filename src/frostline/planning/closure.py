@@ -79,8 +79,9 @@ def imported_names(path: Path) -> set[str]:
 
 
 def code_of(module: str) -> str:
-    """A digest of what the code of a module, and of all that it uses, does; from the project's root: "images/views.py"."""
-    return hash_code(result_code(Path("src") / PACKAGE / module, Path("src")))
+    """A digest of what the code of a module, and of all that it uses, does; by its name below the package: "images/views.py"."""
+    source = Path(__file__).parents[2]
+    return hash_code(result_code(source / PACKAGE / module, source))
 
 
 def hash_code(paths: Collection[Path]) -> str:

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from frostline.params import Params, Refit
+from frostline.params import Params
 from frostline.planning.notes import describe_storage
-from frostline.planning.pace import Counts, Facts, Pace
-from frostline.planning.storage import Storage, fit_views, flips, plan_storage, trains_on_val, view_bytes
+from frostline.planning.pace import Counts, Facts, Pace, count_trained
+from frostline.planning.reuse import Fresh
+from frostline.planning.storage import Storage, fit_views, flips, plan_storage, view_bytes
 from frostline.search.study import expect_epochs
 
 MODELS = 2  # that `evaluate` asks
@@ -38,8 +39,15 @@ class Plan:
         return {"steps": [asdict(step) for step in self.steps], "storage": storage, "notes": self.notes}
 
 
-def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: int, pool_from: int) -> Plan:
-    """The plan for these params; cores: of this machine; pool_from: bytes of views from which `augment` uses all of them."""
+def make_plan(
+    params: Params, counts: Counts, facts: Facts, pace: Pace, cores: int, pool_from: int, fresh: Fresh | None = None
+) -> Plan:
+    """The plan for these params.
+
+    cores: of this machine; pool_from: bytes of views from which `augment` uses all of them; fresh: what share of the rows is
+    not here yet, all where it is None.
+    """
+    fresh = fresh or Fresh()
     size, budget = params.base.image_size, params.storage.budget_gb
     trained, plain = count_trained(params.refit, counts)
     views = fit_views(trained, size, params.augment.views, budget)
@@ -55,41 +63,43 @@ def make_plan(params: Params, counts: Counts, facts: Facts, pace: Pace, cores: i
         mirrored=flips(params.augment),
     )
     steps = [
-        _prepare(counts, size, pace, cores),
-        _augment(trained, views, size, pace, cores, pool_from),
-        _extract(trained, plain, storage, pace, flips(params.augment)),
+        _prepare(counts, size, pace, cores, fresh.images),
+        _augment(trained, views, size, pace, cores, pool_from, fresh.views),
+        _extract(trained, plain, storage, pace, flips(params.augment), fresh.features),
         *_training(params, counts, facts, storage, pace),
         *_reporting(counts, pace, flips(params.augment)),
     ]
     return Plan(steps, storage, _notes(params, counts, facts, storage))
 
 
-def _prepare(counts: Counts, size: int, pace: Pace, cores: int) -> Step:
+def _prepare(counts: Counts, size: int, pace: Pace, cores: int, fresh: float) -> Step:
     bytes_ = view_bytes(counts.train + counts.val + counts.test, size)
-    seconds = pace.start["prepare"] + counts.files * pace.decode / cores + 2 * bytes_ * pace.disk  # shards, then splits
-    return Step("prepare", f"{counts.files} files decoded to {size} px", bytes_, seconds)
+    decoded = fresh * counts.files
+    seconds = pace.start["prepare"] + decoded * pace.decode / cores + 2 * bytes_ * pace.disk  # shards, then splits
+    return Step("prepare", f"{_new(decoded, counts.files)} files decoded to {size} px", bytes_, seconds)
 
 
-def count_trained(refit: Refit, counts: Counts) -> tuple[int, int]:
-    """(images that the final model is trained on, others of train and val)."""
-    with_val = trains_on_val(refit.train_on_val, counts.val_is_drawn)
-    return counts.train + (counts.val if with_val else 0), 0 if with_val else counts.val
+def _new(number: float, total: int) -> str:
+    """How many of all have to be made."""
+    return f"{total}" if round(number) == total else f"{round(number)} new of {total}"
 
 
-def _augment(trained: int, views: int, size: int, pace: Pace, cores: int, pool_from: int) -> Step:
-    drawn = trained * (views - 1)
-    bytes_ = view_bytes(drawn, size)
+def _augment(trained: int, views: int, size: int, pace: Pace, cores: int, pool_from: int, fresh: float) -> Step:
+    rows = trained * (views - 1)
+    bytes_, drawn = view_bytes(rows, size), fresh * rows
     # The processes of a pool load the libraries again, all at once.
     work = drawn * pace.augment / cores + pace.start["augment"] if bytes_ >= pool_from else drawn * pace.augment
     what = f"{views} views of {trained} images, the plain one among them"
+    what += f"; {_new(drawn, rows)} to draw" if round(drawn) < rows else ""
     return Step("augment", what, bytes_, pace.start["augment"] + work + bytes_ * pace.disk)
 
 
-def _extract(trained: int, plain: int, storage: Storage, pace: Pace, mirrored: bool) -> Step:
+def _extract(trained: int, plain: int, storage: Storage, pace: Pace, mirrored: bool, fresh: float) -> Step:
     images = trained * storage.views + plain + mirrored * (trained + plain)
-    seconds = pace.start["extract"] + pace.build + images * pace.prefix + storage.total * pace.disk
+    passed = fresh * images
+    seconds = pace.start["extract"] + pace.build + passed * pace.prefix + storage.total * pace.disk
     stored = ", ".join(f"{depth} ({storage.bytes[depth] / 1e6:.0f} MB)" for depth in storage.stored)
-    what = f"{images} images through the frozen prefix; every cut pooled ({storage.pooled / 1e6:.0f} MB)"
+    what = f"{_new(passed, images)} images through the frozen prefix; every cut pooled ({storage.pooled / 1e6:.0f} MB)"
     what += f"; depths stored: {stored}" if stored else ""
     return Step("extract", what, storage.total, seconds)
 

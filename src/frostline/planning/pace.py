@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,8 +19,10 @@ from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, require_complete
 from frostline.images.folders import Layout, read_layout
 from frostline.images.sources import count_layout, source_of
-from frostline.params import Params, Prepare, Tune
-from frostline.planning.storage import list_depths
+from frostline.images.survey import describe_changes
+from frostline.params import Params, Prepare, Refit, Tune
+from frostline.planning.closure import code_of
+from frostline.planning.storage import list_depths, trains_on_val
 from frostline.process import UNFINISHED
 
 if TYPE_CHECKING:
@@ -79,6 +81,8 @@ class Facts:
     prefix_flops: list[int]
     precision: str
     reason: str
+    # What the rows of features are made from, which tells whether there are some already.
+    rows: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -93,13 +97,21 @@ def timed() -> Iterator[list[float]]:
 def count_images(params: Params) -> Counts:
     """How many images there are; Refused where only `fetch` can tell."""
     raw, prepared = Path(params.paths.raw), Path(params.paths.prepared)
-    if _raw(params) and (prepared / COMPLETE).is_file():
+    changed = describe_changes(params.fetch, params.base, raw, Path())
+    if _raw(params) and (prepared / COMPLETE).is_file() and not changed:
         facts = require_complete(prepared)
         numbers, names = facts["num_images"], load_json(prepared / "classes.json")
         files = sum(numbers.values()) + sum(facts["left_out"].values())
         return Counts(files, numbers["train"], numbers["val"], numbers["test"], len(names), True, facts["val_is_drawn"])
-    files, num_classes, splits = count_layout(read_layout(raw)) if _raw(params) else source_of(params.fetch).count()
+    here = _raw(params) and not changed
+    files, num_classes, splits = count_layout(read_layout(raw)) if here else source_of(params.fetch).count()
     return Counts(files, *_shares(files, splits, params.prepare), num_classes, False, "validation" not in splits)
+
+
+def count_trained(refit: Refit, counts: Counts) -> tuple[int, int]:
+    """(images that the final model is trained on, others of train and val)."""
+    with_val = trains_on_val(refit.train_on_val, counts.val_is_drawn)
+    return counts.train + (counts.val if with_val else 0), 0 if with_val else counts.val
 
 
 def _shares(files: int, splits: dict[str, int], prepare: Prepare) -> tuple[int, int, int]:
@@ -196,7 +208,7 @@ def _measure_network(
     params: Params, images: NDArray[np.uint8], num_classes: int, work: Path
 ) -> tuple[Facts, float, float, dict[int, Tail]]:
     from frostline.bases.cost import flops_of
-    from frostline.bases.extraction import Extractor, choose_precision
+    from frostline.bases.extraction import Extractor, choose_precision, feature_facts
     from frostline.bases.features import POOLED, depth_folder
 
     size = params.extract.batch_size
@@ -225,7 +237,9 @@ def _measure_network(
         for depth in tried
     }
     by_depth = {depth: row_bytes[depth_folder(depth)] for depth in depths}
-    facts = Facts(by_depth, row_bytes[POOLED], flops["prefix"], precision, reason)
+    card = load_json((Path(params.paths.base) if params.base.weights == "imagenet" else work / "base") / "card.json")
+    made_from = feature_facts(card, base, extractor, code_of("bases/extraction.py"))
+    facts = Facts(by_depth, row_bytes[POOLED], flops["prefix"], precision, reason, made_from)
     return facts, built[0], passed[0] / len(rows), tails
 
 
