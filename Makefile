@@ -36,7 +36,7 @@ test: env lint
 
 # What the suite does once, with more processes, rounds and kills.
 torture: env
-	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py -k "share or outlives"
+	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py tests/test_doorkeeper.py -k "share or outlives or at_once or thousand"
 
 lint: env
 	@ruff check .

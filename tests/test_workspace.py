@@ -1,13 +1,14 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from frostline.errors import Refused
-from frostline.files import path_of, save_json
+from frostline.files import load_json, path_of, save_json
 from frostline.images.survey import SOURCE_FILE
 from frostline.params import Paths
 from frostline.planning.workspace import OWN, find_overlaps, find_strangers, set_aside, stranger_problems
@@ -166,3 +167,28 @@ def test_a_folder_that_appears_whole_is_never_taken_for_a_killed_stages(tmp_path
 def test_a_text_that_is_no_path_is_refused(tmp_path, given):
     with pytest.raises(Refused, match="no path of this machine"):
         path_of(given, tmp_path)
+
+
+def test_what_a_stage_wrote_before_it_was_killed_again_and_again_is_its_own(tmp_path):
+    """It starts, and asks, before it has written anything anew; DVC did not live to take over what it wrote first."""
+    (tmp_path / "fetch.py").write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from frostline.params import Paths\n"
+        "from frostline.planning.workspace import stranger_problems\n"
+        "from frostline.process import run_stage\n"
+        "def main():\n"
+        "    paths = Paths(**{name: f'data/{name}' for name in Paths.model_fields})\n"
+        "    assert not stranger_problems(paths, Path()), stranger_problems(paths, Path())\n"
+        "    if 'die early' in sys.argv: os._exit(9)\n"
+        "    Path('data/raw').mkdir(parents=True, exist_ok=True)\n"
+        "    Path('data/raw/1.png').write_text('1')\n"
+        "    Path('data/raw/complete.json').write_text('{}')\n"
+        "    if 'die late' in sys.argv: os._exit(9)\n"
+        "if __name__ == '__main__':\n"
+        "    run_stage('fetch', main)\n"
+    )
+    for how, code in (("die late", 9), ("die early", 9), ("live", 0), ("die early", 9), ("die late", 9), ("live", 0)):
+        done = subprocess.run([sys.executable, "fetch.py", how], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+    assert set(load_json(tmp_path / RUNS / "fetch.json")) == {"begun", "ended"}

@@ -4,13 +4,21 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 # Words in the name of a query's part whose value nobody else may know, such as X-Amz-Signature, sig or access_token.
 SECRET = frozenset(
     ["auth", "credential", "credentials", "key", "passwd", "password", "pwd", "secret", "session", "sig", "signature"]
     + ["token"]
 )
+# The same where a name runs its words together.
+SECRET_ENDING = re.compile(
+    r"(access|api|auth|private|secret|subscription)key$|(token|password|secret|signature)$", re.IGNORECASE
+)
 PLACE = r"\$\{(\w+)\}"  # of a value that the environment holds
+# Variables of the environment whose value nobody else may know, by the last word of their names.
+SECRET_VARIABLE = re.compile(r"(^|_)(KEY|PASSWD|PASSWORD|SAS|SECRET|SIGNATURE|TOKEN)$", re.IGNORECASE)
+SHORTEST_SECRET = 8  # characters; what is shorter would be found in ordinary words
 
 
 class Refused(ValueError):
@@ -54,11 +62,15 @@ def find_secret(address: str) -> str | None:
     >>> find_secret("https://host/a.zip?v=1&X-Amz-Signature=f00"), find_secret("https://host/a.zip?token=${TOKEN}")
     ('X-Amz-Signature', None)
     """
-    for name, value in re.findall(r"[?&]([^=&#]+)=([^&#]*)", address):
-        words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
-        if words & SECRET and value and not re.fullmatch(PLACE, value):
+    for name, value in re.findall(r"[?&;#]([^=&;#]+)=([^&;#]*)", address):
+        if _is_secret(unquote(name)) and value and not re.fullmatch(PLACE, value):
             return str(name)
     return None
+
+
+def _is_secret(name: str) -> bool:
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+    return bool(words & SECRET or SECRET_ENDING.search(name))
 
 
 def fill_places(address: str) -> str:
@@ -76,13 +88,21 @@ def fill_places(address: str) -> str:
 def redact(text: str) -> str:
     """The text with all addresses in it as they may be shown and kept: no user, password or fragment, no value of a query.
 
-    Names of AWS keys go, too, wherever they stand.
+    Names of AWS keys go, too, wherever they stand, and so do the values of the environment's own secrets.
 
     >>> redact("https://me:secret@host/a.zip?token=1&b=2#c failed")
     'https://host/a.zip?token=***&b=*** failed'
     """
+    for secret in _environment_secrets():
+        text = text.replace(secret, "***")
     text = re.sub(r"\w[\w+.-]*://\S+", lambda found: _redact_address(found[0]), text)
     return re.sub(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b", "***", text)
+
+
+def _environment_secrets() -> list[str]:
+    """The values of secret variables, the longest first; a path is none."""
+    found = {value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)}
+    return sorted((value for value in found if len(value) >= SHORTEST_SECRET and value[0] not in "/~."), key=len)[::-1]
 
 
 def _redact_address(address: str) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,12 +21,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 
 # Work that is not whole yet, below the project's root: outside the stages' outputs, which DVC removes before a stage runs.
 UNFINISHED = Path(".frostline/unfinished")
 # When each stage began and ended here last: what it wrote meanwhile is its own.
 RUNS = Path(".frostline/runs")
+
+MOST_TIMES = 20  # of runs that did not end
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A process that is told to end has so long to come out of a library's call; and so long in all.
@@ -76,13 +79,16 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         if _stop.signal:  # whatever a library made of it
             _leave(name)
         if isinstance(error, Refused):
-            print(f"frostline: {error}", file=sys.stderr)
+            print(f"frostline: {redact(str(error))}", file=sys.stderr)
         elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
             place = error.filename or Path.cwd()
             print(
                 f"frostline: {place}: {error.strerror}. Free space, or change the rights, and run again.",
                 file=sys.stderr,
             )
+        elif isinstance(error, Exception):  # whatever it quotes, a log is kept and shown to others
+            print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+            sys.exit(1)
         else:
             raise
         sys.exit(2)
@@ -197,9 +203,26 @@ def _timed(record: Path) -> Iterator[None]:
     """Writes down when the block began, and when it ended without an error; a file's time may be a tick coarser."""
     record.parent.mkdir(parents=True, exist_ok=True)
     begun = time.time() - 0.1
-    record.write_text(json.dumps({"begun": begun}), encoding="utf-8")
+    # What it wrote before is its own, too, until it has written it anew: DVC may not have taken it over.
+    earlier = _load_times(record)
+    _write_times(record, {"begun": begun, "earlier": earlier[-MOST_TIMES:]})
     yield
-    record.write_text(json.dumps({"begun": begun, "ended": time.time()}), encoding="utf-8")
+    _write_times(record, {"begun": begun, "ended": time.time()})
+
+
+def _load_times(record: Path) -> list[dict[str, float]]:
+    """When the stage ran since it last ended well, that time included; oldest first."""
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        return [*known.pop("earlier", []), known]
+    except (FileNotFoundError, ValueError):
+        return []
+
+
+def _write_times(record: Path, times: dict[str, Any]) -> None:
+    temporary = record.with_name(f".{record.name}.new")  # one process at a time: the stage's lock is held
+    temporary.write_text(json.dumps(times), encoding="utf-8")
+    temporary.replace(record)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from frostline.errors import Refused
+from frostline.errors import Refused, redact
 
 # Command -> one line for --help. The command stands in `frostline.cli.<name>` as `command`.
 COMMANDS: dict[str, str] = {
@@ -61,5 +61,5 @@ def main() -> None:
     try:
         group(prog_name="frostline")
     except Refused as refusal:
-        click.echo(f"frostline: {refusal}", err=True)
+        click.echo(f"frostline: {redact(str(refusal))}", err=True)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """What commands share: the project they stand in, models to answer with, and a free port."""
 
+import errno
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,16 @@ def load_file(model: Path) -> "FrostlineModel":
     return FrostlineModel.from_file(model, card)
 
 
-def free_port(port: int) -> int:
-    """The port, or a free one for 0; raises Refused where it is taken."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("127.0.0.1", port))
-        except OSError:
+def free_port(port: int, host: str = "127.0.0.1") -> int:
+    """The port, or a free one for 0; raises Refused where it is taken, or the host is no address of this machine."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+            free: int = trial.getsockname()[1]
+            return free
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise Refused(f"Port {port} is taken. --port 0 takes a free one.") from None
-        free: int = trial.getsockname()[1]
-        return free
+        raise Refused(f"--host {host} is no address of this machine; 127.0.0.1 is, for this machine alone.") from None

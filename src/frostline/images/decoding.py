@@ -46,7 +46,8 @@ class Header:
     """What a file says of itself before it is decoded.
 
     width, height: pixels as stored, before EXIF rotation; transparent: may carry alpha; animated: has several frames;
-    peak: the number that stands for white, as far as the file says; inverted: 0 is white, and OpenCV does not turn it.
+    peak: the number that stands for white, as far as the file says; inverted: 0 is white, and OpenCV does not turn it;
+    channels: of a JPEG, 4 where it is CMYK.
     """
 
     format: str
@@ -56,6 +57,7 @@ class Header:
     animated: bool = False
     peak: int = 255
     inverted: bool = False
+    channels: int = 3
 
 
 def decode_image(
@@ -85,7 +87,7 @@ def check_header(header: Header, *, min_side: int, max_megapixels: float) -> Non
 def decode_checked(data: bytes, header: Header, size: int, resize: str, bits: int = 16) -> NDArray[np.uint8]:
     """As `decode_image`, for data whose header was already read and checked."""
     image = _decode(data, header, size, resize, bits)
-    if header.format == "JPEG" and _is_cut(data, image):
+    if header.format == "JPEG" and _is_cut(data, header, image):
         raise UnreadableImage("truncated: the JPEG ends before its image does")
     image = _fit(image, size, resize)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
@@ -157,27 +159,29 @@ def _read_jpeg(data: bytes) -> Header:
             continue
         # Start of frame; C4, C8 and CC are tables and extensions (ITU-T T.81, table B.1).
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 5)
+            height, width, channels = struct.unpack_from(">HHB", data, position + 5)
             break
         if marker in (0xD9, 0xDA):
             raise UnreadableImage("damaged JPEG: no frame header")
         position += 2 + int(struct.unpack_from(">H", data, position + 2)[0])
     if data.rfind(b"\xff\xd9", position) < 0:  # from the end, where a whole file has it
         raise UnreadableImage("truncated: the JPEG has no end marker")
-    return Header("JPEG", width, height)
+    return Header("JPEG", width, height, channels=channels)
 
 
 def _read_png(data: bytes) -> Header:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     transparent, animated = colour in (4, 6), False
     position = 8
-    while position + 8 <= len(data):
+    kind = b""
+    while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"IDAT":
-            break
         transparent |= kind == b"tRNS"
         animated |= kind == b"acTL"
         position += 12 + length
+        # The decoder would reserve memory for whatever a chunk says, up to 4 GB.
+        if position > len(data):
+            raise UnreadableImage(f"truncated: a part of the PNG has {length} bytes, more than there are")
     return Header("PNG", width, height, transparent, animated, 65535 if depth == 16 else 255)
 
 
@@ -284,16 +288,17 @@ def _decode(data: bytes, header: Header, size: int, resize: str, bits: int) -> N
     raise UnreadableImage(f"truncated or damaged {header.format}")
 
 
-def _is_cut(data: bytes, image: NDArray[np.uint8]) -> bool:
+def _is_cut(data: bytes, header: Header, image: NDArray[np.uint8]) -> bool:
     """True where a JPEG's data ends before its image, though an end marker was put behind it; libjpeg fills up with grey.
 
     image: the image as decoded. Of a progressive one the scans tell. Of another one a grey corner raises the doubt, which
-    more data before the end marker settles: a whole image does not change by them, a cut one is filled with them.
+    more data before the end marker settles: a whole image does not change by them, a cut one is filled with them. CMYK is
+    always doubted: what it is filled with is of another colour.
     """
     if scans := _progressive_scans(data):
         return not all(scans)
     corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.int16)
-    if (np.abs(corners - 128) > 2).any(axis=1).all():
+    if header.channels != 4 and (np.abs(corners - 128) > 2).any(axis=1).all():
         return False
     end = data.rfind(b"\xff\xd9")
     filled = data[:end] + b"\x00\x35\xa6\x71\x9b\x4c\xd2\x0e" * 32 + data[end:]

@@ -84,12 +84,17 @@ def fetch_source(
     return facts
 
 
+def shown_source(source: str) -> str:
+    """The source as its marker names it: of an address what may be kept."""
+    return redact(source) if "://" in source else source
+
+
 def _facts(source: str, layout: Layout, hashes: dict[str, str], destination: Path) -> dict[str, Any]:
     counts = Counter(
         f"{entry.split}/{entry.class_name}" if entry.split else entry.class_name for entry in layout.entries
     )
     return {
-        "source": redact(source) if "://" in source else source,
+        "source": shown_source(source),
         "sha256": hashes,
         "splits": list(layout.splits),
         "num_files": len(layout.entries),

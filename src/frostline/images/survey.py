@@ -8,7 +8,7 @@ from typing import Any
 
 from frostline.files import COMPLETE, digest_facts, load_json, path_of, sha256_of
 from frostline.images.folders import find_layout
-from frostline.images.sources import source_of
+from frostline.images.sources import shown_source, source_of
 from frostline.params import Base, Fetch
 
 # What stage `source` writes, and `fetch` depends on.
@@ -74,7 +74,7 @@ def describe_changes(fetch: Fetch, base: Base, raw: Path, root: Path) -> list[st
     Empty, too, where nothing was made yet, or where what was made came from another source.
     """
     record, marker, memory = root / SOURCE_FILE, root / raw / COMPLETE, root / MEMORY
-    if not record.is_file() or not marker.is_file() or load_json(marker).get("source") != fetch.source:
+    if not record.is_file() or not marker.is_file() or load_json(marker).get("source") != shown_source(fetch.source):
         return []
     before, made = load_json(record), load_json(marker)
     now = survey_inputs(fetch, base, root, load_json(memory) if memory.is_file() else {}, before).record

@@ -10,7 +10,7 @@ from frostline.bases.files import check_custom_file
 from frostline.bases.packages import PACKAGES, find_package
 from frostline.errors import Refused, find_secret, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
-from frostline.images.sources import Generated, source_of
+from frostline.images.sources import Generated, shown_source, source_of
 from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
 from frostline.images.walk import Walk
 from frostline.params import (
@@ -200,7 +200,7 @@ def check_tracking(tracking: Tracking) -> list[str]:
 
 
 def _was_fetched(fetch: Fetch, folder: Path) -> bool:
-    return _record(folder, COMPLETE).get("source") == fetch.source
+    return _record(folder, COMPLETE).get("source") == shown_source(fetch.source)
 
 
 def _base_was_fetched(base: Base, folder: Path) -> bool:

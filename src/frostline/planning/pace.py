@@ -18,7 +18,7 @@ from frostline.arrays import digest_rows, load_array
 from frostline.errors import Refused
 from frostline.files import COMPLETE, load_json, require_complete
 from frostline.images.folders import Layout, read_layout
-from frostline.images.sources import count_layout, source_of
+from frostline.images.sources import count_layout, shown_source, source_of
 from frostline.images.survey import describe_changes
 from frostline.params import Params, Prepare, Refit, Tune
 from frostline.planning.closure import code_of
@@ -129,7 +129,7 @@ def _shares(files: int, splits: dict[str, int], prepare: Prepare) -> tuple[int, 
 def _raw(params: Params) -> bool:
     """Are the images that params ask for in `paths.raw`?"""
     marker = Path(params.paths.raw) / COMPLETE
-    return marker.is_file() and bool(load_json(marker).get("source") == params.fetch.source)
+    return marker.is_file() and bool(load_json(marker).get("source") == shown_source(params.fetch.source))
 
 
 def find_images(params: Params, work: Path, number: int) -> Layout:

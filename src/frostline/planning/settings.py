@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from frostline import TOLD
+from frostline.errors import redact
 
 DEFAULTS = {"image_data_format": "channels_last", "floatx": "float32", "epsilon": 1e-7}
 # What Keras itself refuses to start with.
@@ -15,7 +16,7 @@ def ignored_settings() -> list[str]:
     """What is set on this machine for other work and does not count here, a line each."""
     said = []
     if told := os.environ.get(TOLD):
-        said.append(f"set in the environment, and without effect here: {told}")
+        said.append(f"set in the environment, and without effect here: {redact(told)}")
     given = _keras_settings() or {}
     odd = [f"{key}: {given[key]}" for key, value in DEFAULTS.items() if given.get(key, value) != value]
     if odd:

@@ -100,11 +100,12 @@ def find_strangers(paths: Paths, root: Path) -> dict[str, list[Path]]:
     for stage, names in OUTPUTS.items():
         for name in names:
             output = root / getattr(paths, name)
-            begun, ended = _window(stage, output, root)
+            windows = _windows(stage, output, root)
             strangers = [
                 Path(file.path)
                 for file in _files_below(output)
-                if not begun <= file.facts.st_mtime <= ended and not cached.holds(file, getattr(paths, name))
+                if not any(begun <= file.facts.st_mtime <= ended for begun, ended in windows)
+                and not cached.holds(file, getattr(paths, name))
             ]
             if strangers:
                 found[name] = strangers
@@ -165,16 +166,17 @@ def _holds(outer: tuple[str, str], inner: tuple[str, str]) -> bool:
     return any(b == a or b.startswith(a.rstrip("/") + "/") for a, b in zip(outer, inner, strict=True))
 
 
-def _window(stage: str, output: Path, root: Path) -> tuple[float, float]:
-    """The seconds in which `stage` ran here last; to the marker of its output where it did not come to its end."""
+def _windows(stage: str, output: Path, root: Path) -> list[tuple[float, float]]:
+    """The seconds in which `stage` ran here; to the marker of its output where it did not come to its end.
+
+    Its last run that ended, those after it that did not, and the one that is under way.
+    """
     record = root / RUNS / f"{stage}.json"
     if not record.is_file():
-        return 0.0, -1.0
-    times = load_json(record)
-    if "ended" in times:
-        return times["begun"], times["ended"]
-    marker = output / COMPLETE
-    return times["begun"], marker.stat().st_mtime if marker.is_file() else -1.0
+        return []
+    times, marker = load_json(record), output / COMPLETE
+    written = marker.stat().st_mtime if marker.is_file() else -1.0
+    return [(each["begun"], each.get("ended", written)) for each in [*times.get("earlier", []), times]]
 
 
 def _was_killed(name: str, root: Path) -> bool:

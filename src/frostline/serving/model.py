@@ -4,6 +4,7 @@ A model folder holds `model.keras`, `frostline.json` (classes, size, how to deco
 images with the answers they got when the model was registered).
 """
 
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from frostline.errors import Refused
 from frostline.files import load_json, save_json, sha256_of
-from frostline.images.decoding import UnreadableImage, decode_image
+from frostline.images.decoding import UnreadableImage, decode_image, read_header
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 MODEL, CARD, GOLDEN = "model.keras", "frostline.json", "golden.npz"
 DATA = Path("data/data")  # where these lie in MLflow's folder of the model
+# Of one request, where a server is to have limits.
+MAX_IMAGES, MAX_MEGAPIXELS = "FROSTLINE_SERVE_MAX_IMAGES", "FROSTLINE_SERVE_MAX_MEGAPIXELS"
 BATCH_SIZES = (1, 8, 32)
 BATCH_SIZE = BATCH_SIZES[-1]
 # What a server needs besides the code that travels with the model.
@@ -54,8 +57,23 @@ class Card:
     bits: int = 16
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one call of `predict` may hold: so many images, and so many megapixels of encoded ones together."""
+
+    images: float = math.inf
+    megapixels: float = math.inf
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Those that a server was started with; none where a program loads the model."""
+        return cls(*(float(os.environ.get(name, "inf")) for name in (MAX_IMAGES, MAX_MEGAPIXELS)))
+
+
 class FrostlineModel:
     """Labels images: encoded ones in the column `image`, or decoded ones in the column `pixels`."""
+
+    limits = Limits()
 
     def __init__(self, folder: Path) -> None:
         self.card = load_card(folder)
@@ -92,25 +110,34 @@ class FrostlineModel:
         """
         import pandas as pd
 
-        rows = [self._pixels_of(row, number) for number, row in enumerate(_records(model_input))]
-        problems = [row for row in rows if isinstance(row, str)]
-        if problems:
-            raise _bad_request("; ".join(problems))
+        rows = _records(model_input)
         if not rows:
             raise _bad_request("there are no rows; send at least one image in `image` or `pixels`")
-        answers = make_answers(self.probabilities(np.stack(rows)), self.card.classes)
+        if len(rows) > self.limits.images:
+            raise _bad_request(
+                f"{len(rows)} images in one request, at most {self.limits.images:g} are taken; send several"
+            )
+        images, problems, pixels = [], [], 0
+        for number, row in enumerate(rows):
+            try:
+                given = _given_in(row)
+                if isinstance(given, bytes):
+                    header = read_header(given)
+                    pixels += header.width * header.height
+                    if pixels > self.limits.megapixels * 1e6:
+                        raise _bad_request(
+                            f"the first {number + 1} images have {pixels / 1e6:.1f} megapixels together, at most "
+                            f"{self.limits.megapixels:g} are taken in one request; send several, or smaller images"
+                        )
+                    images.append(self.decode(given))
+                else:
+                    images.append(_checked_pixels(given, self.card.image_size))
+            except (UnreadableImage, ValueError) as error:
+                problems.append(f"row {number}: {error}")
+        if problems:
+            raise _bad_request("; ".join(problems))
+        answers = make_answers(self.probabilities(np.stack(images)), self.card.classes)
         return pd.DataFrame(answers, columns=["label", "probability", "probabilities"])
-
-    def _pixels_of(self, row: dict[str, Any], number: int) -> NDArray[np.uint8] | str:
-        given = {name: row.get(name) for name in ("image", "pixels") if not _is_missing(row.get(name))}
-        if len(given) != 1:
-            return f"row {number}: needs either `image` or `pixels`, got {' and '.join(given) or 'neither'}"
-        try:
-            if "image" in given:
-                return self.decode(_bytes_of(given["image"]))
-            return _checked_pixels(given["pixels"], self.card.image_size)
-        except (UnreadableImage, ValueError) as error:
-            return f"row {number}: {error}"
 
 
 def load_card(folder: Path) -> Card:
@@ -240,7 +267,9 @@ def make_requirements() -> list[str]:
 
 def _load_pyfunc(path: str) -> FrostlineModel:
     # What MLflow calls to load the model.
-    return FrostlineModel(Path(path))
+    model = FrostlineModel(Path(path))
+    model.limits = Limits.from_environment()
+    return model
 
 
 def _records(model_input: Any) -> list[dict[str, Any]]:
@@ -259,6 +288,14 @@ def _records(model_input: Any) -> list[dict[str, Any]]:
     if len({len(column) for column in columns.values()}) > 1:
         raise _bad_request("`image` and `pixels` have different numbers of rows")
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _given_in(row: dict[str, Any]) -> Any:
+    """The bytes of an encoded image, or decoded pixels as they were sent; raises ValueError for neither and for both."""
+    given = {name: row.get(name) for name in ("image", "pixels") if not _is_missing(row.get(name))}
+    if len(given) != 1:
+        raise ValueError(f"needs either `image` or `pixels`, got {' and '.join(given) or 'neither'}")
+    return _bytes_of(given["image"]) if "image" in given else given["pixels"]
 
 
 def _column(values: Any) -> list[Any]:
