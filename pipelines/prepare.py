@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from frostline.files import publish
+from frostline.images.decisions import load_decisions
 from frostline.images.preparation import prepare_images
 from frostline.params import load_params
 from frostline.process import UNFINISHED, run_stage
@@ -24,6 +25,7 @@ def main() -> None:
         size=params.base.image_size,
         seed=params.seed,
         work=WORK / "shards",
+        decisions=load_decisions(),
     )
     publish(unfinished, destination)
     shutil.rmtree(WORK)

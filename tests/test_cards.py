@@ -9,6 +9,7 @@ from samples import make_refit, make_search, make_trial
 from frostline.evidence.card import Records, make_model_card
 from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.predictions import Predictions
+from frostline.evidence.suspicion import Suspicion
 from frostline.params import parse_params
 
 
@@ -42,6 +43,7 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
         study={"cuts": [{"depth": 2, "name": "block_15_add"}]},
         refit=make_refit(1, unfrozen_blocks=2, dropout=0.25),
         evaluation=make_evaluation(answers, answers, None, search_score=0.9, temperature=1.2, **options),
+        suspicion=Suspicion(840, 21, 6, 0.525),
     )
 
 

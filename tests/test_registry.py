@@ -316,6 +316,8 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     Path("models/out_of_fold.csv").touch()
     Path("reports/evaluation").mkdir(parents=True)
     save_json(Path("reports/evaluation/evaluation.json"), make_evaluation(120, 0.95).to_record())
+    for name in ("suspicious.csv", "report.html"):
+        (Path("reports/evaluation") / name).touch()
     Path("reports/evaluation/model_card.md").write_text("# frostline\n\nTells three classes apart.\n")
     write_rows(
         Path("reports/evaluation/predictions.csv"),

@@ -8,6 +8,7 @@ from frostline.errors import redact, some
 from frostline.evidence.evaluation import Evaluation, Gain
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
+from frostline.evidence.suspicion import Suspicion, describe_suspicion
 from frostline.evidence.trials import SearchRecord, describe_edge
 from frostline.params import Params
 
@@ -21,7 +22,7 @@ class Records:
     """What the stages wrote, as read from JSON.
 
     prepared: data/prepared/complete.json; base: data/base/card.json; search: reports/tune/trials.json; study: study.json beside it; refit:
-    models/refit.json; evaluation: evaluation.json.
+    models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv.
     """
 
     class_names: Sequence[str]
@@ -31,6 +32,7 @@ class Records:
     study: Record
     refit: RefitRecord
     evaluation: Evaluation
+    suspicion: Suspicion
 
 
 def make_model_card(records: Records, params: Params) -> str:
@@ -74,46 +76,56 @@ def _describe_results(evaluation: Evaluation) -> str:
         for name, score in evaluation.scores.items()
         if score
     ]
-    before, after = evaluation.calibration["before"], evaluation.calibration["after"]
-    optimism = 100 * evaluation.selection_optimism
+    gains = [describe_gain("the bare head on the last cut", evaluation.baseline, evaluation.gain)]
+    if evaluation.every_cut and evaluation.every_cut_gain:
+        gains.append(describe_gain("a linear head on every cut", evaluation.every_cut, evaluation.every_cut_gain))
+    told = [*gains, describe_optimism(evaluation), describe_calibration(evaluation)]
     return "\n".join(
         [
             f"| on the test split | value | {_confidence(evaluation)} |",
             "|---|---|---|",
             *rows,
             "",
-            _describe_gain("the bare head on the last cut", evaluation.baseline, evaluation.gain),
-            *(
-                [_describe_gain("a linear head on every cut", evaluation.every_cut, evaluation.every_cut_gain)]
-                if evaluation.every_cut and evaluation.every_cut_gain
-                else []
-            ),
-            f"- The search's best validation score was {evaluation.search_score:.2%}, {abs(optimism):.2f} points "
-            + (
-                "above the test accuracy: the best of many trials looks better than it is."
-                if optimism > 0
-                else "below the test accuracy, which chance can do."
-            )
-            + " Quote the test accuracy.",
-            (
-                f"- The calibration error is {after['ece']:.4f}, the log loss {after['log_loss']:.4f}; no temperature was "
-                "fitted, because a linear head's L2 was chosen by log loss."
-                if evaluation.temperature == 1
-                else f"- Temperature {evaluation.temperature:.3f}, fitted out of fold, took the calibration error from "
-                f"{before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
-                f"{after['log_loss']:.4f}."
-            )
-            + f" A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so few images.",
+            *(f"- {line}" for line in told),
         ]
     )
 
 
-def _describe_gain(name: str, scores: Mapping[str, Score], gain: Gain) -> str:
+def describe_optimism(evaluation: Evaluation) -> str:
+    """What the search's own score was too good by."""
+    optimism = 100 * evaluation.selection_optimism
+    how = (
+        "above the test accuracy: the best of many trials looks better than it is."
+        if optimism > 0
+        else "below the test accuracy, which chance can do."
+    )
+    return (
+        f"The search's best validation score was {evaluation.search_score:.2%}, {abs(optimism):.2f} points {how} "
+        "Quote the test accuracy."
+    )
+
+
+def describe_calibration(evaluation: Evaluation) -> str:
+    """How far confidence can be believed, and what the temperature did."""
+    before, after = evaluation.calibration["before"], evaluation.calibration["after"]
+    how = (
+        f"The calibration error is {after['ece']:.4f}, the log loss {after['log_loss']:.4f}; no temperature was fitted, because a "
+        "linear head's L2 was chosen by log loss."
+        if evaluation.temperature == 1
+        else f"Temperature {evaluation.temperature:.3f}, fitted out of fold, took the calibration error from {before['ece']:.4f} to "
+        f"{after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to {after['log_loss']:.4f}."
+    )
+    floor = evaluation.score("ece").more["floor"]
+    return f"{how} A perfectly calibrated model would show {floor:.4f} on so few images."
+
+
+def describe_gain(name: str, scores: Mapping[str, Score], gain: Gain) -> str:
+    """What the final model gains over another on the same test images."""
     plain = _percent(scores["accuracy"])
     if gain.wins == gain.losses == 0:
-        return f"- Of {name} every answer is the same ({plain})."
+        return f"Of {name} every answer is the same ({plain})."
     return (
-        f"- Against {name} ({plain}): {100 * gain.value:+.2f} points "
+        f"Against {name} ({plain}): {100 * gain.value:+.2f} points "
         f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], {gain.wins} images won and {gain.losses} lost, "
         f"exact one-sided McNemar p = {gain.p_value:.3g}."
     )
@@ -159,11 +171,27 @@ def _describe_data(records: Records, params: Params) -> str:
             f"- Source: {redact(params.fetch.source)}",
             f"- Images: {counts}, at {prepared['image_size']} × {prepared['image_size']} pixels ({prepared['resize']})",
             f"- Left out: {left_out or 'none'}; exact and near duplicates never cross splits",
+            f"- {describe_suspicion(records.suspicion)} `frostline review` shows them.",
+            *_describe_decisions(prepared),
             f"- Hash of the prepared data: `{prepared['content_sha256']}`",
             f"- Training saw {params.augment.views} views of each image: "
             + (", ".join(name for step in params.augment.transforms for name in step) or "the plain one only"),
         ]
     )
+
+
+def _describe_decisions(prepared: Record) -> list[str]:
+    """What people changed after a review, and what that does to the test accuracy."""
+    changed = prepared.get("relabelled", {})
+    if not changed:
+        return []
+    listed = ", ".join(f"{number} of {split}" for split, number in changed.items())
+    bias = (
+        " Which test labels were looked at depended on a model's answers, so the test accuracy is a little in its favour."
+        if changed.get("test")
+        else ""
+    )
+    return [f"- Labels changed by people (decisions.csv): {listed}.{bias}"]
 
 
 def _describe_base(base: Record) -> str:

@@ -14,7 +14,7 @@ BOOKKEEPING = frozenset(
         *("__init__", "errors", "params", "hparams", "process", "tracking", "cli"),
         *("planning.checks", "planning.closure", "planning.notes", "planning.settings", "planning.workspace"),
         "search.progress",
-        *("evidence.card", "evidence.figures"),
+        *("evidence.card", "evidence.figures", "evidence.pages", "evidence.report"),
     }
 )
 # Imported name -> package, of the libraries whose version can change a result.
