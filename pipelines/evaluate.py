@@ -8,6 +8,7 @@ import numpy as np
 
 from frostline.arrays import load_split
 from frostline.evidence.card import Records, make_model_card
+from frostline.evidence.conformal import find_thresholds, keep_promises, save_promises
 from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.explanation import explain
 from frostline.evidence.figures.evaluation import draw_evaluation, draw_suspects
@@ -48,15 +49,17 @@ def main() -> None:
     drawn = {"resamples": rules.resamples, "confidence": rules.confidence, "seed": derive_seed(params.seed, "evaluate")}
     told = {"search_score": search.trial(search.best).score, "temperature": refit.temperature}
     evaluation = make_evaluation(predictions, plain, every_cut, **told, **drawn)
-    known = [load_predictions(models / "out_of_fold.csv"), predictions]
-    suspects = find_suspects(known, splits, partial(predict_probabilities, final))
+    unseen = load_predictions(models / "out_of_fold.csv")
+    promises = keep_promises(find_thresholds(unseen.labels, unseen.probabilities), predictions, rules.confidence)
+    suspects = find_suspects([unseen, predictions], splits, partial(predict_probabilities, final))
     examples = pick_examples(predictions, rules.explained)
     heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), predictions.predicted[np.sort(examples)])
 
     base = load_json(Path(paths.base) / "card.json")
-    made = load_json(study / "study.json")
-    records = Records(class_names, facts, base, search, made, refit, evaluation, sum_up(suspects))
+    found_out = (evaluation, sum_up(suspects), promises)
+    records = Records(class_names, facts, base, search, load_json(study / "study.json"), refit, *found_out)
     save_json(out / "evaluation.json", evaluation.to_record())
+    save_promises(out / "sets.json", promises)
     save_predictions(out / "predictions.csv", predictions)
     save_predictions(out / "baseline_predictions.csv", plain)
     (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")

@@ -120,6 +120,11 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert record["gain"]["wins"] > 0 and record["every_cut_gain"]["wins"] > 0
     assert "# frostline" in (out / "model_card.md").read_text()
 
+    # The sets' thresholds are of predictions out of fold: ten of them can promise nothing above 0.9.
+    sets = {each["promised"]: each for each in json.loads((out / "sets.json").read_text())}
+    assert sets[0.95]["threshold"] == 0 and sets[0.95]["covered"]["value"] == 1 and sets[0.95]["size"] == 2
+    assert set(sets[0.8]["by_class"]) == set(CLASSES) and sets[0.8]["threshold"] > 0
+
     # Of all splits, those that `refit` did not train on answered by the final model.
     suspects = load_suspects(out / "suspicious.csv")
     assert {name: sum(each.split == name for each in suspects) for name in ("train", "val", "test")} == {
@@ -136,7 +141,7 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert log(project) == first  # a register that was killed goes on in the same run
     logged = {item.path for item in store.client.list_artifacts(first)}
     assert {"model_card.md", "evaluation.json", "predictions.csv", "suspicious.csv", "report.html"} <= logged
-    assert {"refit.json", "out_of_fold.csv", "figures"} <= logged
+    assert {"sets.json", "refit.json", "out_of_fold.csv", "figures"} <= logged
     images = {item.path.split("/")[1] for item in store.client.list_artifacts(first, "figures")}
     assert images == {file.name for file in out.glob("*.png")} and len(images) == 8
     metrics = store.client.get_run(first).data.metrics

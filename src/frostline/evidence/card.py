@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.errors import redact, some
+from frostline.evidence.conformal import Promise, describe_promises
 from frostline.evidence.evaluation import Evaluation, Gain
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
@@ -22,7 +23,7 @@ class Records:
     """What the stages wrote, as read from JSON.
 
     prepared: data/prepared/complete.json; base: data/base/card.json; search: reports/tune/trials.json; study: study.json beside it; refit:
-    models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv.
+    models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv; promises: sets.json.
     """
 
     class_names: Sequence[str]
@@ -33,6 +34,7 @@ class Records:
     refit: RefitRecord
     evaluation: Evaluation
     suspicion: Suspicion
+    promises: Sequence[Promise]
 
 
 def make_model_card(records: Records, params: Params) -> str:
@@ -40,6 +42,7 @@ def make_model_card(records: Records, params: Params) -> str:
     sections = [
         _introduce(records, params.register_.name),
         "## Results\n\n" + _describe_results(records.evaluation),
+        "## Sets with a promise\n\n" + _describe_sets(records),
         "## Known weaknesses\n\n" + _describe_weaknesses(records.evaluation),
         "## Data\n\n" + _describe_data(records, params),
         "## Base\n\n" + _describe_base(records.base),
@@ -129,6 +132,31 @@ def describe_gain(name: str, scores: Mapping[str, Score], gain: Gain) -> str:
         f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], {gain.wins} images won and {gain.losses} lost, "
         f"exact one-sided McNemar p = {gain.p_value:.3g}."
     )
+
+
+def _describe_sets(records: Records) -> str:
+    rows = [
+        f"| {each.promised:g} | {each.covered.value:.3f} [{each.covered.low:.3f}, {each.covered.high:.3f}] | {each.size:.2f} | "
+        f"{each.single:.1%} | {_cell(describe_worst(each))} |"
+        for each in records.promises
+    ]
+    return "\n".join(
+        [
+            "`frostline predict --coverage 0.95`, and the served model with the parameter `coverage`, give a set of classes, too.",
+            "",
+            "| promised | sets with the right class, on test | classes in a set | sets of one class | class with the lowest share |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            describe_promises(records.promises, records.refit.num_images),
+        ]
+    )
+
+
+def describe_worst(promise: Promise) -> str:
+    """The class whose images' sets hold it least often."""
+    name, worst = min(promise.by_class.items(), key=lambda item: item[1].value)
+    return f"{name}: {worst.value:.3f} [{worst.low:.3f}, {worst.high:.3f}]"
 
 
 def _describe_weaknesses(evaluation: Evaluation) -> str:

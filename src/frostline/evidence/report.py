@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from frostline.errors import redact
-from frostline.evidence.card import Records, describe_calibration, describe_final, describe_gain, describe_optimism
+from frostline.evidence.card import (
+    Records,
+    describe_calibration,
+    describe_final,
+    describe_gain,
+    describe_optimism,
+    describe_worst,
+)
+from frostline.evidence.comparison import Interval
+from frostline.evidence.conformal import Promise, describe_promises
 from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.pages import embed, render
 from frostline.evidence.predictions import Predictions, pick_mistakes
@@ -28,6 +37,7 @@ CONTENTS = (
     ("mistakes", "Mistakes"),
     ("labels", "Labels"),
     ("calibration", "Calibration"),
+    ("sets", "Sets"),
     ("cost", "Cost"),
     ("lineage", "Lineage"),
     ("use", "How to use it"),
@@ -83,6 +93,9 @@ def make_report(records: Records, params: Params, findings: Findings) -> str:
         labels=describe_suspicion(sum_up(findings.suspects)),
         suspects=[each for each in findings.suspects if each.looks_wrong][:LISTED],
         calibration=describe_calibration(evaluation),
+        promises=[{**vars(each), "worst": describe_worst(each)} for each in records.promises],
+        sets=describe_promises(records.promises, records.refit.num_images),
+        classes_of_sets=_list_sets(records.promises),
         cost=_list_cost(records, findings.model_bytes),
         lineage=_list_lineage(records, params),
         size=records.prepared["image_size"],
@@ -223,6 +236,11 @@ def _describe_folds(records: Records) -> str:
         + (", the mean with the mirror image" if refit.mirrored else "")
         + f". Out of fold the final model has accuracy {refit.accuracy:.1%} and log loss {refit.log_loss:.4f}."
     )
+
+
+def _list_sets(promises: Sequence[Promise]) -> list[tuple[str, list[Interval]]]:
+    """Of each class how often sets hold it, by promise."""
+    return [(name, [each.by_class[name] for each in promises]) for name in promises[0].by_class]
 
 
 def _list_cost(records: Records, model_bytes: int) -> list[tuple[str, str]]:
