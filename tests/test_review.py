@@ -204,6 +204,13 @@ def test_suspects_of_other_prepared_images_are_refused(project):
         make_review(load_params(), suspects, {}, "anna")
 
 
+def test_of_very_many_classes_one_is_written_by_name(project):
+    review = load_review()
+    review.classes = [f"class {number}" for number in range(1000)]
+    page = review.page("")
+    assert page.count("<select") == 0 and page.count('<input list="classes"') == 3 and page.count("<option") == 1000
+
+
 def test_what_a_file_is_called_is_no_markup(project):
     review = load_review()
     review.cards[0].suspect.__dict__["file"] = "<script>alert(1)</script>.png"

@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from frostline.errors import Refused, nearest, some
 from frostline.files import replacing
-from frostline.images.duplicates import LeftOut
-from frostline.images.shards import Record
+
+if TYPE_CHECKING:  # whoever only reads the table loads no decoder
+    from frostline.images.duplicates import LeftOut
+    from frostline.images.shards import Record
 
 FILE = Path("decisions.csv")  # at the project's root
 LOCK = Path(".frostline/decisions.lock")
@@ -52,8 +54,8 @@ class Decided:
     dropped: rows of `rejected.csv`; relabelled: ids; notes: what a user should be told.
     """
 
-    records: list[Record]
-    dropped: list[LeftOut]
+    records: "list[Record]"
+    dropped: "list[LeftOut]"
     relabelled: frozenset[str]
     notes: tuple[str, ...]
 
@@ -93,7 +95,7 @@ def add_decisions(new: Iterable[Decision], path: Path = FILE) -> None:
             writer.writerows(astuple(row) for row in rows)
 
 
-def decide(records: Sequence[Record], decisions: Mapping[str, Decision], classes: Sequence[str]) -> Decided:
+def decide(records: "Sequence[Record]", decisions: Mapping[str, Decision], classes: Sequence[str]) -> Decided:
     """The usable images as people decided; a decision holds for copies of the image in its class, too.
 
     Not followed, and told, is one about an image that is not there, has another label now, or is another file. Refused
@@ -110,7 +112,9 @@ def decide(records: Sequence[Record], decisions: Mapping[str, Decision], classes
     stale = sorted(image_id for image_id, record in known.items() if _is_stale(decisions.get(image_id), record))
     valid = {image_id: each for image_id, each in decisions.items() if image_id in known and image_id not in stale}
     copies = {(known[name].pixel_sha256, known[name].class_name): each for name, each in valid.items()}
-    kept, dropped, relabelled = list[Record](), list[LeftOut](), list[str]()
+    kept: list[Record] = []
+    dropped: list[LeftOut] = []
+    relabelled: list[str] = []
     for record in records:
         made = valid.get(record.image_id) or copies.get((record.pixel_sha256, record.class_name))
         if made is None or made.decision == KEEP or made.label == record.class_name:
@@ -137,14 +141,14 @@ def _read(path: Path, number: int, row: Mapping[str, Any]) -> Decision:
     return Decision(**values)
 
 
-def _is_stale(decision: Decision | None, record: Record) -> bool:
+def _is_stale(decision: Decision | None, record: "Record") -> bool:
     if decision is None:
         return False
     return decision.was not in ("", record.class_name) or decision.sha256 not in ("", record.sha256)
 
 
 def _tell(
-    relabelled: Sequence[str], dropped: Sequence[LeftOut], missing: Sequence[str], stale: Sequence[str]
+    relabelled: Sequence[str], dropped: "Sequence[LeftOut]", missing: Sequence[str], stale: Sequence[str]
 ) -> Iterable[str]:
     counts = Counter({"relabelled": len(relabelled), "dropped": len(dropped)})
     if listed := ", ".join(f"{number} {word}" for word, number in counts.items() if number):

@@ -66,6 +66,7 @@ class Review:
             connect="'self'",
             intro=intro,
             cards=shown,
+            classes=self.classes,
             decided={str(row): choice for row, choice in self.decided.items()},
             who=self.who,
             table=str(self.table),
