@@ -1,5 +1,6 @@
-"""Stage `evaluate`: final model and test split -> scores with intervals, predictions, images and the model card."""
+"""Stage `evaluate`: final model and test split -> scores with intervals, predictions, suspicious labels, card and report."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,15 @@ import numpy as np
 
 from frostline.arrays import load_split
 from frostline.evidence.card import Records, make_model_card
+from frostline.evidence.conformal import find_thresholds, keep_promises, save_promises
 from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.explanation import explain
-from frostline.evidence.figures.evaluation import draw_evaluation
+from frostline.evidence.figures.evaluation import draw_evaluation, draw_suspects
 from frostline.evidence.figures.search import learning_curves
-from frostline.evidence.predictions import Predictions, pick_examples, save_predictions
+from frostline.evidence.predictions import Predictions, load_predictions, pick_examples, save_predictions
 from frostline.evidence.refits import RefitRecord
+from frostline.evidence.report import Findings, make_report
+from frostline.evidence.suspicion import find_suspects, save_suspects, sum_up
 from frostline.evidence.trials import SearchRecord
 from frostline.files import load_json, require_complete, save_json
 from frostline.params import load_params
@@ -26,12 +30,12 @@ def main() -> None:
     params = load_params()
     paths, rules = params.paths, params.evaluate
     prepared, models, study, out = (Path(p) for p in (paths.prepared, paths.refit, paths.study, paths.evaluation))
-    facts, test = require_complete(prepared), load_split(prepared / "test")
+    facts, splits = require_complete(prepared), {name: load_split(prepared / name) for name in ("train", "val", "test")}
     class_names = tuple(load_json(prepared / "classes.json"))
     refit = RefitRecord.from_record(load_json(models / "refit.json"))
     search = SearchRecord.from_record(load_json(study / "trials.json"))
 
-    labels = np.asarray(test.labels)
+    test, labels = splits["test"], np.asarray(splits["test"].labels)
     networks: dict[str, Any] = {}  # by sha256: where no tail had a share, the final model is one of the baselines
     for name, sha256 in refit.sha256.items():
         networks.setdefault(sha256, load_network(models / f"{name}.keras", sha256))
@@ -42,28 +46,31 @@ def main() -> None:
         for name in ("final", "baseline", "every_cut")
     )
     assert predictions is not None and plain is not None
-    evaluation = make_evaluation(
-        predictions,
-        plain,
-        every_cut,
-        search_score=search.trial(search.best).score,
-        temperature=refit.temperature,
-        resamples=rules.resamples,
-        confidence=rules.confidence,
-        seed=derive_seed(params.seed, "evaluate"),
-    )
+    drawn = {"resamples": rules.resamples, "confidence": rules.confidence, "seed": derive_seed(params.seed, "evaluate")}
+    told = {"search_score": search.trial(search.best).score, "temperature": refit.temperature}
+    evaluation = make_evaluation(predictions, plain, every_cut, **told, **drawn)
+    unseen = load_predictions(models / "out_of_fold.csv")
+    promises = keep_promises(find_thresholds(unseen.labels, unseen.probabilities), predictions, rules.confidence)
+    suspects = find_suspects([unseen, predictions], splits, partial(predict_probabilities, final))
     examples = pick_examples(predictions, rules.explained)
     heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), predictions.predicted[np.sort(examples)])
 
     base = load_json(Path(paths.base) / "card.json")
-    records = Records(class_names, facts, base, search, load_json(study / "study.json"), refit, evaluation)
+    found_out = (evaluation, sum_up(suspects), promises)
+    records = Records(class_names, facts, base, search, load_json(study / "study.json"), refit, *found_out)
     save_json(out / "evaluation.json", evaluation.to_record())
+    save_promises(out / "sets.json", promises)
     save_predictions(out / "predictions.csv", predictions)
     save_predictions(out / "baseline_predictions.csv", plain)
     (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")
+    save_suspects(out / "suspicious.csv", suspects)
+    draw_suspects(suspects, splits, out / "suspicious.png", count=rules.worst_mistakes)
     draw_evaluation(predictions, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes)
     if refit.curves:
         learning_curves({f"first fold, trial {refit.trial}": refit.curves}, out / "learning_curves.png")
+    figures = [*sorted(out.glob("*.png")), study / "frost_line.png", study / "search_history.png"]
+    findings = Findings(predictions, suspects, figures, (models / "final.keras").stat().st_size)
+    (out / "report.html").write_text(make_report(records, params, findings), encoding="utf-8")
     say("evaluate", describe_test(evaluation))
 
 

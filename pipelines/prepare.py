@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from frostline.files import publish
+from frostline.images.decisions import load_decisions
 from frostline.images.preparation import prepare_images
 from frostline.params import load_params
 from frostline.planning.closure import code_of
@@ -32,6 +33,7 @@ def main() -> None:
         work=WORK / "shards",
         earlier=list_earlier(params.paths.prepared, project_root()),
         code=code_of("images/decoding.py"),
+        decisions=load_decisions(),
     )
     publish(unfinished, destination)
     shutil.rmtree(WORK)

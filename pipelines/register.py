@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from frostline.errors import Refused
+from frostline.evidence.conformal import load_sets
 from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.refits import RefitRecord
 from frostline.files import load_json, require_complete, save_json, sha256_of
@@ -46,9 +47,8 @@ def main() -> None:
             say("register", f"not registered, because {registration['reason']}")
         else:
             rules = params.prepare
-            card = Card(
-                classes, facts["image_size"], facts["resize"], rules.min_side, rules.max_megapixels, sha256, rules.bits
-            )
+            how = (rules.min_side, rules.max_megapixels, sha256, rules.bits, load_sets(reports / "sets.json"))
+            card = Card(classes, facts["image_size"], facts["resize"], *how)
             version = register(
                 store,
                 name,

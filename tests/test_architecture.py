@@ -32,6 +32,7 @@ HOMES = {
     "ruamel": {"params", "cli.presets"},
     "pydantic": {"params"},
     "matplotlib": {"evidence.figures"},
+    "jinja2": {"evidence.pages"},
     "tensorflow": {"devices"},
     "jax": {"devices"},
     "tensorflow_datasets": {"images"},

@@ -7,8 +7,10 @@ import pytest
 from samples import make_refit, make_search, make_trial
 
 from frostline.evidence.card import Records, make_model_card
+from frostline.evidence.conformal import keep_promises
 from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.predictions import Predictions
+from frostline.evidence.suspicion import Suspicion
 from frostline.params import parse_params
 
 
@@ -42,6 +44,8 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
         study={"cuts": [{"depth": 2, "name": "block_15_add"}]},
         refit=make_refit(1, unfrozen_blocks=2, dropout=0.25),
         evaluation=make_evaluation(answers, answers, None, search_score=0.9, temperature=1.2, **options),
+        suspicion=Suspicion(840, 21, 6, 0.525),
+        promises=keep_promises({0.9: 0.3, 0.95: 0.0}, answers, 0.95),
     )
 
 
@@ -64,6 +68,9 @@ def test_the_card_names_data_base_search_results_and_use(params):
         "2 trials over depths 0 to 4: 1 finished, 1 pruned, 0 failed",
         "everything up to `block_15_add` frozen",
         "95 % interval",
+        "21 of 840 labels look wrong (2.5%), 6 of them in the test split",
+        "| 0.95 | 1.000 [0.984, 1.000] | 3.00 | 0.0% | cat: 1.000",
+        "quantiles of 600 images",
         'load_model("models:/frostline@champion")',
         "frostline predict",
     ):
@@ -92,6 +99,16 @@ def test_classes_with_few_or_no_test_images_are_named(params):
     classes = {**classes, "unicorn": {**classes["cat"], "support": 0}}
     untested = replace(records, evaluation=replace(records.evaluation, per_class=classes))
     assert "**Not tested at all**: unicorn" in make_model_card(untested, params)
+
+
+def test_what_people_changed_is_told_and_that_it_favours_the_model(params):
+    records = make_records()
+    assert "decisions.csv" not in make_model_card(records, params)
+    changed = replace(records, prepared={**records.prepared, "relabelled": {"train": 3, "test": 1}})
+    card = make_model_card(changed, params)
+    assert "Labels changed by people (decisions.csv): 3 of train, 1 of test. Which test labels" in card
+    untested = replace(records, prepared={**records.prepared, "relabelled": {"train": 3}})
+    assert "3 of train.\n" in make_model_card(untested, params)
 
 
 def test_what_an_address_carries_besides_its_place_stays_out(params_document):

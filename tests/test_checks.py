@@ -108,6 +108,12 @@ def test_a_mistake_is_named_with_what_was_given_and_what_is_allowed(params_docum
         assert word in problems[0]
 
 
+def test_a_row_that_is_no_decision_is_found_before_anything_runs(params_document, tmp_path):
+    (tmp_path / "decisions.csv").write_text("image_id,decision\ncats/1.png,burn\n")
+    problems = find_problems(params_document, tmp_path, transforms=False)
+    assert any("decisions.csv, row 2" in problem and "'burn'" in problem for problem in problems), problems
+
+
 def test_a_password_is_not_repeated(params_document, root):
     document = changed(params_document, fetch__source="https://me:secret@host/a.zip")
     assert "secret" not in "\n".join(find_problems(document, root))

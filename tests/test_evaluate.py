@@ -12,12 +12,14 @@ from keras import layers
 from ruamel.yaml import YAML
 from samples import make_refit, make_search, make_trial
 
-from frostline.arrays import save_split
+from frostline.arrays import load_split, save_split
 from frostline.cli.diff import command as diff
+from frostline.cli.report import command as report
 from frostline.errors import Refused
 from frostline.evidence.evaluation import Evaluation
-from frostline.evidence.predictions import load_predictions
+from frostline.evidence.predictions import Predictions, load_predictions, save_predictions
 from frostline.evidence.refits import RefitRecord
+from frostline.evidence.suspicion import load_suspects
 from frostline.files import load_json, mark_complete, save_json, sha256_of
 from frostline.params import load_params
 from frostline.tracking.finals import log_final
@@ -60,6 +62,10 @@ def project(mlflow_root, params_document, monkeypatch):
     prepared = mlflow_root / "data/prepared"
     ids = [f"{CLASSES[k]}/{i}.png" for i, k in enumerate(labels)]
     save_split(prepared / "test", [images], SIZE, labels, ids, np.arange(120))
+    for seed, name in enumerate(("train", "val"), start=1):
+        its, its_labels = make_images(10, seed)
+        its_ids = [f"{CLASSES[k]}/{name}-{i}.png" for i, k in enumerate(its_labels)]
+        save_split(prepared / name, [its], SIZE, its_labels, its_ids, np.arange(10))
     save_json(prepared / "classes.json", CLASSES)
     counts = {"train": 10, "val": 10, "test": 120}
     mark_complete(prepared, num_images=counts, image_size=SIZE, resize="squash", content_sha256="0" * 64, left_out={})
@@ -81,7 +87,10 @@ def refit_models(root, error):
     }
     refit = make_refit(3, dropout=0.1, unfrozen_blocks=1, temperature=2.0, curves=curves)
     save_json(models / "refit.json", replace(refit, sha256=sha256).to_record())
-    (models / "out_of_fold.csv").touch()
+    train = load_split(root / "data/prepared/train")
+    sure = np.where(np.arange(10)[:, None] == 4, [0.01, 0.99], 0.5 + 0.4 * np.where(np.eye(2)[train.labels] > 0, 1, -1))
+    answers = Predictions(train.ids, np.asarray(train.labels), sure.astype(np.float32), CLASSES, "out of fold")
+    save_predictions(models / "out_of_fold.csv", answers)
 
 
 def log(root):
@@ -99,7 +108,7 @@ def evaluate(root):
     stage.main()
 
 
-def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(project, root, capsys):
+def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(project, root, capsys, monkeypatch):
     evaluate(root)
     assert "test accuracy" in capsys.readouterr().out
     out = project / "reports/evaluation"
@@ -111,13 +120,30 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert record["gain"]["wins"] > 0 and record["every_cut_gain"]["wins"] > 0
     assert "# frostline" in (out / "model_card.md").read_text()
 
+    # The sets' thresholds are of predictions out of fold: ten of them can promise nothing above 0.9.
+    sets = {each["promised"]: each for each in json.loads((out / "sets.json").read_text())}
+    assert sets[0.95]["threshold"] == 0 and sets[0.95]["covered"]["value"] == 1 and sets[0.95]["size"] == 2
+    assert set(sets[0.8]["by_class"]) == set(CLASSES) and sets[0.8]["threshold"] > 0
+
+    # Of all splits, those that `refit` did not train on answered by the final model.
+    suspects = load_suspects(out / "suspicious.csv")
+    assert {name: sum(each.split == name for each in suspects) for name in ("train", "val", "test")} == {
+        "train": 10,
+        "val": 10,
+        "test": 120,
+    }
+    flipped = next(each for each in suspects if each.split == "train" and each.looks_wrong)
+    assert (flipped.file, flipped.label, flipped.suggested) == ("blue/train-4.png", "blue", "red")
+    assert f"of {len(suspects)} labels look wrong" in (out / "model_card.md").read_text()
+
     store = open_store(load_params().tracking, project)
     first = log(project)
     assert log(project) == first  # a register that was killed goes on in the same run
     logged = {item.path for item in store.client.list_artifacts(first)}
-    assert {"model_card.md", "evaluation.json", "predictions.csv", "refit.json", "out_of_fold.csv", "figures"} <= logged
+    assert {"model_card.md", "evaluation.json", "predictions.csv", "suspicious.csv", "report.html"} <= logged
+    assert {"sets.json", "refit.json", "out_of_fold.csv", "figures"} <= logged
     images = {item.path.split("/")[1] for item in store.client.list_artifacts(first, "figures")}
-    assert images == {file.name for file in out.glob("*.png")} and len(images) == 7
+    assert images == {file.name for file in out.glob("*.png")} and len(images) == 8
     metrics = store.client.get_run(first).data.metrics
     assert metrics["test_accuracy"] == record["accuracy"]["value"]
 
@@ -135,6 +161,24 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     place = f"diff/{first[:8]}"
     logged = {item.path for item in store.client.list_artifacts(second, place)}
     assert logged == {f"{place}/{name}" for name in ("diff.json", "flips.csv", "flips.png")}
+
+    # The report of each, and both side by side.
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert CliRunner().invoke(report, [], catch_exceptions=False).output == "reports/evaluation/report.html\n"
+    assert opened == [(out / "report.html").as_uri()]
+    old = (
+        project / CliRunner().invoke(report, [first, "--no-open"], catch_exceptions=False).output.strip()
+    ).read_text()
+    new_page = (out / "report.html").read_text()
+    for text in (old, new_page):
+        assert text.startswith("<!doctype html>") and text.count("data:image/png;base64,") == 8
+    assert f"{record['accuracy']['value']:.1%}".replace("%", " %") in old
+    page = CliRunner().invoke(report, ["--compare", first, second, "--no-open"], catch_exceptions=False).output.strip()
+    both = (project / page).read_text()
+    assert "McNemar" in both and both.count("<tr><td>mended</td>") == found["mended"] and len(opened) == 1
+    with pytest.raises(Refused, match="Name one version"):
+        CliRunner().invoke(report, [first, "--compare", first, second], catch_exceptions=False)
 
 
 def test_a_model_that_is_not_refits_is_refused(project, root):

@@ -213,6 +213,17 @@ def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path)
     assert [stage for stage, changes in status.items() if "images/views.py" in str(changes)] == ["augment"]
     module.write_text(text, encoding="utf-8")
 
+    # What looks wrong is listed; an image that somebody keeps is prepared as before, so that nothing else runs again.
+    said = project.frostline("review", "--list", "--limit", "1").splitlines()
+    image = said[1].split("\t")[0]
+    with (project.folder / "decisions.csv").open("a", encoding="utf-8") as table:
+        table.write(f"{image},keep,,,,tester,\n")
+    assert project.repro() == ["prepare"]
+    assert image not in project.frostline("review", "--list", "--limit", "1")
+    assert project.frostline("report", "--no-open") == "reports/evaluation/report.html\n"
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "-m", "looked at")
+
     # A teammate with the same remote gets all results and computes nothing.
     project.run("dvc", "remote", "add", "--default", "team", str(tmp_path / "remote"))
     project.run("git", "commit", "--quiet", "-m", "a remote", ".dvc/config")

@@ -319,6 +319,9 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     Path("models/out_of_fold.csv").touch()
     Path("reports/evaluation").mkdir(parents=True)
     save_json(Path("reports/evaluation/evaluation.json"), make_evaluation(120, 0.95).to_record())
+    save_json(Path("reports/evaluation/sets.json"), [{"promised": 0.95, "threshold": 0.25}])
+    for name in ("suspicious.csv", "report.html"):
+        (Path("reports/evaluation") / name).touch()
     Path("reports/evaluation/model_card.md").write_text("# frostline\n\nTells three classes apart.\n")
     write_rows(
         Path("reports/evaluation/predictions.csv"),
@@ -446,6 +449,17 @@ def predict_everything(workspace: Path) -> None:
     table = list(csv.DictReader(said.splitlines()))
     assert [row["label"] for row in table] == [row["label"] for row in rows[:3]]
     assert set(table[0]) == {"file", "label", "probability", "error", *(f"p({name})" for name in CLASSES)}
+    code, said = call("predict", "images", "--coverage", "0.95", "--json")
+    for row in [json.loads(line) for line in said.splitlines() if line.startswith("{")][:4]:
+        assert set(row["set"]) == {name for name, p in row["probabilities"].items() if p >= 0.25} | {row["label"]}
+        assert row["set"][0] == row["label"]
+    code, said = call("predict", "images/0.png", "--coverage", "0.95", "--csv")
+    assert json.loads(next(csv.DictReader(said.splitlines()))["set"]) == [rows[0]["label"]]
+    code, said = call("predict", "images/0.png", "--coverage", "0.95")
+    assert said == f"images/0.png\t{rows[0]['label']}\t{rows[0]['probability']:.4f}\t{{{rows[0]['label']}}}\n"
+    code, said = call("predict", "images/0.png", "--coverage", "0.7")
+    assert code == 2 and "promises no coverage of 0.7. It has 0.95." in said
+    assert call("predict", "images/0.png", "--coverage", "0.95", "--tta")[0] == 2
     piped = CliRunner().invoke(group, ["predict", "-"], input=encode(images[0]))
     assert piped.output.startswith(f"(stdin)\t{rows[0]['label']}\t")
     listed = CliRunner().invoke(group, ["predict", "-", "--tta", "--explain", "maps"], input="images/1.png\n")
@@ -471,6 +485,13 @@ def serve_the_champion(workspace: Path) -> None:
         answer = ask(f"{url}/invocations", {"dataframe_records": [{"image": base64.b64encode(encode(image)).decode()}]})
         assert answer["predictions"][0]["label"] == wanted["label"]
         assert answer["predictions"][0]["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+        assert "set" not in answer["predictions"][0]
+        rows = {"dataframe_records": [{"image": base64.b64encode(encode(image)).decode()}]}
+        promised = ask(f"{url}/invocations", {**rows, "params": {"coverage": 0.95}})
+        assert promised["predictions"][0]["set"] == [wanted["label"]]
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            ask(f"{url}/invocations", {**rows, "params": {"coverage": 0.5}})
+        assert refusal.value.code == 400
         with pytest.raises(urllib.error.HTTPError) as refusal:
             ask(f"{url}/invocations", {"dataframe_records": [{"image": "bm8gcGljdHVyZQ=="}]})
         assert refusal.value.code == 400

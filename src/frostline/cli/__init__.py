@@ -18,6 +18,8 @@ COMMANDS: dict[str, str] = {
     "mend": "Bring mlflow.db to this MLflow and to this place; with a backup.",
     "blocks": "Where a base can be cut, and what each cut costs.",
     "summary": "The last result: best trial, test accuracy, registered version.",
+    "review": "Labels that look wrong: keep, change or drop them, with a record of who did.",
+    "report": "All of a result on one page; or two versions side by side.",
     "ui": "MLflow's pages on this project's store.",
     "compare": "All trials and finals as a table.",
     "promote": "Make the challenger the champion, if the gate passes.",

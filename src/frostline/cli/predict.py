@@ -33,6 +33,9 @@ STDIN = "-"
 @click.option("--csv", "form", flag_value="csv", help="Write CSV.")
 @click.option("--json", "form", flag_value="json", help="Write one JSON record per line.")
 @click.option("--tta", is_flag=True, help="Average each image with its mirror image.")
+@click.option(
+    "--coverage", type=float, help="A set of labels, too, that holds the right one with this probability, as 0.95."
+)
 @click.option("--explain", type=click.Path(path_type=Path), help="Write a Grad-CAM image of each into this folder.")
 def command(
     images: tuple[str, ...],
@@ -44,6 +47,7 @@ def command(
     labels: Path | None,
     form: str | None,
     tta: bool,
+    coverage: float | None,
     explain: Path | None,
 ) -> None:
     """Print label and probability of each image; `-` reads an image, or a list of file names, from standard input.
@@ -54,8 +58,12 @@ def command(
 
     if base is None and (weights or labels or options):
         raise Refused("--weights, --options and --labels go with --base NAME; a model of your own is --model FILE.")
-    if base is not None and (number or model or tta or explain):
-        raise Refused("--base labels with a base as it is: --version, --model, --tta and --explain do not go with it.")
+    if base is not None and (number or model or tta or explain or coverage):
+        raise Refused(
+            "--base labels with a base as it is: --version, --model, --tta, --coverage and --explain do not go with it."
+        )
+    if coverage is not None and tta:
+        raise Refused("--coverage is promised for the model's own answers; --tta gives others.")
     found, unknown = find_images(images)
     if base is not None:
         from frostline.bases.families import parse_options
@@ -64,8 +72,10 @@ def command(
         answers = label_images(base, weights, found, labels=labels, options=parse_options(options))
         sys.exit(write_answers(chain(unknown, answers), form, ()))
     labeller = load_labeller(number, model)
-    rows = answer_all(labeller, found, tta=tta, explain=explain, show_progress=form is None and sys.stderr.isatty())
-    sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes))
+    threshold = None if coverage is None else labeller.card.threshold(coverage)
+    show = form is None and sys.stderr.isatty()
+    rows = answer_all(labeller, found, tta=tta, explain=explain, show_progress=show, threshold=threshold)
+    sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes, sets=threshold is not None))
 
 
 def find_images(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]], list[dict[str, Any]]]:
@@ -127,8 +137,12 @@ def answer_all(
     tta: bool,
     explain: Path | None,
     show_progress: bool,
+    threshold: float | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One record per image, in order, 32 at a time: file, label, probability and probabilities, or file and error."""
+    """One record per image, in order, 32 at a time: file, label, probability and probabilities, or file and error.
+
+    threshold: of a set of labels, which each record then has, too.
+    """
     import numpy as np
 
     from frostline.images.decoding import UnreadableImage
@@ -151,7 +165,8 @@ def answer_all(
                     probabilities = np.mean(
                         [probabilities, labeller.probabilities(stacked[:, :, ::-1])], axis=0, dtype=np.float32
                     )
-                for index, answer in zip(images, make_answers(probabilities, labeller.card.classes), strict=True):
+                answers = make_answers(probabilities, labeller.card.classes, threshold)
+                for index, answer in zip(images, answers, strict=True):
                     records[index] = {"file": batch[index][0], **answer}
                 if explain is not None:
                     # The number keeps images of the same name in several folders apart.
@@ -176,12 +191,18 @@ def write_heat_maps(labeller: "FrostlineModel", images: Any, labels: Any, folder
         (folder / name).write_bytes(encoded.tobytes())
 
 
-def write_answers(rows: Iterable[dict[str, Any]], form: str | None, classes: Sequence[str]) -> int:
-    """Writes the records as they come, errors to standard error too; the exit code: 1 where there were errors, else 0."""
+def write_answers(
+    rows: Iterable[dict[str, Any]], form: str | None, classes: Sequence[str], *, sets: bool = False
+) -> int:
+    """Writes the records as they come, errors to standard error too; the exit code: 1 where there were errors, else 0.
+
+    sets: do the records have a set of labels? In CSV it is a JSON list.
+    """
     failed = 0
     writer = csv.writer(sys.stdout)
     if form == "csv":
-        writer.writerow(["file", "label", "probability", *(f"p({name})" for name in classes), "error"])
+        columns = [*(f"p({name})" for name in classes), *(["set"] if sets else []), "error"]
+        writer.writerow(["file", "label", "probability", *columns])
     for row in rows:
         if "error" in row:
             failed += 1
@@ -190,11 +211,14 @@ def write_answers(rows: Iterable[dict[str, Any]], form: str | None, classes: Seq
             click.echo(json.dumps(row))
         elif form == "csv":
             scores = [row.get("probabilities", {}).get(name, "") for name in classes]
+            if sets:
+                scores.append(json.dumps(row["set"]) if "set" in row else "")
             writer.writerow(
                 [row["file"], row.get("label", ""), row.get("probability", ""), *scores, row.get("error", "")]
             )
         elif "error" not in row:
-            click.echo(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}")
+            found = f"\t{{{', '.join(row['set'])}}}" if sets else ""
+            click.echo(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}{found}")
             for other in row.get("top", ())[1:]:
                 click.echo(f"\t{other['label']}\t{other['probability']:.4f}")
     return 1 if failed else 0

@@ -50,8 +50,12 @@ def command() -> None:
 
     show_changes()
     changes = changes_since(Path(paths.prepared), project_root())
+    rows = summarize(search, final, evaluation, registration)
+    suspicious = Path(paths.evaluation) / "suspicious.csv"
+    if suspicious.is_file():
+        rows.insert(-1, ("labels", tell_labels(suspicious)))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for row in summarize(search, final, evaluation, registration):
+    for row in rows:
         table.add_row(*row)
     if changes:
         table.add_row("since the last run", changes.describe())
@@ -98,6 +102,20 @@ def summarize(
     else:
         registered = f"{registration['name']} version {registration['version']}"
     return [*rows, ("registered", registered)]
+
+
+def tell_labels(table: Path) -> str:
+    """How many labels look wrong, and how many of these nobody has decided about yet."""
+    from frostline.evidence.suspicion import load_suspects
+    from frostline.images.decisions import load_decisions
+
+    suspects, decisions = load_suspects(table), load_decisions()
+    wrong = [each for each in suspects if each.looks_wrong]
+    waiting = sum(each.file not in decisions for each in wrong)
+    told = f"{len(wrong)} of {len(suspects)} look wrong"
+    if len(wrong) > waiting:
+        told += f", {len(wrong) - waiting} of them decided about"
+    return told + ("; `frostline review` shows them" if waiting else "")
 
 
 def _interval(measured: Mapping[str, float]) -> str:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.errors import redact, some
+from frostline.evidence.conformal import Promise, describe_promises
 from frostline.evidence.evaluation import Evaluation, Gain
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
+from frostline.evidence.suspicion import Suspicion, describe_suspicion
 from frostline.evidence.trials import SearchRecord, describe_edge
 from frostline.params import Params
 
@@ -21,7 +23,7 @@ class Records:
     """What the stages wrote, as read from JSON.
 
     prepared: data/prepared/complete.json; base: data/base/card.json; search: reports/tune/trials.json; study: study.json beside it; refit:
-    models/refit.json; evaluation: evaluation.json.
+    models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv; promises: sets.json.
     """
 
     class_names: Sequence[str]
@@ -31,6 +33,8 @@ class Records:
     study: Record
     refit: RefitRecord
     evaluation: Evaluation
+    suspicion: Suspicion
+    promises: Sequence[Promise]
 
 
 def make_model_card(records: Records, params: Params) -> str:
@@ -38,6 +42,7 @@ def make_model_card(records: Records, params: Params) -> str:
     sections = [
         _introduce(records, params.register_.name),
         "## Results\n\n" + _describe_results(records.evaluation),
+        "## Sets with a promise\n\n" + _describe_sets(records),
         "## Known weaknesses\n\n" + _describe_weaknesses(records.evaluation),
         "## Data\n\n" + _describe_data(records, params),
         "## Base\n\n" + _describe_base(records.base),
@@ -74,49 +79,84 @@ def _describe_results(evaluation: Evaluation) -> str:
         for name, score in evaluation.scores.items()
         if score
     ]
-    before, after = evaluation.calibration["before"], evaluation.calibration["after"]
-    optimism = 100 * evaluation.selection_optimism
+    gains = [describe_gain("the bare head on the last cut", evaluation.baseline, evaluation.gain)]
+    if evaluation.every_cut and evaluation.every_cut_gain:
+        gains.append(describe_gain("a linear head on every cut", evaluation.every_cut, evaluation.every_cut_gain))
+    told = [*gains, describe_optimism(evaluation), describe_calibration(evaluation)]
     return "\n".join(
         [
             f"| on the test split | value | {_confidence(evaluation)} |",
             "|---|---|---|",
             *rows,
             "",
-            _describe_gain("the bare head on the last cut", evaluation.baseline, evaluation.gain),
-            *(
-                [_describe_gain("a linear head on every cut", evaluation.every_cut, evaluation.every_cut_gain)]
-                if evaluation.every_cut and evaluation.every_cut_gain
-                else []
-            ),
-            f"- The search's best validation score was {evaluation.search_score:.2%}, {abs(optimism):.2f} points "
-            + (
-                "above the test accuracy: the best of many trials looks better than it is."
-                if optimism > 0
-                else "below the test accuracy, which chance can do."
-            )
-            + " Quote the test accuracy.",
-            (
-                f"- The calibration error is {after['ece']:.4f}, the log loss {after['log_loss']:.4f}; no temperature was "
-                "fitted, because a linear head's L2 was chosen by log loss."
-                if evaluation.temperature == 1
-                else f"- Temperature {evaluation.temperature:.3f}, fitted out of fold, took the calibration error from "
-                f"{before['ece']:.4f} to {after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to "
-                f"{after['log_loss']:.4f}."
-            )
-            + f" A perfectly calibrated model would show {evaluation.score('ece').more['floor']:.4f} on so few images.",
+            *(f"- {line}" for line in told),
         ]
     )
 
 
-def _describe_gain(name: str, scores: Mapping[str, Score], gain: Gain) -> str:
+def describe_optimism(evaluation: Evaluation) -> str:
+    """What the search's own score was too good by."""
+    optimism = 100 * evaluation.selection_optimism
+    how = (
+        "above the test accuracy: the best of many trials looks better than it is."
+        if optimism > 0
+        else "below the test accuracy, which chance can do."
+    )
+    return (
+        f"The search's best validation score was {evaluation.search_score:.2%}, {abs(optimism):.2f} points {how} "
+        "Quote the test accuracy."
+    )
+
+
+def describe_calibration(evaluation: Evaluation) -> str:
+    """How far confidence can be believed, and what the temperature did."""
+    before, after = evaluation.calibration["before"], evaluation.calibration["after"]
+    how = (
+        f"The calibration error is {after['ece']:.4f}, the log loss {after['log_loss']:.4f}; no temperature was fitted, because a "
+        "linear head's L2 was chosen by log loss."
+        if evaluation.temperature == 1
+        else f"Temperature {evaluation.temperature:.3f}, fitted out of fold, took the calibration error from {before['ece']:.4f} to "
+        f"{after['ece']:.4f} and the log loss from {before['log_loss']:.4f} to {after['log_loss']:.4f}."
+    )
+    floor = evaluation.score("ece").more["floor"]
+    return f"{how} A perfectly calibrated model would show {floor:.4f} on so few images."
+
+
+def describe_gain(name: str, scores: Mapping[str, Score], gain: Gain) -> str:
+    """What the final model gains over another on the same test images."""
     plain = _percent(scores["accuracy"])
     if gain.wins == gain.losses == 0:
-        return f"- Of {name} every answer is the same ({plain})."
+        return f"Of {name} every answer is the same ({plain})."
     return (
-        f"- Against {name} ({plain}): {100 * gain.value:+.2f} points "
+        f"Against {name} ({plain}): {100 * gain.value:+.2f} points "
         f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], {gain.wins} images won and {gain.losses} lost, "
         f"exact one-sided McNemar p = {gain.p_value:.3g}."
     )
+
+
+def _describe_sets(records: Records) -> str:
+    rows = [
+        f"| {each.promised:g} | {each.covered.value:.3f} [{each.covered.low:.3f}, {each.covered.high:.3f}] | {each.size:.2f} | "
+        f"{each.single:.1%} | {_cell(describe_worst(each))} |"
+        for each in records.promises
+    ]
+    return "\n".join(
+        [
+            "`frostline predict --coverage 0.95`, and the served model with the parameter `coverage`, give a set of classes, too.",
+            "",
+            "| promised | sets with the right class, on test | classes in a set | sets of one class | class with the lowest share |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            describe_promises(records.promises, records.refit.num_images),
+        ]
+    )
+
+
+def describe_worst(promise: Promise) -> str:
+    """The class whose images' sets hold it least often."""
+    name, worst = min(promise.by_class.items(), key=lambda item: item[1].value)
+    return f"{name}: {worst.value:.3f} [{worst.low:.3f}, {worst.high:.3f}]"
 
 
 def _describe_weaknesses(evaluation: Evaluation) -> str:
@@ -159,11 +199,27 @@ def _describe_data(records: Records, params: Params) -> str:
             f"- Source: {redact(params.fetch.source)}",
             f"- Images: {counts}, at {prepared['image_size']} × {prepared['image_size']} pixels ({prepared['resize']})",
             f"- Left out: {left_out or 'none'}; exact and near duplicates never cross splits",
+            f"- {describe_suspicion(records.suspicion)} `frostline review` shows them.",
+            *_describe_decisions(prepared),
             f"- Hash of the prepared data: `{prepared['content_sha256']}`",
             f"- Training saw {params.augment.views} views of each image: "
             + (", ".join(name for step in params.augment.transforms for name in step) or "the plain one only"),
         ]
     )
+
+
+def _describe_decisions(prepared: Record) -> list[str]:
+    """What people changed after a review, and what that does to the test accuracy."""
+    changed = prepared.get("relabelled", {})
+    if not changed:
+        return []
+    listed = ", ".join(f"{number} of {split}" for split, number in changed.items())
+    bias = (
+        " Which test labels were looked at depended on a model's answers, so the test accuracy is a little in its favour."
+        if changed.get("test")
+        else ""
+    )
+    return [f"- Labels changed by people (decisions.csv): {listed}.{bias}"]
 
 
 def _describe_base(base: Record) -> str:

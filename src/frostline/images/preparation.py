@@ -3,7 +3,7 @@
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from frostline.arrays import DIGEST, DIGESTS, save_array, save_split
 from frostline.errors import Refused
 from frostline.files import load_json, mark_complete, replacing, save_json
+from frostline.images.decisions import Decision, decide
 from frostline.images.duplicates import LeftOut, drop_exact_duplicates, group_near_duplicates
 from frostline.images.folders import read_layout
 from frostline.images.rows import made_alike, mark_rows
@@ -57,14 +58,15 @@ def prepare_images(
     seed: int,
     work: Path,
     workers: int | None = None,
+    decisions: Mapping[str, Decision] | None = None,
     earlier: Sequence[Path] = (),
     code: str = "",
 ) -> Summary:
     """Decodes, checks, de-duplicates and splits `raw`, and writes the folder `destination`.
 
-    `work` keeps decoded shards, so that a killed run goes on. earlier: folders that earlier runs wrote; files that were
-    decoded there, by the same code (its digest) with the same options, are not decoded again. Neither they nor the number of
-    `workers` change anything but the time.
+    `work` keeps decoded shards, so that a killed run goes on. decisions: of people about images, by id. earlier: folders that
+    earlier runs wrote; files that were decoded there, by the same code (its digest) with the same options, are not decoded
+    again. Neither they nor the number of `workers` change anything but the time.
     Raises Refused where the images cannot make a sound data set, naming files and classes.
     """
     layout = read_layout(raw)
@@ -82,17 +84,23 @@ def prepare_images(
     left_out += [(path, "", "skipped", reason) for path, reason in skipped]
     _check_rejected(left_out, len(records) + len(skipped), prepare, raw, work)
 
-    kept, dropped = drop_exact_duplicates(usable)
-    left_out += dropped
+    decided = decide(usable, decisions or {}, layout.classes)
+    kept, duplicates = drop_exact_duplicates(decided.records)
+    left_out += [*decided.dropped, *duplicates]
     _check_classes(kept, layout.classes, prepare)
     groups = group_near_duplicates(kept, load_thumbs(shards), prepare.near_duplicate_bits)
-    notes = list(layout.notes)
+    notes = [*layout.notes, *decided.notes]
     notes += _dark_note(kept, prepare)
     notes += _check_leaks(kept, groups, prepare)
     splits, split_note = split_images(kept, groups, prepare, seed)
     notes.append(split_note)
     _check_splits(kept, splits, layout.classes)
-    summary = _write(destination, raw, prepare, size, layout.classes, kept, splits, shards, left_out, notes, groups)
+    changed = Counter(
+        split for record, split in zip(kept, splits, strict=True) if record.image_id in decided.relabelled
+    )
+    summary = _write(
+        destination, raw, prepare, size, layout.classes, kept, splits, shards, left_out, notes, groups, changed
+    )
     mark_rows(destination, facts)
     return summary
 
@@ -180,6 +188,7 @@ def _write(
     left_out: list[LeftOut],
     notes: list[str],
     groups: NDArray[np.int64],
+    relabelled: Mapping[str, int],
 ) -> Summary:
     label_of = {name: label for label, name in enumerate(classes)}
     counts: dict[str, dict[str, int]] = {}
@@ -218,6 +227,7 @@ def _write(
         num_images={split: sum(counts[split].values()) for split in SPLITS},
         counts=counts,
         left_out=kinds,
+        relabelled=dict(relabelled),
         near_duplicate_groups=sum(number > 1 for number in sizes.values()),
         image_size=size,
         resize=prepare.resize,

@@ -10,6 +10,8 @@ from frostline.bases.files import check_custom_file
 from frostline.bases.packages import PACKAGES, find_package
 from frostline.errors import Refused, find_secret, nearest, redact
 from frostline.files import COMPLETE, load_json, path_of
+from frostline.images.decisions import FILE as DECISIONS
+from frostline.images.decisions import load_history
 from frostline.images.sources import Generated, shown_source, source_of
 from frostline.images.survey import WEIGHTS, inputs_of_base, inputs_of_fetch
 from frostline.images.walk import Walk
@@ -96,7 +98,16 @@ def find_problems(document: Any, root: Path = Path(), *, transforms: bool = True
         problems += check_places(paths, fetch, base, root)
     if tracking := parse_section(document, "tracking", Tracking):
         problems += check_tracking(tracking)
-    return problems
+    return problems + check_decisions(root)
+
+
+def check_decisions(root: Path) -> list[str]:
+    """Problems of the table of decisions about labels, as `prepare` would find them after the download."""
+    try:
+        load_history(root / DECISIONS)
+    except Refused as problem:
+        return [str(problem)]
+    return []
 
 
 def check_source(fetch: Fetch, root: Path) -> list[str]:

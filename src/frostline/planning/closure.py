@@ -21,7 +21,7 @@ BOOKKEEPING = frozenset(
             "planning.workspace",
         ),
         *("search.progress", "images.manifest"),
-        *("evidence.card", "evidence.figures"),
+        *("evidence.card", "evidence.figures", "evidence.pages", "evidence.report"),
     }
 )
 # Imported name -> package, of the libraries whose version can change a result.

@@ -45,6 +45,7 @@ OWN = frozenset(
         *(
             "changelog.md",
             "contributing.md",
+            "decisions.csv",
             "license",
             "makefile",
             "readme.md",

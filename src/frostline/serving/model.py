@@ -12,8 +12,8 @@ import tempfile
 import threading
 import warnings
 from base64 import b64decode
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frostline.errors import Refused
+from frostline.evidence.conformal import make_sets
 from frostline.files import load_json, save_json, sha256_of
 from frostline.images.decoding import UnreadableImage, decode_image, read_header
 
@@ -46,7 +47,10 @@ BACKENDS = {"tensorflow": "tensorflow", "jax": "jax"}
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's user must know: the classes in the order of its outputs, and how an image becomes its input."""
+    """What a model's user must know: the classes in the order of its outputs, and how an image becomes its input.
+
+    sets: for each share that may be promised, as text, the probability from which a class is in a set; empty where nothing is.
+    """
 
     classes: tuple[str, ...]
     image_size: int
@@ -55,6 +59,15 @@ class Card:
     max_megapixels: float
     sha256: str
     bits: int = 16
+    sets: Mapping[str, float] = field(default_factory=dict)
+
+    def threshold(self, coverage: float) -> float:
+        """The probability from which a class is in a set; Refused for a share that was not promised."""
+        for promised, threshold in self.sets.items():
+            if float(promised) == coverage:
+                return threshold
+        known = ", ".join(self.sets) or "none: it was made without sets"
+        raise Refused(f"This model promises no coverage of {coverage:g}. It has {known}.")
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,9 @@ class FrostlineModel:
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
         """One row of label, probability and all probabilities for each row of `image` or `pixels`.
 
-        Raises MlflowException with INVALID_PARAMETER_VALUE, which a server answers with 400, for rows that are no
-        image; all of them are named.
+        With {"coverage": 0.95} in params also a `set` of labels, which holds the right one as often as that. Raises
+        MlflowException with INVALID_PARAMETER_VALUE, which a server answers with 400, for rows that are no image; all of
+        them are named.
         """
         import pandas as pd
 
@@ -136,8 +150,14 @@ class FrostlineModel:
                 problems.append(f"row {number}: {error}")
         if problems:
             raise _bad_request("; ".join(problems))
-        answers = make_answers(self.probabilities(np.stack(images)), self.card.classes)
-        return pd.DataFrame(answers, columns=["label", "probability", "probabilities"])
+        coverage = (params or {}).get("coverage")
+        try:
+            threshold = None if coverage is None else self.card.threshold(coverage)
+        except Refused as refusal:
+            raise _bad_request(str(refusal)) from None
+        answers = make_answers(self.probabilities(np.stack(images)), self.card.classes, threshold)
+        columns = ["label", "probability", "probabilities", *(["set"] if threshold is not None else [])]
+        return pd.DataFrame(answers, columns=columns)
 
 
 def load_card(folder: Path) -> Card:
@@ -191,9 +211,14 @@ def predict_probabilities(network: Any, images: NDArray[np.uint8]) -> NDArray[np
     return np.concatenate(parts) if parts else np.zeros((0, network.output_shape[-1]), np.float32)
 
 
-def make_answers(probabilities: NDArray[np.float32], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Label, its probability and the probability of every class, one record per row."""
-    return [
+def make_answers(
+    probabilities: NDArray[np.float32], classes: Sequence[str], threshold: float | None = None
+) -> list[dict[str, Any]]:
+    """Label, its probability and the probability of every class, one record per row.
+
+    threshold: from which a class is in the `set`, the likeliest first; no set where None.
+    """
+    answers: list[dict[str, Any]] = [
         {
             "label": classes[int(row.argmax())],
             "probability": float(row.max()),
@@ -201,6 +226,10 @@ def make_answers(probabilities: NDArray[np.float32], classes: Sequence[str]) -> 
         }
         for row in probabilities
     ]
+    if threshold is not None:
+        for answer, row, members in zip(answers, probabilities, make_sets(probabilities, threshold), strict=True):
+            answer["set"] = [classes[place] for place in np.argsort(-row, kind="stable") if members[place]]
+    return answers
 
 
 def save_model_folder(
@@ -245,9 +274,9 @@ def save_model_folder(
 
 
 def make_signature() -> Any:
-    """Two optional columns in, three columns out; by hand, because MLflow's own guess imports the model."""
+    """Two optional columns in, three or four out; by hand, because MLflow's own guess imports the model."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
     # `pixels` is checked by us: MLflow's own check of nested lists takes a second per image.
     given = [ColSpec(DataType.binary, "image", required=False), ColSpec(AnyType(), "pixels", required=False)]
@@ -255,8 +284,10 @@ def make_signature() -> Any:
         ColSpec(DataType.string, "label"),
         ColSpec(DataType.double, "probability"),
         ColSpec(Map(DataType.double), "probabilities"),
+        ColSpec(Array(DataType.string), "set", required=False),
     ]
-    return ModelSignature(inputs=Schema(given), outputs=Schema(answer))
+    params = ParamSchema([ParamSpec("coverage", DataType.double, None)])
+    return ModelSignature(inputs=Schema(given), outputs=Schema(answer), params=params)
 
 
 def make_requirements() -> list[str]:

@@ -1,15 +1,19 @@
 """All images of one evaluation, from the predictions alone."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from frostline.arrays import ImageSplit
 from frostline.evidence import calibration
 from frostline.evidence.evaluation import Evaluation
 from frostline.evidence.figures.predictions import confusion_matrix, coverage, reliability, roc_pr
 from frostline.evidence.figures.sheets import explanations, mistakes
+from frostline.evidence.figures.sheets import suspects as draw_gallery
 from frostline.evidence.predictions import Predictions, pick_mistakes
+from frostline.evidence.suspicion import Suspect
 
 
 def draw_evaluation(
@@ -53,3 +57,20 @@ def draw_evaluation(
     coverage(labels, probabilities, files["coverage"])
     roc_pr(labels, probabilities, names, files["roc_pr"])
     return list(files.values())
+
+
+def draw_suspects(suspects: Sequence[Suspect], splits: Mapping[str, ImageSplit], path: Path, *, count: int) -> None:
+    """Draws at most `count` of the images whose labels look wrong, the most suspicious first."""
+    shown = [each for each in suspects if each.looks_wrong][:count]
+    lines = [
+        (
+            f"called {each.label}: {each.p_label:.1%}",
+            f"like {each.suggested}: {each.p_suggested:.1%}",
+            Path(each.file).name,
+        )
+        for each in shown
+    ]
+    rows = {file: (name, row) for name, split in splits.items() for row, file in enumerate(split.ids)}
+    found = [splits[name].images[row] for name, row in (rows[each.file] for each in shown)]
+    images = np.stack(found) if found else np.zeros((0, 1, 1, 3), np.uint8)
+    draw_gallery(images, lines, path)

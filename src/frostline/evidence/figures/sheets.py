@@ -50,6 +50,11 @@ def mistakes(
     _gallery(images, lines, path, "The worst mistakes: wrong and sure of it", "No mistakes on the test images.")
 
 
+def suspects(images: Images, lines: Sequence[Sequence[str]], path: Path) -> None:
+    """Images whose labels look wrong, the most suspicious first. lines: of each its label, what is suggested, its file."""
+    _gallery(images, lines, path, "Labels that look wrong", "No label looks wrong.")
+
+
 def flips(
     images: Images,
     labels: Array,
