@@ -234,10 +234,20 @@ def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path)
     assert teammate.repro() == []
     assert teammate.load("reports/tune/trials.json") == longer
     assert not (teammate.folder / "mlflow.db").exists()
+    # Some images more: what was pulled is used, and only their rows are made.
+    teammate.set({"fetch.images_per_class": 25})
+    said = teammate.run("dvc", "repro", "extract")
+    assert re.search(r"since the last run: \d+ images, \d+ before; \d+ added", said)
+    made = re.findall(r"(?:augment|extract): .*: (\d+) of (\d+) rows are new", said)
+    assert len(made) == 4 and all(0 < int(new) < int(all_) / 5 for new, all_ in made), said
 
     # Longer training with other weights is another study and another model. It becomes champion; undone, the first one is again.
     project.set({"tune.epochs": 3, "tune.class_weights": "balanced"})
-    assert project.repro() == STAGES[STAGES.index("tune") :]
+    said = project.run("dvc", "repro")
+    assert ran_in(said) == STAGES[STAGES.index("tune") :]
+    assert f"of study {longer['study']} tried" in said
+    started = [trial["started_from"] for trial in project.load("reports/tune/trials.json")["trials"]]
+    assert started[:2] == [None, None] and started[2].startswith(longer["study"])
     assert project.load("models/refit.json")["sha256"]["final"] != first_model
     assert project.load("reports/registration.json")["version"] == (2 if same else 3)
     make_champion(project, 1)
