@@ -17,6 +17,7 @@ from frostline.arrays import digest_rows, load_split, save_array
 from frostline.bases.base import Base, build_base
 from frostline.bases.extraction import Extractor, list_sources
 from frostline.files import hash_folder
+from frostline.images import shards
 from frostline.images.preparation import prepare_images
 from frostline.images.rows import EarlierRows, made_alike, mark_rows
 from frostline.images.views import Drawing, save_views
@@ -221,10 +222,10 @@ def test_only_rows_that_do_not_exist_are_made(base: Base, tmp_path: Path, monkey
     assert first["drawn"] > 0 and first["computed"] > first["drawn"]
     earlier = {output: [tmp_path / "first" / output] for output in nothing}
     decoded = []
-    decode = cv2.imdecode
-    monkeypatch.setattr(cv2, "imdecode", lambda *given: decoded.append(1) or decode(*given))
+    decode = shards.decode_checked
+    monkeypatch.setattr(shards, "decode_checked", lambda *given: decoded.append(1) or decode(*given))
 
-    assert run_line(setting, tmp_path / "same", base, earlier) == {"drawn": 0, "computed": 0} and len(decoded) <= 8
+    assert run_line(setting, tmp_path / "same", base, earlier) == {"drawn": 0, "computed": 0} and not decoded
     renamed = replace(setting, files=tuple((f"{'ba'[name[0] == 'b']}/x{name[2:]}", number) for name, number in files))
     made = run_line(renamed, tmp_path / "renamed", base, earlier)
     assert made["drawn"] == made["computed"] == 0  # every label and every name is another
@@ -233,5 +234,13 @@ def test_only_rows_that_do_not_exist_are_made(base: Base, tmp_path: Path, monkey
     assert more == {"drawn": train, "computed": train}
     fewer = run_line(replace(setting, views=2), tmp_path / "fewer", base, earlier)
     assert fewer == {"drawn": 0, "computed": 0}
+    passes = []
+    shorten = Extractor.shorten
+    monkeypatch.setattr(Extractor, "shorten", lambda self, places: passes.append(places) or shorten(self, places))
+    deeper = run_line(replace(setting, depths=(1, 2)), tmp_path / "deeper", base, earlier)
+    assert deeper["drawn"] == 0 and deeper["computed"] == first["computed"]
+    assert passes and all(places == [1] for places in passes)  # the maps of depth 2 alone, by a pass that ends there
+    run_line(replace(setting, depths=(1, 2)), tmp_path / "deeper-fresh", base, nothing)
+    assert hash_folder(tmp_path / "deeper/features") == hash_folder(tmp_path / "deeper-fresh/features")
     one = run_line(replace(setting, files=(*files, ("a/new.png", 999))), tmp_path / "one", base, earlier)
-    assert one["drawn"] <= 2 and one["computed"] <= 4
+    assert one["drawn"] <= 2 and one["computed"] <= 4 and len(decoded) == 1 + 40  # and those of the run from nothing

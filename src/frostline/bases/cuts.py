@@ -55,17 +55,17 @@ def pool_maps(maps: Sequence[Any], name: str = "pool") -> Any:
     return layers.Concatenate(name=name, dtype="float32")(pooled)
 
 
-def build_prefix(base: Base, depths: Sequence[int], dtype: str = "float32") -> keras.Model:
+def build_prefix(base: Base, depths: Sequence[int], dtype: str = "float32", *, pooled: bool = True) -> keras.Model:
     """uint8 (n, s, s, 3) -> the maps at `cuts[d]` for each d of `depths`, then every cut pooled, in one pass; frozen.
 
-    The last output is `pool_maps` of `choose_pooled`. A copy of the base's layers, convolutions and BatchNormalization
-    folded. dtype: "float32", "bfloat16" or "float16", that it computes in.
+    The last output is `pool_maps` of `choose_pooled`, unless it is not to be `pooled`. A copy of the base's layers, convolutions
+    and BatchNormalization folded. dtype: "float32", "bfloat16" or "float16", that it computes in.
     """
     pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
-    cuts = [*(base.cuts[depth] for depth in depths), *choose_pooled(base)]
+    cuts = [*(base.cuts[depth] for depth in depths), *(choose_pooled(base) if pooled else [])]
     tensors = [base.model.operations[cut.index].output for cut in cuts]
     maps = fold_graph(base.model.inputs[0], tensors, scale_pixels(pixels, base.scaling), dtype)
-    outputs = [*maps[: len(depths)], pool_maps(maps[len(depths) :])]
+    outputs = [*maps[: len(depths)], *([pool_maps(maps[len(depths) :])] if pooled else [])]
     prefix = keras.Model(pixels, outputs, name=f"{base.name}_prefix")
     prefix.trainable = False
     return prefix

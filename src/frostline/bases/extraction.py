@@ -70,13 +70,16 @@ class Extractor:
     """The frozen prefix of a base, compiled: images -> maps at each depth and all cuts pooled, in one pass.
 
     folders: where each output lies among the features, in their order; shapes: of one image's row of each; streams: how many
-    batches are computed at a time, and their size.
+    batches are computed at a time, and their size. pooled: with all cuts pooled, as the last output.
     """
 
-    def __init__(self, base: Base, depths: Sequence[int], batch_size: int, precision: str = "float32") -> None:
-        prefix = build_prefix(base, depths, precision)
+    def __init__(
+        self, base: Base, depths: Sequence[int], batch_size: int, precision: str = "float32", *, pooled: bool = True
+    ) -> None:
+        prefix = build_prefix(base, depths, precision, pooled=pooled)
+        self.base, self.depths = base, list(depths)
         self.batch_size, self.precision = batch_size, precision
-        self.folders = (*(depth_folder(depth) for depth in depths), POOLED)
+        self.folders = (*(depth_folder(depth) for depth in depths), *([POOLED] if pooled else []))
         self.shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
         self._forward = compile_frozen(prefix)
         outputs = [output for operation in base.model.operations for output in tree.flatten(operation.output)]
@@ -85,6 +88,15 @@ class Extractor:
         # Where the columns of each pooled cut end.
         self._ends = np.cumsum([2 * cut.shape[-1] for cut in choose_pooled(base)])
         self._types: list[type[np.floating[Any]]] = []
+        self._shorter: dict[tuple[int, ...], Extractor] = {}
+
+    def shorten(self, places: Sequence[int]) -> "Extractor":
+        """The pass that makes these outputs, none of which is the last: it ends at the last cut that they need."""
+        key = tuple(places)
+        if key not in self._shorter:
+            depths = [self.depths[place] for place in places]
+            self._shorter[key] = Extractor(self.base, depths, self.batch_size, self.precision, pooled=False)
+        return self._shorter[key]
 
     def run(self, images: Rows, rows: NDArray[np.intp] | None = None) -> Iterator[list[NDArray[np.float32]]]:
         """Features of these rows (of all where it is None) batch by batch, in their order: an array (batch, *shape) per output.
@@ -169,11 +181,14 @@ class Extractor:
         done = kept.shape[1]
         digests[:, :done] = kept
         found = [rows.find(source.digests) for rows in known]
-        there = np.logical_and.reduce([places >= 0 for places in found])
-        for rows, places in zip(known, found, strict=True):
-            there[there] = rows.check(places[there])
+        sound = [rows.check(places) for rows, places in zip(known, found, strict=True)]
+        there = np.logical_and.reduce(sound)
         missing = np.flatnonzero(~there)
-        batches = Buffer(self.run(images, missing[missing >= done]))
+        lacking = [place for place, its in zip(files, sound, strict=True) if not its.all()]
+        # An output more, and all cuts pooled already: the pass need not go to the end.
+        short = bool(lacking) and self.folders[lacking[-1]] != POOLED
+        maker, order = (self.shorten(lacking), lacking) if short else (self, list(range(len(self.folders))))
+        batches = Buffer(maker.run(images, missing[missing >= done]))
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(
@@ -187,9 +202,11 @@ class Extractor:
                 made = batches.take(int(np.count_nonzero(~mine)))
                 for index, (place, writer) in enumerate(zip(files, writers, strict=True)):
                     limit = np.finfo(writer.dtype).max  # kept as the largest number, not as infinity
-                    values = np.empty((len(mine), *self.shapes[place]), writer.dtype)
-                    values[~mine] = np.clip(made[place], -limit, limit) if made else 0
-                    values[mine] = known[index].take(found[index][block][mine])
+                    its = sound[index][block]
+                    values = np.empty((len(its), *self.shapes[place]), writer.dtype)
+                    if not its.all():
+                        values[~its] = np.clip(made[order.index(place)][~its[~mine]], -limit, limit)
+                    values[its] = known[index].take(found[index][block][its])
                     writer.append(values)
                     digests[index, block] = digest_rows(values)
                 if block.stop // SHARD > start // SHARD:
