@@ -62,6 +62,7 @@ def project(mlflow_root, params_document, monkeypatch):
     prepared = mlflow_root / "data/prepared"
     ids = [f"{CLASSES[k]}/{i}.png" for i, k in enumerate(labels)]
     save_split(prepared / "test", [images], SIZE, labels, ids, np.arange(120))
+    (prepared / "manifest.csv").write_text("image_id,class_name,split,sha256\n")
     for seed, name in enumerate(("train", "val"), start=1):
         its, its_labels = make_images(10, seed)
         its_ids = [f"{CLASSES[k]}/{name}-{i}.png" for i, k in enumerate(its_labels)]
@@ -98,7 +99,7 @@ def log(root):
     refit = RefitRecord.from_record(load_json(root / "models/refit.json"))
     evaluation = Evaluation.from_record(load_json(root / "reports/evaluation/evaluation.json"))
     store = open_store(load_params().tracking, root)
-    return log_final(store, refit, evaluation, "", root / "models", root / "reports/evaluation")
+    return log_final(store, refit, evaluation, "", root / "models", root / "reports/evaluation", root / "data/prepared/manifest.csv")
 
 
 def evaluate(root):
