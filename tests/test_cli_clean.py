@@ -2,7 +2,9 @@ import shutil
 
 import pytest
 
+from frostline.images.rows import mark_rows
 from frostline.params import Tracking
+from frostline.planning.earlier import keep_outputs, kept_folders
 from frostline.tracking.runs import open_final_run
 from frostline.tracking.store import open_store
 
@@ -30,6 +32,27 @@ def test_yes_removes_what_was_listed_and_a_second_call_finds_nothing(project, ru
     assert answer.code == 0 and "Removed." in answer.out
     assert not (project / "studies" / "old.db").exists()
     assert "0 leftovers" in run_cli("clean", "--older-than", "0").out
+
+
+def test_outputs_of_earlier_runs_are_listed_bounded_and_removed(project, run_cli):
+    for content in ("one", "two"):
+        output = project / "data" / "views"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        (output / "view-001.npy").write_bytes(b"x" * 1_000_000)
+        (output / "complete.json").write_text(f'{{"made": "{content}"}}')
+        mark_rows(output, {})
+        keep_outputs(["data/views"], project, 1.0)
+    assert len(kept_folders(project)) == 2
+    said = " ".join(run_cli("clean").out.split())
+    assert "Outputs of earlier runs hold 2.0 MB" in said and "storage.kept_gb: 40" in said
+    params = (project / "params.yaml").read_text().replace("storage:\n", "storage:\n  kept_gb: 0.0015\n")
+    (project / "params.yaml").write_text(params)
+    answer = run_cli("clean", "--yes")
+    assert answer.code == 0 and "to stay within storage.kept_gb" in answer.out
+    assert len(kept_folders(project)) == 1
+    answer = run_cli("clean", "--older-than", "0", "--yes")
+    assert "earlier" in answer.out and "data-views" in answer.out and kept_folders(project) == []
 
 
 def test_young_things_are_kept_by_default(project, run_cli):

@@ -99,7 +99,9 @@ def log(root):
     refit = RefitRecord.from_record(load_json(root / "models/refit.json"))
     evaluation = Evaluation.from_record(load_json(root / "reports/evaluation/evaluation.json"))
     store = open_store(load_params().tracking, root)
-    return log_final(store, refit, evaluation, "", root / "models", root / "reports/evaluation", root / "data/prepared/manifest.csv")
+    return log_final(
+        store, refit, evaluation, "", root / "models", root / "reports/evaluation", root / "data/prepared/manifest.csv"
+    )
 
 
 def evaluate(root):

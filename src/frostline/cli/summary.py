@@ -32,7 +32,6 @@ def command() -> None:
     from frostline.files import load_json
     from frostline.params import load_params
     from frostline.planning.earlier import changes_since
-    from frostline.process import project_root
 
     paths = load_params().paths
     files = [Path(paths.study) / "trials.json", Path(paths.evaluation) / "evaluation.json", Path(paths.registration)]
@@ -49,7 +48,7 @@ def command() -> None:
         raise Refused("The results are of another version of Frostline. Run `dvc repro`.") from None
 
     show_changes()
-    changes = changes_since(Path(paths.prepared), project_root())
+    changes = changes_since(Path(paths.prepared), Path())
     rows = summarize(search, final, evaluation, registration)
     suspicious = Path(paths.evaluation) / "suspicious.csv"
     if suspicious.is_file():
