@@ -214,8 +214,8 @@ class Extractor:
                         writer.sync()
                     trusted = digests[:, : block.stop]
                     save_array(progress, [trusted], trusted.shape, np.uint8)
-            for file, its in zip(files.values(), digests, strict=True):
-                save_array(folder / DIGESTS / file, [its], its.shape, np.uint8)
+            for file, found_digests in zip(files.values(), digests, strict=True):
+                save_array(folder / DIGESTS / file, [found_digests], found_digests.shape, np.uint8)
         return len(missing)
 
 
