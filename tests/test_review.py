@@ -88,7 +88,10 @@ def test_the_list_has_what_looks_wrong_and_nobody_decided_about(project, run_cli
     answer = run_cli("review", "--list")
     assert answer.code == 0, answer.err
     lines = answer.out.splitlines()
-    assert lines[0] == "3 of 5 labels look wrong, 0 of them were decided about. Shown: 3."
+    assert lines[0] == (
+        "3 of 5 labels look wrong, 0 of them were decided about. Of 5 images another class is likelier than the label; "
+        "--limit 5 shows them all. Shown: 3."
+    )
     assert lines[1] == "cats/0.png\tcats 0.000\tdogs 0.900" and len(lines) == 4
     add_decisions([Decision("cats/0.png", "keep")])
     answer = run_cli("review", "--list")

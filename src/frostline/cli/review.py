@@ -40,8 +40,7 @@ def command(limit: int | None, again: bool, as_list: bool, who: str | None, port
     suspects = load_suspects(Path(params.paths.evaluation) / "suspicious.csv")
     waiting = [each for each in suspects if again or each.file not in decisions]
     chosen = waiting[:limit] if limit else [each for each in waiting if each.looks_wrong]
-    decided = sum(each.looks_wrong and each.file in decisions for each in suspects)
-    intro = describe(len(suspects), sum(each.looks_wrong for each in suspects), decided, len(chosen))
+    intro = describe(suspects, sum(each.looks_wrong and each.file in decisions for each in suspects), len(chosen))
     click.echo(intro)
     if as_list:
         for each in chosen:
@@ -50,9 +49,14 @@ def command(limit: int | None, again: bool, as_list: bool, who: str | None, port
         serve(make_review(params, chosen, decisions, who or find_name()), intro, port, no_open)
 
 
-def describe(labels: int, wrong: int, decided: int, shown: int) -> str:
-    """The state of the review in two sentences."""
-    return f"{wrong} of {labels} labels look wrong, {decided} of them were decided about. Shown: {shown}."
+def describe(suspects: "Sequence[Suspect]", decided: int, shown: int) -> str:
+    """The state of the review in a few sentences."""
+    wrong = sum(each.looks_wrong for each in suspects)
+    unlikely = sum(each.p_suggested > each.p_label for each in suspects)
+    return (
+        f"{wrong} of {len(suspects)} labels look wrong, {decided} of them were decided about. Of {unlikely} images another class is "
+        f"likelier than the label; --limit {max(unlikely, 1)} shows them all. Shown: {shown}."
+    )
 
 
 def find_name() -> str:
