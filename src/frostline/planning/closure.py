@@ -12,7 +12,8 @@ PACKAGE = "frostline"
 BOOKKEEPING = frozenset(
     {
         *("__init__", "errors", "params", "hparams", "process", "tracking", "cli"),
-        *("planning.checks", "planning.closure", "planning.notes", "planning.settings", "planning.workspace"),
+        *("planning.checks", "planning.closure", "planning.integrity", "planning.notes", "planning.settings"),
+        "planning.workspace",
         "search.progress",
         *("evidence.card", "evidence.figures"),
     }

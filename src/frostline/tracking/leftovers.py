@@ -62,13 +62,13 @@ def remove_leftovers(leftovers: Iterable[Leftover], root: Path, store: Store | N
                 path.unlink(missing_ok=True)
         elif leftover.kind == "work":
             shutil.rmtree(leftover.key)
+        # The files first: of what MLflow has deleted nobody would find them after a kill in between.
         elif store is not None and leftover.kind == "run":
-            store.client.delete_run(leftover.key)
             _remove_folder(_run_folder(store.client.get_run(leftover.key), root))
+            store.client.delete_run(leftover.key)
         elif store is not None and leftover.kind == "model":
-            folder = _model_folder(store.client.get_logged_model(leftover.key), root)
+            _remove_folder(_model_folder(store.client.get_logged_model(leftover.key), root))
             store.client.delete_logged_model(leftover.key)
-            _remove_folder(folder)
 
 
 def _current_studies(root: Path, paths: Paths) -> set[str]:
@@ -120,11 +120,9 @@ def _old_studies(root: Path, kept: set[str]) -> Iterator[Leftover]:
 
 
 def _files_of_study(path: Path) -> list[Path]:
-    return [
-        path,
-        *(path.with_name(path.name + ending) for ending in ("-journal", "-wal", "-shm")),
-        path.with_suffix(".lock"),
-    ]
+    """The database is the last: by it the others are found again after a kill in between."""
+    beside = [path.with_name(path.name + ending) for ending in ("-journal", "-wal", "-shm")]
+    return [*beside, path.with_suffix(".lock"), path.with_suffix(".owner"), path]
 
 
 def _unfinished_work(root: Path) -> Iterator[Leftover]:
