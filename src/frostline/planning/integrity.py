@@ -12,6 +12,7 @@ from pathlib import Path
 
 from frostline.params import load_writers
 from frostline.planning.workspace import Cache
+from frostline.tracking.mending import undo_broken_write
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def _md5_of(path: Path) -> str:
 def find_broken_databases(root: Path) -> Iterator[tuple[str, str]]:
     """(file, what SQLite says of it) of each damaged database of runs or of a study."""
     for path in [*root.glob("mlflow.db"), *sorted((root / "studies").glob("*.db"))]:
+        undo_broken_write(path)
         try:
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as database:
                 said = str(database.execute("pragma integrity_check(1)").fetchone()[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mlflow.entities import LoggedModel, Run, ViewType
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run, ViewType
 
 from frostline.files import load_json, size_of
 from frostline.params import Paths
@@ -67,8 +67,26 @@ def remove_leftovers(leftovers: Iterable[Leftover], root: Path, store: Store | N
             _remove_folder(_run_folder(store.client.get_run(leftover.key), root))
             store.client.delete_run(leftover.key)
         elif store is not None and leftover.kind == "model":
-            _remove_folder(_model_folder(store.client.get_logged_model(leftover.key), root))
-            store.client.delete_logged_model(leftover.key)
+            _remove_model(store, store.client.get_logged_model(leftover.key), root)
+
+
+def remove_unfinished_models(store: Store, name: str, run_id: str) -> None:
+    """Removes the models that killed processes were writing: those of this run, and of runs that do not run any more.
+
+    Call it where nobody else writes a model of this project's.
+    """
+    for model in pages(store.client.search_logged_models, experiment_ids=[store.experiment_id]):
+        if model.name == name and model.status == LoggedModelStatus.PENDING:
+            source = model.source_run_id
+            if source is None:  # not ours
+                continue
+            if source == run_id or store.client.get_run(source).info.status != "RUNNING":
+                _remove_model(store, model, store.root)
+
+
+def _remove_model(store: Store, model: LoggedModel, root: Path) -> None:
+    _remove_folder(_model_folder(model, root))
+    store.client.delete_logged_model(model.model_id)
 
 
 def _current_studies(root: Path, paths: Paths) -> set[str]:
