@@ -35,10 +35,11 @@ run: env
 test: env lint
 	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# What the suite does once, with more processes, rounds and kills.
+# What the suite does once, with more processes, rounds and kills; the last command writes its numbers into docs/reliability.md.
 torture: env
 	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py tests/test_doorkeeper.py tests/test_fuzz.py \
 	    -k "share or outlives or at_once or thousand or mutated"
+	@python benchmarks/kills.py --kills 300 --write
 
 # It asks the network, so the suite does not do it. With --strict a library that nothing is known of is a failure, too.
 audit: env

@@ -326,9 +326,9 @@ def _store_of(folder: Path) -> State:
                 state |= {f"{label}/{seen[label]}/{key}": value for key, value in facts.items()}
         rows = ask("select name, status, lifecycle_stage, artifact_location from logged_models")
         for name, status, stage, uri in rows.fetchall():
-            if stage == "active":
+            if stage == "active":  # of a deleted one MLflow keeps the row, and we nothing
                 known.append(_place_of(uri).parent)
-            seen[f"model/{name}/{status}/{stage}"] += 1
+                seen[f"model/{name}/{status}"] += 1
         state |= {label: str(number) for label, number in seen.items() if label.startswith("model/")}
         for alias, version, name in ask("select alias, version, name from registered_model_aliases"):
             state[f"alias/{name}/{alias}"] = str(version)
