@@ -3,7 +3,7 @@
 #   GPU=1              TensorFlow with CUDA (Linux);  EXTRA=jax|tfds|ray|lite  one of the other locked extras
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run env test torture lint format lock deps ui
+.PHONY: help run env test torture audit lint format lock deps ui
 
 EXTRA ?= $(if $(GPU),gpu,dev)
 VENV := .venv
@@ -21,6 +21,7 @@ help:
 	@echo "make run     environment, all stages, and a short table of what came out (GPU=1 for TensorFlow with CUDA)"
 	@echo "make test    environment, ruff, mypy, all tests"
 	@echo "make torture the tests of kills and crowds in their long form"
+	@echo "make audit   known holes in the locked libraries, by PyPI's advisories, and their licences"
 	@echo "make ui      MLflow's pages on this project's runs, at 127.0.0.1"
 	@echo "make env     the environment alone, in $(VENV); 'source $(BIN)/activate' enters it"
 	@echo "make lint    ruff and mypy;   make format   ruff's formatter"
@@ -34,9 +35,21 @@ run: env
 test: env lint
 	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# What the suite does once, with more processes, rounds and kills.
+# What the suite does once, with more processes, rounds and kills; the last command writes its numbers into docs/reliability.md.
 torture: env
-	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py tests/test_doorkeeper.py -k "share or outlives or at_once or thousand"
+	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py tests/test_doorkeeper.py tests/test_fuzz.py \
+	    -k "share or outlives or at_once or thousand or mutated"
+	@python benchmarks/kills.py --kills 300 --write
+
+# It asks the network, so the suite does not do it. With --strict a library that nothing is known of is a failure, too.
+audit: env
+	@uv venv --quiet --clear $(VENV)/audit
+	@uv pip sync --quiet --python $(VENV)/audit/bin/python --require-hashes locks/audit.txt
+	@python -m pytest tests/test_licences.py
+	@for lock in locks/*.txt; do \
+	    echo "$$lock"; $(VENV)/audit/bin/pip-audit --requirement $$lock --require-hashes --disable-pip --strict --progress-spinner off \
+	        || failed=1; \
+	done; exit $${failed:-0}
 
 lint: env
 	@ruff check .
@@ -63,6 +76,7 @@ COMPILE = uv pip compile --quiet --universal --fork-strategy fewest --python-ver
 
 lock: env
 	@$(COMPILE) $(UPGRADE) locks/uv.in -o locks/uv.txt
+	@$(COMPILE) $(UPGRADE) locks/audit.in -o locks/audit.txt
 	@$(COMPILE) $(UPGRADE) pyproject.toml --extra dev -o locks/dev.txt
 	@for extra in gpu jax tfds ray lite; do \
 	    $(COMPILE) $(UPGRADE) pyproject.toml --extra dev --extra $$extra -c locks/dev.txt -o locks/$$extra.txt || exit 1; \

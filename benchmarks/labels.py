@@ -90,7 +90,7 @@ def measure_all(given: argparse.Namespace) -> Lines:
 def extract(base: str, name: str, shared: Path) -> Columns:
     """The images of a set through the frozen prefix, once for all draws."""
     from frostline.bases.base import load_base
-    from frostline.bases.features import Extractor
+    from frostline.bases.extraction import Extractor
     from frostline.bases.files import fetch_weights
     from frostline.params import parse_params
     from frostline.training.tail import group_columns

@@ -85,7 +85,7 @@ def test_a_record_with_nan_or_infinity_is_refused_and_nothing_is_written(tmp_pat
 
 
 def test_a_folder_without_its_marker_is_refused_with_advice(tmp_path):
-    with pytest.raises(FileNotFoundError, match="dvc repro"):
+    with pytest.raises(Refused, match="dvc repro"):
         require_complete(tmp_path)
     mark_complete(tmp_path, num_images=3)
     assert require_complete(tmp_path)["num_images"] == 3

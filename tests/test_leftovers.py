@@ -120,7 +120,7 @@ def test_the_work_of_a_running_stage_is_no_leftover(mlflow_root, params):
 def test_a_study_goes_with_its_side_files(mlflow_root, params):
     folder = mlflow_root / "studies"
     folder.mkdir()
-    for name in ("a.db", "a.lock", "a.db-journal", "b.db"):
+    for name in ("a.db", "a.lock", "a.owner", "a.db-journal", "b.db"):
         (folder / name).touch()
     month_ago = time.time() - 31 * DAY
     os.utime(folder / "a.db", (month_ago, month_ago))
@@ -128,6 +128,25 @@ def test_a_study_goes_with_its_side_files(mlflow_root, params):
     assert names_of(leftovers) == {"a"}
     remove_leftovers(leftovers, mlflow_root, None)
     assert [path.name for path in folder.iterdir()] == ["b.db"]
+
+
+@pytest.mark.parametrize("what", ["delete_run", "delete_logged_model"])
+def test_a_removal_that_was_broken_off_is_finished_by_the_next(store, mlflow_root, params, monkeypatch, what):
+    old = make_study(store, "old", mlflow_root)
+    make_model(store, old["final"], mlflow_root, version=False)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    real = getattr(type(store.client), what)
+    for moment in (die, lambda *given: die(real(*given)), real):  # before, after, never
+        monkeypatch.setattr(type(store.client), what, moment)
+        try:
+            remove_leftovers(find_leftovers(mlflow_root, params.paths, store, older_than=0), mlflow_root, store)
+        except KeyboardInterrupt:
+            assert moment is not real
+    assert find_leftovers(mlflow_root, params.paths, store, older_than=0) == []
+    assert [path for path in (mlflow_root / "mlruns").rglob("*") if path.is_file()] == []
 
 
 def test_files_outside_the_projects_mlruns_are_never_removed(store, mlflow_root, params, tmp_path):

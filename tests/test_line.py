@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from network import list_calls, watched
+from planted import ENVIRONMENT, find_planted, plant
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -142,19 +144,23 @@ def start_project(folder: Path) -> Project:
 
 @pytest.fixture
 def project(tmp_path: Path, base: Path) -> Project:
-    """A committed project with small params."""
+    """A committed project with small params, and secrets around it."""
     made = start_project(tmp_path / "project")
     made.set({**SMALL, "base.weights": str(base)})
     made.run("git", "add", "--all")
     made.run("git", "commit", "--quiet", "-m", "start")
+    plant(made.folder)
+    made.environment |= ENVIRONMENT
     return made
 
 
 def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path) -> None:
     assert project.frostline("check").endswith("params.yaml: no problem\n")
 
-    # A fresh clone runs all stages, then none.
-    assert project.repro() == STAGES
+    # A fresh clone runs all stages, then none. Nobody is called.
+    calls = tmp_path / "calls.log"
+    assert ran_in(project.run(*watched(("dvc", "repro"), calls))) == STAGES
+    assert list_calls(calls) == []
     trials = project.load("reports/tune/trials.json")
     assert [trial["number"] for trial in trials["trials"]] == [0, 1, 2]
     assert [trial["hparams"]["head_input"] for trial in trials["trials"][:2]] == ["last", "all"]
@@ -261,6 +267,8 @@ def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path)
     assert len(rows) == 2 and all(row["label"] in classes for row in rows)
     assert "version 1 is the champion again" in project.frostline("rollback")
     assert "rollback" in project.frostline("history")
+    # All of it ran with secrets around it.
+    assert find_planted(tmp_path) == []
 
 
 def ran_in(said: str) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import sqlite3
 import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -46,6 +47,33 @@ def test_who_reads_writes_nothing(mlflow_root, root):
     assert open_store(Tracking(), mlflow_root, create=False).experiment_id
     assert {finding.level for finding in doctor.examine_store(mlflow_root, params)} == {"ok"}
     assert digest(path) == before
+
+
+# Writes to the database in argv[1], past the memory that SQLite would keep it in, and is gone.
+KILLED_WRITER = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("pragma cache_size = 1")
+database.execute("begin")
+for number in range(300):
+    database.execute("insert into experiments (name, lifecycle_stage) values (?, 'active')", (f"half {number}" * 50,))
+os._exit(9)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_undone_by_who_only_reads(mlflow_root):
+    path = mlflow_root / "mlflow.db"
+    store = open_store(Tracking(), mlflow_root)
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path)], check=False)
+    assert path.with_name("mlflow.db-journal").stat().st_size > 0
+    with (
+        closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
+        database.execute("select * from experiments")  # as it was
+    assert open_store(Tracking(), mlflow_root, create=False).experiment_id == store.experiment_id
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("select count(*) from experiments where name like 'half%'").fetchone() == (0,)
 
 
 def test_an_older_database_is_refused_unchanged_until_it_is_to_be_mended(mlflow_root, root):

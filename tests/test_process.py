@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from frostline.errors import Refused
-from frostline.process import ask_git, project_root
+from frostline.process import ask_git, project_root, work_folder
 
 STAGE = """
 import ctypes, json, signal, sys, time
@@ -234,3 +234,27 @@ def test_git_answers_or_says_why_not(tmp_path, monkeypatch):
     assert ask_git(tmp_path, "rev-parse", "--git-dir") == (".git\n", "")
     monkeypatch.setenv("PATH", "")
     assert ask_git(tmp_path, "status") == (None, "FileNotFoundError")
+
+
+def test_what_a_killed_process_left_unfinished_goes_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = (
+        "import os\n"
+        "from frostline.process import work_folder\n"
+        "with work_folder('screen') as folder:\n"
+        "    (folder / 'images.npy').write_bytes(bytes(9))\n"
+        "    print(folder, flush=True)\n"
+        "    input()\n"
+    )
+    start_one = [sys.executable, "-c", program]
+    killed = subprocess.Popen(start_one, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    left = tmp_path / killed.stdout.readline().strip()
+    with work_folder("other"):
+        assert left.is_dir()
+    with work_folder("screen") as own:
+        assert left.is_dir() and own.is_dir()  # it lives
+    assert not own.exists()
+    killed.kill()
+    killed.communicate()
+    with work_folder("screen"):
+        assert not left.exists()

@@ -123,10 +123,32 @@ def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(store.client), "log_model_artifacts", die)
+    real = type(store.client).log_model_artifacts
+    monkeypatch.setattr(type(store.client), "log_model_artifacts", lambda *given: die(real(*given)))
     with pytest.raises(KeyboardInterrupt):
         add(store, files[0])
     assert list_versions(store, "clf") == []
+    (left,) = store.client.search_logged_models([store.experiment_id])
+    folder = Path(left.artifact_location.removeprefix("file://"))
+    assert folder.is_dir()
+
+    # The next one takes it away, once its run is closed; what another process is writing stays.
+    monkeypatch.setattr(type(store.client), "log_model_artifacts", real)
+    add(store, files[1])
+    assert folder.is_dir()
+    store.client.set_terminated(left.source_run_id, "KILLED")
+    version = add(store, files[0])
+    assert not folder.exists()
+    models = store.client.search_logged_models([store.experiment_id])
+    assert {model.status for model in models} == {"READY"} and version.model_id in {model.model_id for model in models}
+
+
+def test_a_version_says_the_same_after_its_run_was_killed_and_gone_on_with(store, files):
+    run = open_final_run(store, name="final", params={}, tags={"frostline.study": "d1"})
+    store.client.set_tag(run, "frostline.state", "DEAD")
+    version = add(store, files[0], run_id=run, tags=lineage_of(store, run), metrics={"test_log_loss": 2.14781149})
+    assert "frostline.state" not in version.tags and version.tags["frostline.study"] == "d1"
+    assert store.client.get_run(run).data.metrics == {"test_log_loss": 2.14781}
 
 
 @pytest.mark.parametrize(

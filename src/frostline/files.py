@@ -111,12 +111,15 @@ def mark_complete(folder: Path, **facts: Any) -> None:
 def require_complete(folder: Path) -> Mapping[str, Any]:
     """The facts of a complete folder.
 
-    Raises FileNotFoundError where the marker is absent: the stage that writes the folder did not finish.
+    Raises Refused where the marker is absent or damaged: the stage that writes the folder did not finish.
     """
     marker = folder / COMPLETE
     if not marker.is_file():
-        raise FileNotFoundError(f"{folder} is incomplete: it has no {COMPLETE}. Run `dvc repro` to make it again.")
-    facts: Mapping[str, Any] = load_json(marker)
+        raise Refused(f"{folder} is incomplete: it has no {COMPLETE}. Run `dvc repro` to make it again.")
+    try:
+        facts: Mapping[str, Any] = load_json(marker)
+    except ValueError as error:
+        raise Refused(f"{marker} is damaged: {error}. Remove {folder}, and run `dvc repro` to make it again.") from None
     return facts
 
 

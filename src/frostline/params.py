@@ -389,11 +389,19 @@ def list_problems(name: str, problems: list[str]) -> str:
 
 def load_lock(path: Path = Path("dvc.lock")) -> dict[str, str]:
     """The md5 of every output that `dvc.lock` names, by path; empty where there is no lock yet."""
+    return {out["path"]: out["md5"] for _, out in _locked_outs(path) if "md5" in out}
+
+
+def load_writers(path: Path = Path("dvc.lock")) -> dict[str, str]:
+    """The stage of every output that `dvc.lock` names, by the output's path."""
+    return {out["path"]: stage for stage, out in _locked_outs(path)}
+
+
+def _locked_outs(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
-        return {}
+        return []
     stages = YAML(typ="safe", pure=True).load(path).get("stages") or {}
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+    return [(name, out) for name, stage in stages.items() for out in stage.get("outs", [])]
 
 
 # Keys that have another name since; a params.yaml of before is told where its value belongs.

@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,6 +197,32 @@ def start_pool(workers: int, initializer: Callable[..., None], *facts: Any) -> P
 def _start_process(initializer: Callable[..., None], *facts: Any) -> None:
     die_with_parent()
     initializer(*facts)
+
+
+@contextmanager
+def work_folder(name: str) -> Iterator[Path]:
+    """A folder of this process below UNFINISHED, gone at the end; those of the same name that killed ones left go first."""
+    UNFINISHED.mkdir(parents=True, exist_ok=True)
+    for left in UNFINISHED.glob(f"{name}-*"):
+        process = left.name.removeprefix(f"{name}-")
+        if not process.isdigit() or not _lives(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = UNFINISHED / f"{name}-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

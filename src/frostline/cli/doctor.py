@@ -20,6 +20,7 @@ import click
 from frostline.errors import Refused, redact
 from frostline.files import COMPLETE, load_json, sha256_of
 from frostline.params import Params, Storage, load_document, load_params
+from frostline.planning.integrity import find_broken_databases, find_changed
 from frostline.planning.settings import ignored_settings, settings_problems
 from frostline.process import ask_git, project_root
 
@@ -42,7 +43,7 @@ class Finding:
 @click.option(
     "--deep",
     is_flag=True,
-    help="Also start Keras: its devices, and whether the base knows the images; and ask DVC for changes (20 s).",
+    help="Also start Keras: its devices, and whether the base knows the images; read all outputs and ask DVC for changes (20 s and more).",
 )
 def command(deep: bool) -> None:
     """Check Python, libraries, devices, weights, tracking store, disk, DVC and git; change nothing.
@@ -81,6 +82,8 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Finding]:
         yield from guarded("the tracking store", examine_store, root, params)
         yield from examine_disk(root, params.storage)
     yield from examine_dvc(root, deep)
+    if deep:
+        yield from examine_bytes(root)
     yield from examine_git(root)
 
 
@@ -284,6 +287,17 @@ def examine_dvc(root: Path, deep: bool) -> Iterator[Finding]:
             yield Finding("warn", f"DVC sees stages that are not up to date: {', '.join(stale)}", advice)
         else:
             yield Finding("ok", "all stages are up to date")
+
+
+def examine_bytes(root: Path) -> Iterator[Finding]:
+    changed, number = find_changed(root)
+    for file in changed:
+        what = f"{file.path} is not what stage {file.stage} wrote: its md5 differs from the one in dvc.lock"
+        yield Finding("fail", what, file.remedy)
+    if number and not changed:
+        yield Finding("ok", f"{number} files of the stages' outputs are what was written, byte for byte")
+    for path, reason in find_broken_databases(root):
+        yield Finding("fail", f"{path} is damaged: {reason}", "Bring back a copy of it from a backup.")
 
 
 def stale_stages(status: Mapping[str, Any]) -> list[str]:

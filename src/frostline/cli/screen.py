@@ -127,13 +127,11 @@ def run_screening(params: Params, candidates: Sequence[str], sizes: Sequence[int
     started = time.monotonic()
     from frostline.planning.pace import count_images, find_images
     from frostline.planning.storage import flips
-    from frostline.process import UNFINISHED
+    from frostline.process import work_folder
     from frostline.search.screening import draw_sample, load_sample, race
 
     loaded = time.monotonic() - started  # what a stage loads, too
-    UNFINISHED.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="screen-", dir=UNFINISHED) as folder:
-        work = Path(folder)
+    with work_folder("screen") as work:
         layout = find_images(params, work, number)
         entries = draw_sample(layout, params.prepare, params.seed, number)
 

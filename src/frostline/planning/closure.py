@@ -16,6 +16,7 @@ BOOKKEEPING = frozenset(
             "planning.checks",
             "planning.closure",
             "planning.earlier",
+            "planning.integrity",
             "planning.notes",
             "planning.settings",
             "planning.workspace",

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from frostline.images.survey import describe_changes
 from frostline.params import Params, Prepare, Refit, Tune
 from frostline.planning.closure import code_of
 from frostline.planning.storage import list_depths, trains_on_val
-from frostline.process import UNFINISHED
+from frostline.process import work_folder
 
 if TYPE_CHECKING:
     from frostline.bases.base import Base
@@ -174,13 +173,10 @@ def measure(params: Params) -> tuple[Counts, Facts, Pace]:
     """Everything a plan needs; takes a minute or two, most of it to load the network's libraries and to compile."""
     start = _start_times()
     counts = count_images(params)
-    UNFINISHED.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="plan-", dir=UNFINISHED) as work:
-        images, decode, augment = measure_images(params, Path(work))
-        facts, build, prefix, tails = _measure_network(
-            _capped(params, counts.train), images, counts.num_classes, Path(work)
-        )
-        disk = measure_disk(Path(work))
+    with work_folder("plan") as work:
+        images, decode, augment = measure_images(params, work)
+        facts, build, prefix, tails = _measure_network(_capped(params, counts.train), images, counts.num_classes, work)
+        disk = measure_disk(work)
     return counts, facts, Pace(decode, augment, disk, start, build, prefix, tails)
 
 

@@ -96,7 +96,7 @@ def find_strangers(paths: Paths, root: Path) -> dict[str, list[Path]]:
 
     Ours is what DVC's cache holds, so that it can be brought back, and what a stage wrote while it ran.
     """
-    cached = _Cache(root)
+    cached = Cache(root)
     found = {}
     for stage, names in OUTPUTS.items():
         for name in names:
@@ -195,7 +195,7 @@ class _File(NamedTuple):
     facts: os.stat_result
 
 
-class _Cache:
+class Cache:
     """What DVC can bring back: the files that dvc.lock lists, and any other whose content lies in the cache."""
 
     def __init__(self, root: Path) -> None:
@@ -214,7 +214,7 @@ class _Cache:
     def holds(self, file: _File, name: str) -> bool:
         """Can this file of the output called `name` be lost without loss?"""
         if name not in self.listed:
-            self.listed[name] = self._list(name)
+            self.listed[name] = self.list_files(name)
         known = self.listed[name].get(file.name)
         # By its size: to hash what DVC linked here would read all features at every run.
         if known is not None and self._size(known) == file.facts.st_size:
@@ -229,9 +229,10 @@ class _Cache:
         except FileNotFoundError:
             return None
 
-    def _list(self, name: str) -> dict[str, str]:
+    def list_files(self, name: str) -> dict[str, str]:
+        """File below the output called `name` -> its md5, "" for an output that is a file; empty where DVC does not know it."""
         md5 = self.locked.get(PurePosixPath(name).as_posix(), "")
-        listing = self._place(md5) if md5 else None
+        listing = self.place(md5) if md5 else None
         if not md5.endswith(".dir"):
             return {"": md5} if md5 else {}
         if listing is None or not listing.is_file():
@@ -239,7 +240,8 @@ class _Cache:
         rows: list[dict[str, Any]] = json.loads(listing.read_text(encoding="utf-8"))
         return {row["relpath"]: row["md5"] for row in rows}
 
-    def _place(self, md5: str) -> Path:
+    def place(self, md5: str) -> Path:
+        """Where the cache keeps a file."""
         return self.folder / md5[:2] / md5[2:]
 
 

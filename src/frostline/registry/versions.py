@@ -21,6 +21,7 @@ from frostline.evidence.evaluation import Evaluation
 from frostline.files import hash_folder, sha256_of
 from frostline.process import locked
 from frostline.serving.model import DATA, MODEL, Card, save_model_folder
+from frostline.tracking.leftovers import remove_unfinished_models
 from frostline.tracking.store import Store, pages
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -87,6 +88,7 @@ def register(
         _create_model(client, name)
         found = find_by_sha256(store, name, card.sha256)
         if found is None:
+            remove_unfinished_models(store, name, run_id)
             model_id, digest = _log_model(store, name, model_file, run_id, card, golden, metrics, params)
             given = {
                 **tags,
@@ -117,7 +119,7 @@ def register(
 def lineage_of(store: Store, run_id: str) -> dict[str, str]:
     """The run's lineage tags, for the version: they outlive the run."""
     tags = store.client.get_run(run_id).data.tags
-    process = ("host", "boot", "pid", "started", "kind")
+    process = ("host", "boot", "pid", "started", "kind", "state")
     return {
         key: value
         for key, value in tags.items()
@@ -299,7 +301,9 @@ def _log_model(
         digest = hash_folder(folder)
         client.log_model_artifacts(model.model_id, str(folder))
     now = model.creation_timestamp
-    points = [Metric(key, value, now, 0, model_id=model.model_id, run_id=run_id) for key, value in metrics.items()]
+    # As `tracking.runs` rounds them: the run has the same metrics, whichever is written last.
+    rounded = {key: float(f"{value:.6g}") for key, value in metrics.items()}
+    points = [Metric(key, value, now, 0, model_id=model.model_id, run_id=run_id) for key, value in rounded.items()]
     client.log_batch(run_id, metrics=points)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     # Only now can it be registered: a model that was being written when its process was killed stays PENDING.

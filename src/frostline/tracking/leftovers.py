@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mlflow.entities import LoggedModel, Run, ViewType
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run, ViewType
 
 from frostline.files import load_json, size_of
 from frostline.params import Paths
@@ -62,13 +62,31 @@ def remove_leftovers(leftovers: Iterable[Leftover], root: Path, store: Store | N
                 path.unlink(missing_ok=True)
         elif leftover.kind == "work":
             shutil.rmtree(leftover.key)
+        # The files first: of what MLflow has deleted nobody would find them after a kill in between.
         elif store is not None and leftover.kind == "run":
-            store.client.delete_run(leftover.key)
             _remove_folder(_run_folder(store.client.get_run(leftover.key), root))
+            store.client.delete_run(leftover.key)
         elif store is not None and leftover.kind == "model":
-            folder = _model_folder(store.client.get_logged_model(leftover.key), root)
-            store.client.delete_logged_model(leftover.key)
-            _remove_folder(folder)
+            _remove_model(store, store.client.get_logged_model(leftover.key), root)
+
+
+def remove_unfinished_models(store: Store, name: str, run_id: str) -> None:
+    """Removes the models that killed processes were writing: those of this run, and of runs that do not run any more.
+
+    Call it where nobody else writes a model of this project's.
+    """
+    for model in pages(store.client.search_logged_models, experiment_ids=[store.experiment_id]):
+        if model.name == name and model.status == LoggedModelStatus.PENDING:
+            source = model.source_run_id
+            if source is None:  # not ours
+                continue
+            if source == run_id or store.client.get_run(source).info.status != "RUNNING":
+                _remove_model(store, model, store.root)
+
+
+def _remove_model(store: Store, model: LoggedModel, root: Path) -> None:
+    _remove_folder(_model_folder(model, root))
+    store.client.delete_logged_model(model.model_id)
 
 
 def _current_studies(root: Path, paths: Paths) -> set[str]:
@@ -120,11 +138,9 @@ def _old_studies(root: Path, kept: set[str]) -> Iterator[Leftover]:
 
 
 def _files_of_study(path: Path) -> list[Path]:
-    return [
-        path,
-        *(path.with_name(path.name + ending) for ending in ("-journal", "-wal", "-shm")),
-        path.with_suffix(".lock"),
-    ]
+    """The database is the last: by it the others are found again after a kill in between."""
+    beside = [path.with_name(path.name + ending) for ending in ("-journal", "-wal", "-shm")]
+    return [*beside, path.with_suffix(".lock"), path.with_suffix(".owner"), path]
 
 
 def _unfinished_work(root: Path) -> Iterator[Leftover]:

@@ -25,8 +25,16 @@ PLACES = {
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     """The database, opened so that nothing can be written."""
+    undo_broken_write(path)
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
         yield database
+
+
+def undo_broken_write(path: Path) -> None:
+    """Lets SQLite undo what a killed process was writing: who may only read cannot, and takes the file for damaged."""
+    if path.with_name(f"{path.name}-journal").is_file():
+        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, timeout=60)) as database:
+            database.execute("select count(*) from sqlite_master").fetchone()
 
 
 def is_outdated(path: Path, root: Path) -> bool:

@@ -1,0 +1,84 @@
+"""What SIGKILL costs: every stage and command killed somewhere, run again, and compared with an undisturbed run.
+
+A kill ends all processes of the run, at a random moment or, where strace is there, at a random system call that changes a
+file. tests/killing.py says how, and what is compared; of a search by two workers that is all but the values, because the
+order in which trials end decides what is drawn. Linux only.
+"""
+
+import argparse
+import math
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import results
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+# Of all kills, so many parts fall on each: more where more is written, fewer where a start takes long.
+WEIGHTS = {"promote": 1, "tune": 3, "tune, two workers": 2, "refit": 3, "register": 3, "pretrain": 2, "screen": 1}
+
+
+def main() -> None:
+    from killing import HEAVY, LIGHT, LIGHT_STAGES, PROJECT, STAGES, VICTIMS, Nursery, Slaughter, make_templates
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=300, help="of all victims together")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of all victims together; fewer kills then")
+    parser.add_argument("--only", nargs="+", choices=list(VICTIMS), default=list(VICTIMS))
+    parser.add_argument("--seed", type=int, default=0)
+    results.add_options(parser)
+    given = parser.parse_args()
+
+    parts = {name: WEIGHTS.get(name, 2) for name in given.only}
+    generator = random.Random(given.seed)
+    lines: results.Lines = []
+    nursery = Nursery(LIGHT if {*given.only} <= {*LIGHT_STAGES} else HEAVY)
+    with tempfile.TemporaryDirectory() as folder:
+        templates = make_templates(nursery, Path(folder), given.only)
+        for name in given.only:
+            slaughter = Slaughter(nursery, VICTIMS[name], templates[name], Path(folder) / PROJECT)
+            began = time.monotonic()
+            kills: list[Any] = []
+            share = parts[name] / sum(parts.values())
+            wanted, end = round(given.kills * share), began + 60 * given.minutes * share
+            while sum(kill.fell for kill in kills) < wanted and time.monotonic() < end:
+                kill = slaughter.kill(generator, by_call=bool(len(kills) % 2))
+                kills.append(kill)
+                print(f"{name}\t{kill.where}\t{kill.fell}\t{kill.code}\t{list(kill.differences)}", flush=True)
+            lines.append(
+                {
+                    "victim": name,
+                    "is_stage": name in STAGES,
+                    "seconds": slaughter.seconds,
+                    "kills": sum(kill.fell for kill in kills),
+                    "at_calls": sum(kill.fell and kill.where.startswith("call") for kill in kills),
+                    "failed": sum(kill.code != 0 for kill in kills),
+                    "different": sum(bool(kill.differences) for kill in kills),
+                    "compared": len(slaughter.expected),
+                    "volatile": len(slaughter.volatile),
+                    "minutes": (time.monotonic() - began) / 60,
+                }
+            )
+    nursery.close()
+    results.keep("kills", lines, given, make_table)
+    print(make_table(lines))
+
+
+def make_table(lines: results.Lines) -> str:
+    """Kills, reruns that failed, and differences, of each victim and in all."""
+    rows = [_row(line["victim"], line) for line in lines]
+    total = {key: sum(line[key] for line in lines) for key in ("kills", "at_calls", "failed", "different")}
+    columns = ["what was killed", "kills", "of these at a system call", "reruns that failed", "different afterwards"]
+    return results.draw_table(columns, [*rows, _row("all", total)])
+
+
+def _row(name: str, line: dict[str, Any]) -> list[object]:
+    return [name, line["kills"], line["at_calls"], line["failed"], line["different"]]
+
+
+if __name__ == "__main__":
+    main()
