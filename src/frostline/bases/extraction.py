@@ -1,6 +1,5 @@
 """The one pass over the frozen prefix: images -> features on disk, computed where no earlier run made them."""
 
-import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +48,30 @@ class Source:
 
     images: Rows
     digests: Digests
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file of a source's features: `place` among the extractor's outputs, and the rows that earlier runs made.
+
+    places: of each row among those, -1 where none is; sound: bool (num_rows,), those that are there and are what was written.
+    """
+
+    place: int
+    file: str
+    rows: EarlierRows
+    places: NDArray[np.int64]
+    sound: NDArray[np.bool_]
+
+    def fill(self, block: slice, new: NDArray[np.bool_], made: NDArray[np.float32] | None) -> NDArray[Any]:
+        """The rows of a block: earlier ones, and of those that were `made`, one for each row that is `new`, the others."""
+        there = self.sound[block]
+        values = np.empty((len(there), *self.rows.shape), self.rows.dtype)
+        values[there] = self.rows.take(self.places[block][there])
+        if made is not None:
+            limit = np.finfo(self.rows.dtype).max  # kept as the largest number, not as infinity
+            values[~there] = np.clip(made[~there[new]], -limit, limit)
+        return values
 
 
 def list_sources(
@@ -153,60 +176,46 @@ class Extractor:
             progress = folder / f".{name}.digests"
             computed = 0
             if not all((folder / file).is_file() for file in files):
-                known = [EarlierRows(self.shapes[place], kinds[place]) for place in places]
                 pixels = Path(DIGESTS) / PIXELS / f"{name}.npy"
                 save_array(folder / pixels, [source.digests], source.digests.shape, np.uint8)
-                for output, (rows, file) in itertools.product(earlier, zip(known, files, strict=True)):
-                    rows.add(output / file, output / pixels, output / DIGESTS / file)
-                computed = self._save(source, folder, dict(zip(places, files, strict=True)), known, progress)
+                outputs = []
+                for place, file in zip(places, files, strict=True):
+                    rows = EarlierRows(self.shapes[place], kinds[place])
+                    for other in earlier:
+                        rows.add(other / file, other / pixels, other / DIGESTS / file)
+                    found = rows.find(source.digests)
+                    outputs.append(Output(place, file, rows, found, rows.check(found)))
+                computed = self._save(source.images, folder, outputs, progress)
             progress.unlink(missing_ok=True)
             yield name, computed
 
-    def _save(
-        self,
-        source: Source,
-        folder: Path,
-        files: Mapping[int, str],
-        known: Sequence[EarlierRows],
-        progress: Path,
-    ) -> int:
-        """Writes one source, and returns how many rows were computed.
+    def _save(self, images: Rows, folder: Path, outputs: Sequence[Output], progress: Path) -> int:
+        """Writes the outputs of one source, and returns how many rows were computed.
 
         `progress` holds the digests of the rows of the unfinished files that can be trusted, uint8 (num_files, num_rows, DIGEST).
         """
-        images, num_rows = source.images, len(source.images)
-        digests = np.empty((len(files), num_rows, DIGEST), np.uint8)
-        whole = all(part_of(folder / file).is_file() for file in files.values())
+        num_rows = len(images)
+        digests = np.empty((len(outputs), num_rows, DIGEST), np.uint8)
+        whole = all(part_of(folder / output.file).is_file() for output in outputs)
         kept = load_array(progress) if whole and progress.is_file() else digests[:, :0]
         done = kept.shape[1]
         digests[:, :done] = kept
-        found = [rows.find(source.digests) for rows in known]
-        sound = [rows.check(places) for rows, places in zip(known, found, strict=True)]
-        there = np.logical_and.reduce(sound)
-        missing = np.flatnonzero(~there)
-        lacking = [place for place, its in zip(files, sound, strict=True) if not its.all()]
-        # An output more, and all cuts pooled already: the pass need not go to the end.
-        short = bool(lacking) and self.folders[lacking[-1]] != POOLED
-        maker, order = (self.shorten(lacking), lacking) if short else (self, list(range(len(self.folders))))
+        new = ~np.logical_and.reduce([output.sound for output in outputs])
+        missing = np.flatnonzero(new)
+        maker, places = self._choose_pass(outputs)
         batches = Buffer(maker.run(images, missing[missing >= done]))
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(
-                    ArrayWriter(folder / file, (num_rows, *self.shapes[place]), rows.dtype, resume_at=done)
+                    ArrayWriter(folder / output.file, (num_rows, *output.rows.shape), output.rows.dtype, resume_at=done)
                 )
-                for (place, file), rows in zip(files.items(), known, strict=True)
+                for output in outputs
             ]
             for start in range(done, num_rows, BLOCK):
                 block = slice(start, min(start + BLOCK, num_rows))
-                mine = there[block]
-                made = batches.take(int(np.count_nonzero(~mine)))
-                for index, (place, writer) in enumerate(zip(files, writers, strict=True)):
-                    limit = np.finfo(writer.dtype).max  # kept as the largest number, not as infinity
-                    its = sound[index][block]
-                    values = np.empty((len(its), *self.shapes[place]), writer.dtype)
-                    if not its.all():
-                        values[~its] = np.clip(made[order.index(place)][~its[~mine]], -limit, limit)
-                    values[its] = known[index].take(found[index][block][its])
+                made = dict(zip(places, batches.take(int(np.count_nonzero(new[block]))), strict=False))
+                for index, (output, writer) in enumerate(zip(outputs, writers, strict=True)):
+                    values = output.fill(block, new[block], made.get(output.place))
                     writer.append(values)
                     digests[index, block] = digest_rows(values)
                 if block.stop // SHARD > start // SHARD:
@@ -214,9 +223,19 @@ class Extractor:
                         writer.sync()
                     trusted = digests[:, : block.stop]
                     save_array(progress, [trusted], trusted.shape, np.uint8)
-            for file, found_digests in zip(files.values(), digests, strict=True):
-                save_array(folder / DIGESTS / file, [found_digests], found_digests.shape, np.uint8)
+            for output, found in zip(outputs, digests, strict=True):
+                save_array(folder / DIGESTS / output.file, [found], found.shape, np.uint8)
         return len(missing)
+
+    def _choose_pass(self, outputs: Sequence[Output]) -> "tuple[Extractor, Sequence[int]]":
+        """What makes the outputs that lack rows, and the places of what it makes.
+
+        Where all cuts are pooled already, the pass need not go to the end.
+        """
+        lacking = [output.place for output in outputs if not output.sound.all()]
+        if not lacking or self.folders[lacking[-1]] == POOLED:
+            return self, range(len(self.folders))
+        return self.shorten(lacking), lacking
 
 
 class Buffer:
