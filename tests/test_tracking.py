@@ -13,6 +13,7 @@ from torture import LONG, write_together
 
 from frostline.errors import Refused
 from frostline.params import Tracking
+from frostline.tracking import runs
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.owners import sweep_dead_runs
 from frostline.tracking.runs import close_run, delete_trials, log_to_run, log_trial, open_final_run, open_study_run
@@ -223,3 +224,21 @@ def test_credentials_of_the_environment_are_in_no_tag(tmp_path, monkeypatch):
 def test_sections_of_params_become_dotted_names(store):
     run = open_study_run(store, "d1", params={"tune": {"epochs": 2, "space": {"dropout": 0.5}}}, tags={})
     assert store.client.get_run(run).data.params == {"tune.epochs": "2", "tune.space.dropout": "0.5"}
+
+
+def test_a_screening_that_writes_is_not_taken_for_a_dead_one_and_a_killed_one_is(mlflow_root, monkeypatch):
+    store = open_store(Tracking(), mlflow_root)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+
+    def close(store, run_id, **_):
+        assert sweep_dead_runs(store) == 0  # as a stage that starts now would
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "close_run", close)
+    with pytest.raises(KeyboardInterrupt):
+        runs.log_screening(store, "screen", params={}, metrics={}, tags={}, artifacts=[])
+    (left,) = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'screen'")
+    store.client.set_tag(left.info.run_id, "frostline.pid", str(process.pid))
+    assert sweep_dead_runs(store) == 1
+    assert store.client.get_run(left.info.run_id).info.status == "KILLED"

@@ -298,6 +298,7 @@ def log_result(params: Params, screening: Screening) -> None:
     from frostline.files import save_json
     from frostline.process import project_root
     from frostline.tracking.lineage import lineage_tags
+    from frostline.tracking.owners import sweep_dead_runs
     from frostline.tracking.runs import log_screening
     from frostline.tracking.store import open_store
 
@@ -306,8 +307,10 @@ def log_result(params: Params, screening: Screening) -> None:
     save_json(OUT / "screen.json", screening.to_record())
     shown = [{**row, "log_loss": row["log_loss"]["value"], "error": row["log_loss"]["error"]} for row in rows]
     draw(shown, OUT / "screen.png", num_images=len(best.losses))
+    store = open_store(params.tracking, root)
+    sweep_dead_runs(store)  # of a screening that was killed while it wrote this
     log_screening(
-        open_store(params.tracking, root),
+        store,
         f"screen · {label_of(best.base)}",
         params={"fetch.source": redact(params.fetch.source), "base": best.base.model_dump(mode="json")},
         metrics={

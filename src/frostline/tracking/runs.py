@@ -147,7 +147,7 @@ def log_screening(
     artifacts: Sequence[Path],
 ) -> str:
     """The id of a whole run that tells what a screening of bases found."""
-    run_id = _create(store, name, {**tags, "frostline.host": socket.gethostname(), "frostline.kind": "screen"}, {})
+    run_id = _create(store, name, {**tags, **owner_tags(), "frostline.kind": "screen"}, {})
     _log(store, run_id, params=params)
     close_run(store, run_id, metrics=metrics, artifacts=artifacts)
     return run_id
