@@ -31,6 +31,8 @@ def keep_outputs(outputs: Iterable[str], root: Path, limit_gb: float) -> list[st
     """
     said = []
     with locked(root / EARLIER / ".lock"):
+        for left in (root / EARLIER).glob("*/.*"):  # of a process that was killed
+            shutil.rmtree(left)
         for output in outputs:
             if (Path(output) / COMPLETE).is_file() and (Path(output) / RECIPE).is_file():
                 try:
@@ -45,8 +47,6 @@ def _keep(folder: Path, place: Path) -> None:
     if kept.is_dir():
         os.utime(kept)
         return
-    for left in place.glob(".*"):
-        shutil.rmtree(left)
     unfinished = place / f".{kept.name}"
     shutil.copytree(folder, unfinished, copy_function=_link)
     os.utime(unfinished)
