@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frostline.arrays import ImageSplit
+from frostline.arrays import ImageSplit, digest_rows
 from frostline.errors import Refused
 from frostline.evidence.predictions import Predictions
 from frostline.evidence.suspicion import (
@@ -23,7 +23,7 @@ NAMES = ("cats", "dogs")
 def make_split(*ids, labels):
     number = len(ids)
     images = np.arange(number, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    return ImageSplit(images, np.array(labels, np.int32), np.arange(number), ids)
+    return ImageSplit(images, np.array(labels, np.int32), np.arange(number), ids, digest_rows(images))
 
 
 def make_predictions(files, labels, dogs, split):
