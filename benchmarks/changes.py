@@ -1,6 +1,6 @@
 """What a run costs after the images or the params changed, beside a run from nothing of the same state.
 
-    python benchmarks/changes.py [--shared ../shared | --generated 20000] [--until extract] [--json FILE] [--write]
+    python benchmarks/changes.py [--shared ../shared | --generated 20000] [--images 2000] [--until extract] [--json FILE] [--write]
 
 Two projects on this code, on copies of the same images (cats_vs_dogs, or generated ones). One goes through the changes, one
 after the other, by `dvc repro`; the other begins from nothing each time. A stage's seconds are those between DVC's lines,
@@ -34,6 +34,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--shared", type=Path, default=Path("../shared"))
     arguments.add_argument("--generated", type=int, default=0, help="so many generated images instead of cats_vs_dogs")
+    arguments.add_argument("--images", type=int, default=2000, help="of cats_vs_dogs, in the first run")
     arguments.add_argument("--image-size", type=int, default=96)
     arguments.add_argument("--trials", type=int, default=10)
     arguments.add_argument("--until", default="extract", help="the last stage that both projects run")
@@ -120,7 +121,7 @@ def list_images(given: argparse.Namespace, work: Path) -> tuple[list[tuple[str, 
         source = given.shared / "data" / "cats_vs_dogs"
         files = [(path.parent.name, path) for path in sorted(source.rglob("*.jpg"))]
     order = np.random.default_rng(7).permutation(len(files))
-    return [files[place] for place in order], given.generated or 2000
+    return [files[place] for place in order], given.generated or given.images
 
 
 # --- the runs ---------------------------------------------------------------------------------------------------------
@@ -163,7 +164,8 @@ def make_project(place: Path, images: Path, given: argparse.Namespace) -> Path:
     place.mkdir()
     for name in ("src", "pipelines", "presets", "locks"):
         (place / name).symlink_to(ROOT / name)
-    shutil.copyfile(ROOT / "dvc.yaml", place / "dvc.yaml")
+    for name in ("dvc.yaml", "decisions.csv"):
+        shutil.copyfile(ROOT / name, place / name)
     yaml = YAML()
     params = yaml.load(ROOT / "presets" / "default.yaml")
     params["fetch"] = {"source": str(images)}
