@@ -57,7 +57,7 @@ def make_table(lines: Lines) -> str:
         per_stage = [f"{line['seconds'].get(s, 0.0):.1f} / {line['from_nothing'].get(s, 0.0):.1f}" for s in ROWS]
         whole = f"{sum(line['seconds'].values()):.0f}"
         rows.append([line["change"], f"{line['share']:.1%}", *per_stage, f"**{ours:.1f}** / {fresh:.1f}", whole])
-    return draw_table(["change", "rows made", *ROWS, "together", "whole `dvc repro`"], rows)
+    return draw_table(["change", "rows made", *ROWS, "together", "all that ran"], rows)
 
 
 # --- the changes ------------------------------------------------------------------------------------------------------
