@@ -9,12 +9,12 @@ person, who knows, looks at the first 6 % and puts right what is wrong. Tested i
 """
 
 import argparse
+import contextlib
 import json
-import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,10 +52,21 @@ class Columns:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run("labels", __doc__, TASKS, look, make_table)
+
+
+def run(
+    name: str,
+    about: str | None,
+    tasks: Sequence[str],
+    look: Callable[[Columns, int], Iterator[dict[str, Any]]],
+    make_table: Callable[[Lines], str],
+) -> None:
+    """A benchmark on sets of labelled images: the lines that `look` gives for each task, of so many draws."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument(
-        "--tasks", nargs="+", default=TASKS, metavar="BASE:SET", help=f"of {', '.join(BASES)}: {', '.join(SETS)}"
+        "--tasks", nargs="+", default=tasks, metavar="BASE:SET", help=f"of {', '.join(BASES)}: {', '.join(SETS)}"
     )
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--table", type=Path, help="only make the table of a file of --json")
@@ -64,27 +75,26 @@ def main() -> None:
     if given.table:
         lines = [json.loads(line) for line in given.table.read_text(encoding="utf-8").splitlines()]
     else:
-        lines = measure_all(given)
+        lines = Lines()
+        shared = given.shared.resolve()
+        with TemporaryDirectory() as folder, contextlib.chdir(folder):
+            for task in given.tasks:
+                base, images = task.split(":")
+                for line in look(extract(base, images, shared), given.draws):
+                    lines.append({"base": base, "set": images, **line})
+                    print(lines[-1], file=sys.stderr, flush=True)
     print(make_table(lines))
-    keep("labels", lines, given, make_table)
+    keep(name, lines, given, make_table)
 
 
-def measure_all(given: argparse.Namespace) -> Lines:
-    """A line for each task, share of flipped labels and draw."""
-    shared, lines = given.shared.resolve(), Lines()
-    with TemporaryDirectory() as folder:
-        before = Path.cwd()
-        os.chdir(folder)
-        for task in given.tasks:
-            base, name = task.split(":")
-            columns = extract(base, name, shared)
-            clean = review(columns, 0.0, 0)
-            for draw in (review(columns, rate, draw) for rate in RATES for draw in range(given.draws)):
-                draw["accuracy"] |= {"clean": clean["accuracy"]["as labelled"]}
-                lines.append({"base": base, "set": name, **draw, "looks_wrong_clean": clean["looks_wrong"]})
-                print(lines[-1], file=sys.stderr, flush=True)
-        os.chdir(before)
-    return lines
+def look(columns: Columns, draws: int) -> Iterator[dict[str, Any]]:
+    """A line for each share of flipped labels and draw."""
+    clean = review(columns, 0.0, 0)
+    for rate in RATES:
+        for draw in range(draws):
+            line = review(columns, rate, draw)
+            line["accuracy"] |= {"clean": clean["accuracy"]["as labelled"]}
+            yield line | {"looks_wrong_clean": clean["looks_wrong"]}
 
 
 def extract(base: str, name: str, shared: Path) -> Columns:

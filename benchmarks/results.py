@@ -8,6 +8,7 @@ A table whose file is missing is older than this: the text beside it has its dat
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def keep(name: str, lines: Lines, given: argparse.Namespace, make_table: Callabl
         return
     arguments = [argument for argument in sys.argv[1:] if argument != "--write"]
     record = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip(),
         "machine": describe_machine(),

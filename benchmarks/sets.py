@@ -7,53 +7,27 @@ Every draw takes other images to train on, half of those that there are; what is
 cross-fitted; the thresholds are of its predictions out of fold, the sets of the head that is fitted to all images.
 """
 
-import argparse
-import json
-import os
-import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from labels import FOLDS, Columns, answer, extract, fit, mean
-from results import Lines, add_options, draw_table, keep
+from labels import FOLDS, Columns, answer, fit, mean, run
+from results import Lines, draw_table
 
 TASKS = ("lite0@128:cats", "lite0@128:horses", "lite0@128:generated")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="BASE:SET")
-    parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--table", type=Path, help="only make the table of a file of --json")
-    add_options(parser)
-    given = parser.parse_args()
-    if given.table:
-        lines = [json.loads(line) for line in given.table.read_text(encoding="utf-8").splitlines()]
-    else:
-        lines = measure_all(given)
-    print(make_table(lines))
-    keep("sets", lines, given, make_table)
+    run("sets", __doc__, TASKS, look_at_all, make_table)
 
 
-def measure_all(given: argparse.Namespace) -> Lines:
-    """A line for each task, draw and promise."""
-    shared, lines, before = given.shared.resolve(), Lines(), Path.cwd()
-    with TemporaryDirectory() as folder:
-        os.chdir(folder)
-        for task in given.tasks:
-            base, name = task.split(":")
-            columns = extract(base, name, shared)
-            for draw in range(given.draws):
-                found = look(columns, draw)
-                lines += [{"base": base, "set": name, "draw": draw, **line} for line in found]
-                print(task, draw, found, file=sys.stderr, flush=True)
-        os.chdir(before)
-    return lines
+def look_at_all(columns: Columns, draws: int) -> Iterator[dict[str, Any]]:
+    """A line for each draw and promise."""
+    for draw in range(draws):
+        for line in look(columns, draw):
+            yield {"draw": draw, **line}
 
 
 def look(columns: Columns, draw: int) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class Server(ThreadingHTTPServer):
@@ -27,13 +28,21 @@ class Server(ThreadingHTTPServer):
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[Server]:
     """A server that answers until the block ends."""
-    running = Server(handler)
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    with running(Server(handler)) as server:
+        try:
+            yield server
+        finally:
+            server.stop.set()
+
+
+@contextmanager
+def running(server: Any) -> Iterator[Any]:
+    """Any server of the standard library's kind, in a thread of its own until the block ends."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield running
+        yield server
     finally:
-        running.stop.set()
-        running.shutdown()
-        running.server_close()
+        server.shutdown()
+        server.server_close()
         thread.join()

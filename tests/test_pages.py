@@ -1,11 +1,9 @@
 """Pages in a real browser: nothing fails, nobody is called, tables sort, and the keyboard reaches everything."""
 
-import threading
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 from browser import find_browser, open_browser
+from servers import running
 from test_cards import make_records
 from zoo import make_image
 
@@ -127,17 +125,8 @@ def test_a_comparison_opens_whole(page, tmp_path):
     assert page.run("document.querySelectorAll('tbody tr').length") > 10
 
 
-@contextmanager
 def serving(review):
-    server = ReviewServer(review, "2 of 9 labels look wrong.", 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(ReviewServer(review, "2 of 9 labels look wrong.", 0))
 
 
 def test_decisions_are_made_by_mouse_and_by_keyboard(page, tmp_path, monkeypatch):

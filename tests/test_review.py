@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 import pytest
+from servers import running
 from zoo import encode, make_image
 
 from frostline.cli.review import make_review
@@ -53,17 +52,8 @@ def _ids(folder):
     return json.loads((folder / "ids.json").read_text())
 
 
-@contextmanager
 def serving(review):
-    server = ReviewServer(review, "3 of 60 labels look wrong.", 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(ReviewServer(review, "3 of 60 labels look wrong.", 0))
 
 
 def ask(server, path, body=None, **headers):

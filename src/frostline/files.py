@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.errors import Refused
+from frostline.process import lives
 
 COMPLETE = "complete.json"
 
@@ -38,22 +39,12 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
     """Removes what killed processes left half written in `folder`: of the file `name` alone, or of any."""
     for left in _find_temporaries(folder.iterdir()):
         process, of = TEMPORARY.fullmatch(left.name).groups()  # type: ignore[union-attr]
-        if name in ("", of) and not _lives(int(process)):
+        if name in ("", of) and not lives(int(process)):
             left.unlink(missing_ok=True)
 
 
 def _find_temporaries(files: Iterable[Path]) -> list[Path]:
     return [file for file in files if TEMPORARY.fullmatch(file.name)]
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -205,7 +205,7 @@ def work_folder(name: str) -> Iterator[Path]:
     UNFINISHED.mkdir(parents=True, exist_ok=True)
     for left in UNFINISHED.glob(f"{name}-*"):
         process = left.name.removeprefix(f"{name}-")
-        if not process.isdigit() or not _lives(int(process)):
+        if not process.isdigit() or not lives(int(process)):
             shutil.rmtree(left, ignore_errors=True)
     folder = UNFINISHED / f"{name}-{os.getpid()}"
     folder.mkdir()
@@ -215,7 +215,8 @@ def work_folder(name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Is there a process of this number on this machine?"""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
