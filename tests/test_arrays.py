@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -166,7 +167,8 @@ def test_json_is_readable_by_a_person(tmp_path):
 def test_taken_rows_are_copies_of_the_arrays_own(tmp_path, rows):
     whole = np.random.default_rng(0).integers(0, 256, (10, 50_000), dtype=np.uint8)
     save_array(tmp_path / "a.npy", [whole], whole.shape, np.uint8)
-    for array in (whole, load_array(tmp_path / "a.npy")):
+    mapped = load_array(tmp_path / "a.npy")
+    for array in (whole, mapped, pickle.loads(pickle.dumps(mapped))):  # as a process of its own gets it
         taken = take_rows(array, rows)
         np.testing.assert_array_equal(taken, whole[rows])
         assert not np.shares_memory(taken, array) and type(taken) is np.ndarray

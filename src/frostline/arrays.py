@@ -157,7 +157,8 @@ def take_rows(array: Rows, rows: slice | NDArray[np.integer[Any]]) -> NDArray[An
             if mine.any():
                 joined[mine] = take_rows(part, wanted[mine] - start)
         return joined[:, :, ::-1] if array.mirrored else joined
-    if not isinstance(array, np.memmap):
+    mapped = getattr(array, "_mmap", None)  # one that another process was sent is in memory, and a memmap by name alone
+    if mapped is None:
         return np.array(array[rows])
     if isinstance(rows, slice):
         rows = np.arange(len(array))[rows]
@@ -166,7 +167,7 @@ def take_rows(array: Rows, rows: slice | NDArray[np.integer[Any]]) -> NDArray[An
     for start in range(0, len(rows), block):
         taken[start : start + block] = array[rows[start : start + block]]
         if hasattr(mmap, "MADV_DONTNEED"):
-            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+            mapped.madvise(mmap.MADV_DONTNEED)
     return taken
 
 
