@@ -6,7 +6,7 @@ from pathlib import Path
 from frostline.arrays import load_split
 from frostline.bases.base import check_depth, load_base
 from frostline.bases.cost import flops_of
-from frostline.bases.extraction import Extractor, choose_precision, describe_features, feature_facts, list_sources
+from frostline.bases.extraction import choose_extractor, describe_features, feature_facts, list_sources
 from frostline.bases.features import POOLED, depth_folder
 from frostline.bases.statistics import check_input
 from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
@@ -34,9 +34,9 @@ def main() -> None:
     if extract.check_input and params.base.weights != "random":
         say("extract", check_input(base, train.images))
     probe = train.images[: extract.batch_size]
-    precision, reason = choose_precision(extract.precision, base, depths, probe, extract.batch_size)
-    say("extract", describe_precision(precision, reason))
-    extractor = Extractor(base, depths, extract.batch_size, precision)
+    num_rows = (len(train.labels) + len(val.labels)) * views["num_views"]
+    extractor, reason = choose_extractor(extract.precision, base, depths, probe, extract.batch_size, num_rows)
+    say("extract", describe_precision(extractor.precision, reason))
     row_bytes = extractor.row_bytes(probe)
     storage = plan_storage(
         {depth: row_bytes[depth_folder(depth)] for depth in depths},

@@ -12,7 +12,7 @@ from frostline import devices
 from frostline.arrays import digest_rows, load_array
 from frostline.bases import extraction
 from frostline.bases.base import build_base
-from frostline.bases.extraction import Extractor, Source, choose_precision
+from frostline.bases.extraction import Extractor, Source, choose_extractor
 from frostline.training.data import FeatureRows
 
 
@@ -111,7 +111,8 @@ def test_a_killed_pass_goes_on_after_its_last_shard(extractor, images, tmp_path,
 
 def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     def choose(asked):
-        return choose_precision(asked, base, [0, 1], images, 16)
+        extractor, reason = choose_extractor(asked, base, [0, 1], images, 16, 10**9)
+        return extractor.precision, reason
 
     assert choose("float32") == ("float32", "extract.precision says so")
     chosen, reason = choose("float16")
@@ -128,6 +129,8 @@ def test_precision_is_as_asked_or_what_pays_here(base, images, monkeypatch):
     assert choose("auto")[0] == "float32"
     monkeypatch.setattr(extraction, "MAX_CHANGE", 0.1)
     assert choose("auto")[0] == "bfloat16"
+    few, reason = choose_extractor("auto", base, [0, 1], images, 16, 30)
+    assert few.precision == "float32" and reason.startswith("all 30 images take ")
 
 
 def test_feature_rows_stand_in_for_an_array():

@@ -87,10 +87,16 @@ keras.config.set_epsilon(1e-7)
 keras.config.set_dtype_policy("float32")
 
 BACKEND: str = keras.backend.backend()
+# float32 is float32. By default a GPU rounds the factors of its products to 10 bits (TensorFloat-32): features then differ by
+# half a percent from a CPU's, and gradients by two (docs/gpu.md).
 if BACKEND == "tensorflow":
     import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 elif BACKEND == "jax":
     import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
 else:
     raise ImportError(f"KERAS_BACKEND is {BACKEND!r}; Frostline runs on tensorflow (the default) and on jax.")
 
@@ -121,6 +127,40 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     if BACKEND == "jax":
         return jax.jit(function)  # type: ignore[no-any-return]
     return tf.function(function, autograph=False)  # type: ignore[no-any-return]
+
+
+def stack_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` for several calls at once: every argument and result has a first axis more. JAX's; none with TensorFlow.
+
+    TensorFlow's own `vectorized_map` turns loops and convolutions with kernels of their own into one call after the other.
+    """
+    return jax.vmap(function) if BACKEND == "jax" else function
+
+
+def stacks() -> bool:
+    """Are several trainings faster in one step? On a GPU with JAX (docs/gpu.md); a CPU has nothing left to fill."""
+    return BACKEND == "jax" and not on_cpu()
+
+
+@contextlib.contextmanager
+def without_drawing() -> Iterator[None]:
+    """Within the block the weights of new layers are zeros; for layers that get theirs from elsewhere.
+
+    JAX compiles the drawing of random numbers anew for each shape: of a network's weights that takes longer than reading them.
+    """
+    kinds = [kind for kind in vars(keras.initializers).values() if isinstance(kind, type) and "__call__" in vars(kind)]
+    drawn = [(kind, kind.__call__) for kind in kinds if issubclass(kind, keras.initializers.Initializer)]
+
+    def make_zeros(_: Any, shape: Sequence[int], dtype: Any = None, **__: Any) -> NDArray[Any]:
+        return np.zeros(shape, dtype or "float32")
+
+    for kind, _ in drawn:
+        kind.__call__ = make_zeros  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, draw in drawn:
+            kind.__call__ = draw  # type: ignore[method-assign]
 
 
 def compile_frozen(model: keras.Model) -> Callable[[Any], list[Tensor]]:

@@ -14,7 +14,7 @@ from frostline.bases.families import CUSTOM, FAMILIES, Scaling, check_base, cuts
 from frostline.bases.graph import find_crossings, is_feature_map, name_operations, safe_name
 from frostline.bases.networks import build_network
 from frostline.bases.weights import load_weights
-from frostline.devices import keras
+from frostline.devices import keras, without_drawing
 from frostline.errors import Refused
 from frostline.files import load_json, require_complete, sha256_of
 
@@ -69,7 +69,7 @@ def build_base(
         model = truncate(load_custom(weights, image_size), output_layer)
         scaling, wanted = options.get("scaling", "none"), choose_cuts(model)
     else:
-        with drawn_from(seed):
+        with drawn_from(seed) if weights is None else without_drawing():
             whole = build_network(name, image_size, options)
         model = truncate(whole, output_layer)
         if weights is not None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from frostline.bases.graph import OWN, copy_graph, find_crossings, is_feature_map, is_graph, name_operations
-from frostline.devices import keras, layers
+from frostline.devices import keras, layers, without_drawing
 from frostline.errors import Refused, first_line
 
 
@@ -14,7 +14,8 @@ def load_custom(path: Path, image_size: int) -> keras.Model:
     what cannot be loaded, for more than one input, and for another image size than the model was made for.
     """
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with without_drawing():
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever the file provokes
         raise Refused(
             f"base.weights: {path} cannot be loaded in Keras's safe mode: {first_line(error)} "

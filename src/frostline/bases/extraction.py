@@ -40,6 +40,7 @@ PIXELS = "pixels"  # among the digests: those of the images that features are ma
 # final model computes in float32: 1 % of the bundled base's features moved one of its probabilities by 0.04.
 LOW_PRECISIONS = ("bfloat16", "float16")
 MIN_SPEED_UP, MAX_CHANGE = 1.2, 0.002
+MIN_SECONDS = 60  # of the whole work in float32, below which nothing else is tried: to compile it takes as long
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Extractor:
         self.batch_size, self.precision = batch_size, precision
         self.folders = (*(depth_folder(depth) for depth in depths), *([POOLED] if pooled else []))
         self.shapes = [tuple(tensor.shape[1:]) for tensor in prefix.outputs]
-        self._forward = compile_frozen(prefix)
+        self._forward, self._is_compiled = compile_frozen(prefix), False
         outputs = [output for operation in base.model.operations for output in tree.flatten(operation.output)]
         areas = {output.shape[1] * output.shape[2] for output in outputs if len(output.shape) == 4}
         self.streams = choose_streams(batch_size, areas)
@@ -133,8 +134,11 @@ class Extractor:
         def compute(start: int) -> list[NDArray[np.float32]]:
             return compute_features(self._forward, take_rows(images, wanted[start : start + size]), size)
 
+        starts = [(start,) for start in range(0, len(wanted), size)]
+        if starts and not self._is_compiled:  # by one thread: JAX compiles what several ask for at once several times
+            yield compute(*starts.pop(0))
+            self._is_compiled = True
         with ThreadPoolExecutor(streams) as pool:
-            starts = [(start,) for start in range(0, len(wanted), size)]
             yield from in_order(pool, compute, starts, ahead=2 * streams)
 
     def types(self, images: Rows) -> list[type[np.floating[Any]]]:
@@ -283,41 +287,44 @@ def feature_facts(card: Mapping[str, Any], base: Base, extractor: Extractor, cod
     }
 
 
-def choose_precision(
-    asked: str, base: Base, depths: Sequence[int], images: NDArray[np.uint8], batch_size: int
-) -> tuple[str, str]:
-    """The type that the prefix computes in, and why: as asked, or for "auto" what pays on this device.
+def choose_extractor(
+    asked: str, base: Base, depths: Sequence[int], images: NDArray[np.uint8], batch_size: int, num_images: int
+) -> tuple[Extractor, str]:
+    """The extractor in the precision that is asked for, or for "auto" in what pays on this device, and why.
 
-    bfloat16 or float16 where a convolution and then the prefix itself are faster in it by MIN_SPEED_UP, and on the probe
-    batch `images` no output changes by more than MAX_CHANGE of their norm.
+    bfloat16 or float16 where a convolution and then the prefix itself are faster in it by MIN_SPEED_UP, on the probe
+    batch `images` no output changes by more than MAX_CHANGE of their norm, and all `num_images` take MIN_SECONDS in float32.
     """
+    exact = Extractor(base, depths, batch_size)
     if asked == "float32":
-        return asked, "extract.precision says so"
+        return exact, "extract.precision says so"
     gains = {asked: MIN_SPEED_UP} if asked != "auto" else {kind: measure_speed_up(kind) for kind in LOW_PRECISIONS}
     fast = [kind for kind, gain in gains.items() if gain >= MIN_SPEED_UP]
     if not fast:
         slow = " and ".join(f"in {kind} {gain:.2g}" for kind, gain in gains.items())
-        return "float32", f"a convolution has {slow} times its speed here"
+        return exact, f"a convolution has {slow} times its speed here"
 
-    def run(precision: str) -> tuple[float, list[NDArray[Any]]]:
-        extractor = Extractor(base, depths, batch_size, precision)
+    def run(extractor: Extractor) -> tuple[float, list[NDArray[Any]]]:
         list(extractor.run(images))
         started = time.perf_counter()
         features = [output for outputs in extractor.run(images) for output in outputs]
         return time.perf_counter() - started, features
 
-    seconds, full = run("float32")
-    chosen, best, reasons = "float32", MIN_SPEED_UP, []
+    seconds, full = run(exact)
+    if asked == "auto" and (whole := seconds / len(images) * num_images) < MIN_SECONDS:
+        return exact, f"all {num_images} images take {whole:.2g} s in it"
+    chosen, best, reasons = exact, MIN_SPEED_UP, []
     for kind in fast:
-        taken, low = run(kind)
+        extractor = Extractor(base, depths, batch_size, kind)
+        taken, low = run(extractor)
         # What overflows in float16 changes by infinity or nan, which is too much.
         with np.errstate(over="ignore", invalid="ignore"):
             change = np.max([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(low, full, strict=True)])
         reasons.append(
             f"{kind} has {seconds / taken:.2g} times the speed on {len(images)} images and changes features by {change:.2g}"
         )
+        if asked != "auto":
+            return extractor, f"extract.precision says so; {reasons[0]}"
         if seconds / taken >= best and change <= MAX_CHANGE:
-            chosen, best = kind, seconds / taken
-    if asked != "auto":
-        return asked, f"extract.precision says so; {reasons[0]}"
+            chosen, best = extractor, seconds / taken
     return chosen, "; ".join(reasons)

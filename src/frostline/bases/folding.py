@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frostline.bases.graph import Operation, Tensor, copy_operation, copy_weights, nodes_of, replay
-from frostline.devices import keras, layers
+from frostline.devices import keras, layers, without_drawing
 
 CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
 
@@ -37,7 +37,8 @@ def fold_graph(inputs: Tensor, outputs: Sequence[Tensor], start: Tensor, dtype: 
             copies[id(operation)] = (operation, copy_operation(operation, f"{operation.name}_{len(copies)}", **changes))
         return copies[id(operation)][1]
 
-    results = replay(inputs, outputs, start, operation_of)
+    with without_drawing():
+        results = replay(inputs, outputs, start, operation_of)
     for original, copy in copies.values():
         if id(original) in pairs:
             copy.set_weights(fold_weights(original, pairs[id(original)]))

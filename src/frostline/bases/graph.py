@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from frostline import devices  # noqa: F401 (sets Keras's global settings before any layer is built)
-from frostline.devices import keras
+from frostline.devices import keras, without_drawing
 from frostline.errors import Refused
 
 # Before the names of a user's layers, so that they never meet ours (`scaling`, `pixels`, `logits`), now or later.
@@ -166,7 +166,8 @@ def copy_graph(
             copies[id(operation)] = (operation, copy_operation(operation, name))
         return copies[id(operation)][1]
 
-    results = replay(inputs, outputs, start, operation_of)
+    with without_drawing():
+        results = replay(inputs, outputs, start, operation_of)
     for original, copy in copies.values():
         if isinstance(original, keras.Layer):
             copy_weights(original, copy)

@@ -4,7 +4,7 @@ Related: population statistics against those of a batch, as in Li et al., "Revis
 adaptation" (2016). Limits and measurements: docs/decisions/0016-base-knows-its-input.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,7 +16,7 @@ from frostline.bases.base import Base
 from frostline.bases.cuts import scale_pixels
 from frostline.bases.families import Scaling
 from frostline.bases.graph import nodes_of
-from frostline.devices import keras, layers, ops
+from frostline.devices import compile_function, keras, layers, ops
 from frostline.errors import Refused
 
 NUM_IMAGES = 48
@@ -91,30 +91,41 @@ def measure_agreement(base: Base, images: Rows) -> Agreement | None:
     some = take_rows(images, np.unique(np.linspace(0, len(images) - 1, NUM_IMAGES).round().astype(int)))
     whole = None
     if len(norms) >= MIN_LAYERS:
-        measured = _measure(base.model.inputs, tensors, _scale(some, base.scaling))
+        measured = _measurer(base.model.inputs, tensors)(_scale(some, base.scaling))
         whole = float(np.median([_diverge(norm, *each) for norm, each in zip(norms, measured, strict=True)]))
+    measure_first = _measurer(base.model.inputs, tensors[:1])
     misfits = {
-        scaling: _diverge(norms[0], *_measure(base.model.inputs, tensors[:1], _scale(some, scaling))[0])
-        for scaling in (*get_args(Scaling), UNIT)
+        scaling: _diverge(norms[0], *measure_first(_scale(some, scaling))[0]) for scaling in (*get_args(Scaling), UNIT)
     }
     return Agreement(whole, misfits)
 
 
-def _measure(inputs: Any, tensors: list[Any], images: Any) -> list[tuple[Numbers, Numbers]]:
-    """Mean and variance of each channel of each tensor, over images and places."""
-    axes = [tuple(range(len(tensor.shape) - 1)) for tensor in tensors]
+def _measurer(inputs: Any, tensors: list[Any]) -> Callable[[Any], list[tuple[Numbers, Numbers]]]:
+    """What gives, for images, mean and variance of each channel of each tensor, over images and places."""
     probe = keras.Model(inputs, tensors)
-    sums: list[tuple[Numbers, Numbers]] = [(np.zeros(1), np.zeros(1))] * len(tensors)
-    size = max(1, BATCH_PIXELS // (images.shape[1] * images.shape[2]))
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
+
+    def measure(batch: Any) -> Any:
         outputs = probe(batch, training=False)
-        for place, output in enumerate(outputs if isinstance(outputs, list | tuple) else [outputs]):
-            mean, square = ops.mean(output, axis=axes[place]), ops.mean(ops.square(output), axis=axes[place])
+        flat = [
+            ops.reshape(x, (-1, x.shape[-1])) for x in (outputs if isinstance(outputs, list | tuple) else [outputs])
+        ]
+        return [(ops.mean(x, axis=0), ops.mean(ops.square(x), axis=0)) for x in flat]
+
+    compiled = compile_function(measure)
+
+    def measure_all(images: Any) -> list[tuple[Numbers, Numbers]]:
+        sums = [(np.zeros(1), np.zeros(1))] * len(tensors)
+        size = max(1, BATCH_PIXELS // (images.shape[1] * images.shape[2]))
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
             share = len(batch) / len(images)
-            before = sums[place]
-            sums[place] = (before[0] + share * _numbers(mean), before[1] + share * _numbers(square))
-    return [(mean, np.maximum(square - mean**2, 0)) for mean, square in sums]
+            sums = [
+                (mean + share * _numbers(own), square + share * _numbers(squared))
+                for (mean, square), (own, squared) in zip(sums, compiled(batch), strict=True)
+            ]
+        return [(mean, np.maximum(square - mean**2, 0)) for mean, square in sums]
+
+    return measure_all
 
 
 def _scale(images: NDArray[np.uint8], scaling: str) -> Any:

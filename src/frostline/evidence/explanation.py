@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.devices import keras, ops, value_and_grad
+from frostline.devices import compile_function, keras, ops, value_and_grad
 from frostline.errors import Refused
 
 BATCH_SIZE = 16
@@ -25,19 +25,24 @@ def explain(model: keras.Model, images: NDArray[np.uint8], classes: NDArray[np.i
 
     gradient_of = value_and_grad(score)
     size = (images.shape[1], images.shape[2])
-    heats = []
-    for start in range(0, len(images), BATCH_SIZE):
-        maps = keras.tree.flatten(to_maps(np.asarray(images[start : start + BATCH_SIZE]), training=False))
-        wanted = np.eye(model.output_shape[-1], dtype=np.float32)[np.asarray(classes[start : start + BATCH_SIZE])]
-        _, gradients = gradient_of(maps, ops.convert_to_tensor(wanted))
+
+    def explain_batch(batch: Any, wanted: Any) -> Any:
+        maps = keras.tree.flatten(to_maps(batch, training=False))
+        _, gradients = gradient_of(maps, wanted)
         heat = 0.0
         for each, gradient in zip(maps, gradients, strict=True):
             weights = ops.mean(gradient, axis=(1, 2), keepdims=True)  # (batch, 1, 1, channels)
             places = each.shape[1] * each.shape[2]  # the share of one pixel falls with the size of the map
             own = ops.relu(ops.sum(weights * each, axis=-1, keepdims=True)) * places
             heat = heat + ops.image.resize(own, size, interpolation="bilinear")
-        heat = heat / ops.maximum(ops.max(heat, axis=(1, 2, 3), keepdims=True), 1e-12)
-        heats.append(ops.convert_to_numpy(heat)[..., 0])
+        return heat / ops.maximum(ops.max(heat, axis=(1, 2, 3), keepdims=True), 1e-12)
+
+    compiled = compile_function(explain_batch)
+    heats = []
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = ops.convert_to_tensor(images[start : start + BATCH_SIZE])
+        wanted = np.eye(model.output_shape[-1], dtype=np.float32)[np.asarray(classes[start : start + BATCH_SIZE])]
+        heats.append(ops.convert_to_numpy(compiled(batch, ops.convert_to_tensor(wanted)))[..., 0])
     empty = np.zeros((0, *images.shape[1:3]), np.float32)
     return np.concatenate([empty, *heats]).clip(0, 1).astype(np.float32)
 

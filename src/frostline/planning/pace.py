@@ -175,7 +175,7 @@ def measure(params: Params) -> tuple[Counts, Facts, Pace]:
     counts = count_images(params)
     with work_folder("plan") as work:
         images, decode, augment = measure_images(params, work)
-        facts, build, prefix, tails = _measure_network(_capped(params, counts.train), images, counts.num_classes, work)
+        facts, build, prefix, tails = _measure_network(_capped(params, counts.train), images, counts, work)
         disk = measure_disk(work)
     return counts, facts, Pace(decode, augment, disk, start, build, prefix, tails)
 
@@ -201,10 +201,10 @@ def _start_times() -> dict[str, float]:
 
 
 def _measure_network(
-    params: Params, images: NDArray[np.uint8], num_classes: int, work: Path
+    params: Params, images: NDArray[np.uint8], counts: Counts, work: Path
 ) -> tuple[Facts, float, float, dict[int, Tail]]:
     from frostline.bases.cost import flops_of
-    from frostline.bases.extraction import Extractor, choose_precision, feature_facts
+    from frostline.bases.extraction import choose_extractor, feature_facts
     from frostline.bases.features import POOLED, depth_folder
 
     size = params.extract.batch_size
@@ -215,8 +215,8 @@ def _measure_network(
             raise Refused(
                 f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks; given was {depths[-1]}."
             )
-        precision, reason = choose_precision(params.extract.precision, base, depths, images[:size], size)
-        extractor = Extractor(base, depths, size, precision)
+        num_rows = sum(count_trained(params.refit, counts)) * params.augment.views
+        extractor, reason = choose_extractor(params.extract.precision, base, depths, images[:size], size, num_rows)
         row_bytes = extractor.row_bytes(images[:size])
     rows = np.resize(np.arange(len(images)), max(len(images), size * BATCHES))
     with timed() as passed:
@@ -225,7 +225,9 @@ def _measure_network(
     flops = flops_of(base)
     tried = sorted({0, *depths})
     measured = sorted({tried[0], tried[len(tried) // 2], tried[-1]})
-    known = [_measure_tail(params.tune, base, depth, num_classes, extractor.types(images)[-1]) for depth in measured]
+    known = [
+        _measure_tail(params.tune, base, depth, counts.num_classes, extractor.types(images)[-1]) for depth in measured
+    ]
     # Between measured depths seconds follow the FLOPs above the cut.
     above = [flops["suffix"][depth] for depth in measured]
     tails = {
@@ -235,7 +237,7 @@ def _measure_network(
     by_depth = {depth: row_bytes[depth_folder(depth)] for depth in depths}
     card = load_json((Path(params.paths.base) if params.base.weights == "imagenet" else work / "base") / "card.json")
     made_from = feature_facts(card, base, extractor, code_of("bases/extraction.py"))
-    facts = Facts(by_depth, row_bytes[POOLED], flops["prefix"], precision, reason, made_from)
+    facts = Facts(by_depth, row_bytes[POOLED], flops["prefix"], extractor.precision, reason, made_from)
     return facts, built[0], passed[0] / len(rows), tails
 
 
