@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 
+from frostline.devices import without_drawing
 from frostline.hparams import Hparams
 from frostline.training.data import TrainingData, draw_folds, make_class_weights
 from frostline.training.fit import fit
 from frostline.training.tail import HeadStart, Tail, build_head, start_head
-from frostline.training.together import fit_together
 from frostline.training.trainer import Trainer, score_logits
 
 PLAIN = Hparams(
@@ -173,39 +173,38 @@ def test_a_head_that_begins_at_a_linear_head_answers_as_it_does(trainer: Trainer
     assert head.strength == 0.1
 
 
+def test_a_gpu_does_not_round_the_factors_of_float32() -> None:
+    if keras.backend.backend() == "jax":
+        import jax
+
+        assert jax.config.jax_default_matmul_precision == "highest"
+    else:
+        import tensorflow as tf
+
+        assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+def test_layers_that_are_filled_later_draw_nothing() -> None:
+    def build() -> list[np.ndarray]:
+        layer = keras.layers.SeparableConv2D(4, 3)
+        layer.build((None, 8, 8, 2))
+        norm = keras.layers.BatchNormalization()
+        norm.build((None, 8, 8, 2))
+        return [*layer.get_weights(), *norm.get_weights()]
+
+    with pytest.raises(ZeroDivisionError), without_drawing():
+        assert not any(values.any() for values in build())
+        raise ZeroDivisionError
+    kernels, pointwise, _, gamma, *_ = build()  # as ever, also after an error
+    assert kernels.any() and pointwise.any() and (gamma == 1).all()
+
+
 def test_other_rows_of_the_same_features_need_no_trace(trainer: Trainer, data: TrainingData) -> None:
     train(trainer, data, PLAIN)
     before = trainer.num_traces
     rows = np.random.default_rng(0).permutation(200)
     train(trainer, data.split(rows[:150], rows[150:]), PLAIN)
     assert trainer.num_traces == before
-
-
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow trains one after the other")
-def test_trainings_in_one_step_are_those_one_after_the_other(
-    trainer: Trainer, data: TrainingData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hparams = dataclasses.replace(PLAIN, dropout=0.3)
-    rows, seeds = np.random.default_rng(0).permutation(200), (3, 4, 5)
-    # One trains on more batches than the others: they end earlier.
-    parts = [data.split(rows[40:], rows[:40]), data.split(rows[:80], rows[80:]), data.split(rows[50:], rows[:50])]
-    starts = [trainer.start(begin(trainer, seed), seed) for seed in seeds]
-    options = {"num_epochs": 3, "schedule": "cosine"}
-    alone = [
-        fit(trainer, start, part, hparams, seed=seed, **options)
-        for start, part, seed in zip(starts, parts, seeds, strict=True)
-    ]
-    for chunk_bytes in (64e6, 3 * 32 * 130 * 2):  # all rows at once, and chunk by chunk
-        monkeypatch.setattr("frostline.training.trainer.CHUNK_BYTES", chunk_bytes)
-        together = fit_together(trainer, starts, parts, hparams, seeds=seeds, **options)
-        for one, (params, curves) in zip(alone, together, strict=True):
-            for name, values in one.curves.items():
-                np.testing.assert_allclose(curves[name], values, atol=1e-4, err_msg=name)
-            for mine, its in zip(params, one.state.params, strict=True):
-                np.testing.assert_allclose(mine, its, atol=1e-3)
-    broken = [dataclasses.replace(part, views=[view * np.float16(np.nan) for view in data.views]) for part in parts]
-    with pytest.raises(FloatingPointError, match="epoch 1"):
-        fit_together(trainer, starts, broken, hparams, seeds=seeds, **options)
 
 
 def test_folds_are_even_by_class_and_keep_groups_whole() -> None:

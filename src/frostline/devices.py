@@ -129,19 +129,6 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.function(function, autograph=False)  # type: ignore[no-any-return]
 
 
-def stack_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` for several calls at once: every argument and result has a first axis more. JAX's; none with TensorFlow.
-
-    TensorFlow's own `vectorized_map` turns loops and convolutions with kernels of their own into one call after the other.
-    """
-    return jax.vmap(function) if BACKEND == "jax" else function
-
-
-def stacks() -> bool:
-    """Are several trainings faster in one step? On a GPU with JAX (docs/gpu.md); a CPU has nothing left to fill."""
-    return BACKEND == "jax" and not on_cpu()
-
-
 @contextlib.contextmanager
 def without_drawing() -> Iterator[None]:
     """Within the block the weights of new layers are zeros; for layers that get theirs from elsewhere.

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ from frostline.training.fit import Fit, fit
 from frostline.training.linear import CrossValidation, cross_validate
 from frostline.training.receipt import Receipt, check_equivalence
 from frostline.training.tail import HeadStart, build_tail, find_columns, group_columns, start_head
-from frostline.training.together import fit_together
 from frostline.training.trainer import PHASES, Epoch, Trainer
 
 PROBE_BATCH = 32  # images of the equivalence receipt
@@ -109,26 +107,6 @@ class Bench:
             seed=seed,
             patience=tune.patience if rows is None else None,
             go_on=go_on,
-        )
-
-    def train_together(
-        self,
-        hparams: Hparams,
-        seeds: Sequence[int],
-        rows: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
-        heads: Sequence[HeadStart],
-    ) -> list[tuple[list[NDArray[Any]], dict[str, list[float]]]]:
-        """What `train` gives for each seed with its rows and head, in one step; see `fit_together`."""
-        tune, trainer = self.params.tune, self.trainer(hparams)
-        data = self.data(hparams.unfrozen_blocks, self.sees(hparams))
-        return fit_together(
-            trainer,
-            [trainer.start(head, derive_seed(seed, "dropout")) for head, seed in zip(heads, seeds, strict=True)],
-            [data.split(*own) for own in rows],
-            hparams,
-            num_epochs=tune.epochs,
-            schedule=tune.schedule,
-            seeds=seeds,
         )
 
     def start_head(self, hparams: Hparams, seed: int, fold: int | None = None) -> HeadStart:

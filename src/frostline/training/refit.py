@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from frostline.arrays import ImageSplit
-from frostline.bases.features import compute_features
-from frostline.devices import compile_frozen, keras, ops, stacks
+from frostline.devices import keras, ops
 from frostline.errors import Refused
 from frostline.evidence.calibration import apply_temperature, fit_temperature
 from frostline.evidence.comparison import paired_difference, wilson_interval
@@ -89,20 +88,12 @@ def cross_fit_trial(
     mirror = None if data.mirror is None else np.empty_like(plain)
     tails: list[list[NDArray[Any]]] = []
     first: dict[str, list[float]] = {}
-    parts = []
     for fold in range(int(folds.max()) + 1):
+        own, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         seed = derive_seed(bench.params.seed, "refit", trial.number, fold)
+        head = bench.start_head(hparams, seed, fold)
         file = work / f"trial-{trial.number:04d}-fold-{fold:02d}.npz"
-        others, own = rows[folds != fold], rows[folds == fold]
-        parts.append((seed, (others, own), bench.start_head(hparams, seed, fold), file))
-    if stacks() and not all(part[-1].is_file() for part in parts):
-        # All of them, or a fold's rounding would depend on how many others a killed refit had left.
-        seeds, splits, heads, files = zip(*parts, strict=True)
-        for file, fitted in zip(files, bench.train_together(hparams, seeds, splits, heads), strict=True):
-            save_tail(file, *fitted)
-    for fold, (seed, split, head, file) in enumerate(parts):
-        own = np.flatnonzero(folds == fold)
-        params, curves = fit_tail(bench, hparams, seed, split, head, file)
+        params, curves = fit_tail(bench, hparams, seed, (rows[others], rows[own]), head, file)
         first = first or curves
         state = trainer.with_params(trainer.start(head, 0), params)
         plain[own] = softmax(trainer.predict(state, data.views[0], rows[own]).astype(np.float64), axis=1)
@@ -123,16 +114,12 @@ def fit_tail(
     """A tail's parameters after its last epoch on the given (trained, held out) rows, and its curves; from `file`, if it is there."""
     if not file.is_file():
         fitted = bench.train(hparams, seed, rows=rows, head=head)
-        save_tail(file, [np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params], fitted.curves)
+        params = [np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params]
+        with replacing(file) as temporary:
+            np.savez(temporary, *params, **fitted.curves)  # type: ignore[arg-type]
     with np.load(file, allow_pickle=False) as opened:
         params = [opened[f"arr_{index}"] for index in range(len(opened.files) - len(CURVES))]
         return params, {name: opened[name].tolist() for name in CURVES}
-
-
-def save_tail(file: Path, params: Sequence[NDArray[Any]], curves: Mapping[str, Sequence[float]]) -> None:
-    """Writes a tail's parameters and its curves, whole or not at all."""
-    with replacing(file) as temporary:
-        np.savez(temporary, *params, **curves)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -275,7 +262,7 @@ def _view(bench: Bench, depth: int, sees: str, mirror: bool) -> Any:
 
 
 def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return compute_features(compile_frozen(model), images)[0]
+    return np.asarray(model.predict_on_batch(images), np.float32)
 
 
 class Refitter:

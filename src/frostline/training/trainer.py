@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.devices import Tensor, compile_function, ops, stack_function, value_and_grad
+from frostline.devices import Tensor, compile_function, ops, value_and_grad
 from frostline.hparams import Hparams
 from frostline.seeding import derive_seed
 from frostline.training.data import Features, TrainingData
@@ -74,9 +74,6 @@ class Trainer:
         self._places = {v.path.rsplit("/", 1)[-1]: place for place, v in enumerate(tail.head.non_trainable_variables)}
         self._run_chunk = compile_function(self._chunk)
         self._predict_chunk = compile_function(self._logits)
-        # Of several states at once, which every argument then holds along a first axis.
-        self.run_together = compile_function(stack_function(self._chunk))
-        self.predict_together = compile_function(stack_function(self._logits))
 
     def start(self, head: HeadStart, seed: int) -> State:
         """The state before the first step: the base's own suffix, the given head, a fresh optimiser."""
@@ -101,13 +98,25 @@ class Trainer:
 
         Order and views depend on (seed, epoch) alone.
         """
-        hyper = self.hyper(state, hparams, num_epochs * self.steps_of(data), schedule)
-        state = State(*self.carry(state, hparams), state.strength)
+        num_images = len(data.train)
+        steps_per_epoch = math.ceil(num_images / self.batch_size)
+        hyper = {
+            "head_rate": np.float32(hparams.head_learning_rate),
+            "suffix_rate": np.float32(hparams.suffix_learning_rate or 0.0),
+            "weight_decay": np.float32(hparams.weight_decay),
+            "label_smoothing": np.float32(hparams.label_smoothing),
+            "cosine": np.float32(schedule == "cosine"),
+            "total_steps": np.float32(num_epochs * steps_per_epoch),
+            "strength": state.strength,
+        }
+        draws = list(state.draws)
+        draws[self._places["rate"]] = np.float32(hparams.dropout)
+        state = replace(state, draws=draws)
         if not self.num_traces:
             self._trace(state, data, hyper)
         for number in range(num_epochs):
             started = time.monotonic()
-            order = self.order(data, seed, number)
+            order = data.train[np.random.default_rng(derive_seed(seed, "order", number)).permutation(num_images)]
             state, loss, accuracy = self._train_epoch(state, data.views[number % len(data.views)], data, order, hyper)
             trained = time.monotonic()
             logits = self.predict(state, data.views[0], data.held_out)
@@ -116,45 +125,11 @@ class Trainer:
             self.seconds["validate"] += time.monotonic() - trained
             yield Epoch(number + 1, loss, accuracy, val_loss, val_accuracy, state)
 
-    def steps_of(self, data: TrainingData) -> int:
-        """Batches of an epoch."""
-        return math.ceil(len(data.train) / self.batch_size)
-
-    def hyper(self, state: State, hparams: Hparams, total_steps: int, schedule: str) -> dict[str, Any]:
-        """What the compiled epoch is told of a trial's hparams."""
-        return {
-            "head_rate": np.float32(hparams.head_learning_rate),
-            "suffix_rate": np.float32(hparams.suffix_learning_rate or 0.0),
-            "weight_decay": np.float32(hparams.weight_decay),
-            "label_smoothing": np.float32(hparams.label_smoothing),
-            "cosine": np.float32(schedule == "cosine"),
-            "total_steps": np.float32(total_steps),
-            "strength": state.strength,
-        }
-
-    def carry(self, state: State, hparams: Hparams) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor], Tensor]:
-        """What goes through the compiled epoch of a state, with the trial's dropout rate."""
-        draws = list(state.draws)
-        draws[self._places["rate"]] = np.float32(hparams.dropout)
-        return state.params, state.slots, draws, state.step
-
-    @staticmethod
-    def order(data: TrainingData, seed: int, number: int) -> NDArray[np.intp]:
-        """The trained rows in the order of an epoch, from 0."""
-        rng = np.random.default_rng(derive_seed(seed, "order", number))
-        return data.train[rng.permutation(len(data.train))]
-
-    def chunk_of(self, view: Features, data: TrainingData, chosen: NDArray[np.intp], length: int) -> tuple[Any, ...]:
-        """Features, labels and weights of the chosen rows, filled up to `length`, and how many batches they are."""
-        labels = data.labels[chosen]
-        filled = [pad(values, length) for values in (np.asarray(view[chosen]), labels, data.class_weights[labels])]
-        return (*filled, np.int32(math.ceil(len(chosen) / self.batch_size)))
-
     def _trace(self, state: State, data: TrainingData, hyper: dict[str, Any]) -> None:
         """Compiles the steps by running none of them, so that its seconds are told from training's."""
         started = time.monotonic()
         view = data.views[0]
-        rows = self.rows_per_chunk(view, len(data.train))
+        rows = self._rows_per_chunk(view, len(data.train))
         features, labels = np.zeros((rows, *view.shape[1:]), view.dtype), np.zeros(rows, np.int32)
         carry = (state.params, state.slots, state.draws, state.step)
         self._run_chunk(carry, features, labels, np.zeros(rows, np.float32), hyper, np.int32(0))
@@ -163,12 +138,12 @@ class Trainer:
     def predict(self, state: State, features: Features, rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
         """Logits float32 (num_rows, num_classes), dropout off, of all features or of the given rows."""
         chosen = np.arange(len(features)) if rows is None else rows
-        length = self.rows_per_chunk(features, len(chosen))
+        length = self._rows_per_chunk(features, len(chosen))
         parts = []
         for start in range(0, len(chosen), length):
             chunk = np.asarray(features[chosen[start : start + length]])
             started = time.monotonic()
-            logits = self._predict_chunk(state.params, state.draws, pad(chunk, length))
+            logits = self._predict_chunk(state.params, state.draws, _pad(chunk, length))
             parts.append(ops.convert_to_numpy(logits)[: len(chunk)])
             self._note("validate", started, len(chunk))
         return np.concatenate(parts)
@@ -203,9 +178,9 @@ class Trainer:
         (loss, _), gradients = compile_function(value_and_grad(loss_of))(tensors, x, y)
         return float(loss), [ops.convert_to_numpy(gradient) for gradient in gradients]
 
-    def rows_per_chunk(self, features: Features, num_rows: int, num_trainings: int = 1) -> int:
-        """A multiple of the batch size: all rows, or an even part of them that CHUNK_BYTES hold, of each training."""
-        row_bytes = num_trainings * features.dtype.itemsize * math.prod(features.shape[1:])
+    def _rows_per_chunk(self, features: Features, num_rows: int) -> int:
+        """A multiple of the batch size: all rows, or an even part of them that CHUNK_BYTES hold."""
+        row_bytes = features.dtype.itemsize * math.prod(features.shape[1:])
         most = max(1, int(CHUNK_BYTES // (row_bytes * self.batch_size)))
         batches = math.ceil(num_rows / self.batch_size)
         return math.ceil(batches / math.ceil(batches / most)) * self.batch_size
@@ -217,18 +192,28 @@ class Trainer:
         self, state: State, view: Features, data: TrainingData, order: Array, hyper: dict[str, Any]
     ) -> tuple[State, float, float]:
         """One pass over a view in the given order; memory stays at one chunk of features."""
-        rows = self.rows_per_chunk(view, len(order))
+        rows = self._rows_per_chunk(view, len(order))
         sums = np.zeros(3)
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
-            features, labels, weights, count = self.chunk_of(view, data, chosen, rows)
+            labels = data.labels[chosen]
+            features = _pad(np.asarray(view[chosen]), rows)
             started = time.monotonic()
             carry = (state.params, state.slots, state.draws, state.step)
-            carry, part = self._run_chunk(carry, features, labels, weights, hyper, count)
+            carry, part = self._run_chunk(
+                carry,
+                features,
+                _pad(labels, rows),
+                _pad(data.class_weights[labels], rows),
+                hyper,
+                np.int32(math.ceil(len(chosen) / self.batch_size)),
+            )
             state = State(carry[0], carry[1], carry[2], carry[3], state.strength)
             sums += ops.convert_to_numpy(part)
             self._note("train", started, len(chosen))
-        return state, *score_sums(sums, len(order))
+        if not np.isfinite(sums[0]):
+            return state, math.inf, 0.0
+        return state, float(sums[0] / sums[1]), float(sums[2] / len(order))
 
     def _chunk(
         self, carry: Any, features: Tensor, labels: Tensor, weights: Tensor, hyper: dict[str, Tensor], num_steps: Tensor
@@ -306,14 +291,7 @@ def score_logits(logits: NDArray[np.float32], labels: NDArray[np.int32]) -> tupl
     return float(losses.mean()), float((logits.argmax(axis=1) == labels).mean())
 
 
-def score_sums(sums: NDArray[np.float64], num_images: int) -> tuple[float, float]:
-    """Mean loss and accuracy of an epoch's sums (of weighted losses, of weights, of hits); infinity where it is not finite."""
-    if not np.isfinite(sums[0]):
-        return math.inf, 0.0
-    return float(sums[0] / sums[1]), float(sums[2] / num_images)
-
-
-def pad(rows: Array, length: int) -> Array:
+def _pad(rows: Array, length: int) -> Array:
     """`rows` filled up to `length` with zeros, so that every chunk has one shape and one trace."""
     if len(rows) == length:
         return rows
