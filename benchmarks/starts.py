@@ -1,0 +1,298 @@
+"""How many trials a search on changed images needs where it begins with what the last one learnt, beside one from nothing.
+
+    python benchmarks/starts.py [--shared ../shared] [--sets cats ...] [--seeds 5] [--out FILE]
+    python benchmarks/starts.py --table FILE [--write]
+
+Every seed draws a project's images anew. Its state after the change is the same for all changes of that seed: images that all
+have their labels. Before it some were missing (`added`) or had another class's label (`relabelled`), of train and of val alike.
+A study of TRIALS trials, two linear heads among them, runs on the images before; then on those after one from nothing
+and one for each of STARTS, in folders of their own with the first study beside them; all with the project's seed, as a project
+has it. The space and the rest are the default preset's, with its base.
+
+Judged is what `refit` would make of the best trial after t trials, for each t: the trial that ranks first, cross-fitted on
+train and val, mixed with the linear heads; its out-of-fold log loss. After two trials that is the linear heads alone.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from learning import BASES, DEPTH, FOLDS, load_images, make_params
+from numpy.typing import NDArray
+from results import Lines, add_options, draw_table, keep
+from workloads import TRANSFORMS
+
+BASE = "v2-0.35@96"
+SETS = {
+    "cats": 150,
+    "horses": 150,
+    "generated": 40,
+}  # images of each class after the change; half of those it draws from
+CHANGES = (("added", 0.02), ("added", 0.2), ("relabelled", 0.2))
+STARTS = (1, 3, 5)
+TRIALS, EPOCHS, VIEWS = 12, 6, 6
+BASELINES = 2  # trials that are linear heads
+VAL_SHARE = 0.2
+Array = NDArray[Any]
+
+if TYPE_CHECKING:
+    from frostline.evidence.trials import TrialRecord
+    from frostline.training.bench import Bench
+    from frostline.training.refit import CrossFit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--out", type=Path, default=Path("starts.jsonl"), help="a line per search; goes on where it ended"
+    )
+    parser.add_argument("--table", type=Path, help="only make the table of such a file")
+    add_options(parser)
+    given = parser.parse_args()
+    if given.table is None:
+        measure(given)
+    lines = [json.loads(line) for line in (given.table or given.out).read_text(encoding="utf-8").splitlines()]
+    print(make_table(lines))
+    keep("starts", lines, given, make_table)
+
+
+def measure(given: argparse.Namespace) -> None:
+    out, shared = given.out.resolve(), given.shared.resolve()
+    known = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
+    done = {(line["set"], line["seed"]) for line in known}
+    for name in given.sets:
+        with TemporaryDirectory() as folder, contextlib.chdir(folder):
+            project = None
+            for seed in range(given.seeds):
+                if (name, seed) in done:
+                    continue
+                project = project or Project(name, shared)
+                started = time.monotonic()
+                lines = list(project.look(seed))
+                with out.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
+                print(name, seed, f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class State:
+    """A project's images at one time: rows of the pool that are in train and in val, and a label for each row of the pool."""
+
+    train: Array
+    val: Array
+    labels: Array
+
+
+class Project:
+    """One set of images, through the frozen prefix once, and one bench for all its states."""
+
+    def __init__(self, name: str, shared: Path) -> None:
+        from frostline.bases.files import fetch_weights
+        from frostline.params import parse_params
+        from frostline.tracking.runs import open_study_run
+        from frostline.tracking.store import open_store
+        from frostline.training.bench import Bench
+
+        self.name = name
+        family, options, weights, size = BASES[BASE]
+        weights = weights if weights == "package" else str(shared / weights)
+        document = make_params({"name": family, "options": options, "image_size": size, "weights": weights})
+        document["augment"]["views"] = VIEWS
+        document["tune"] |= {"num_trials": TRIALS, "epochs": EPOCHS}
+        self.params = parse_params(document, "starts.py")
+        fetch_weights(self.params.base, Path("base"), 7)
+        # A seed draws half of it.
+        pool = [images[: 2 * SETS[name]] for images in load_images(shared, name, size, SETS[name])[0]]
+        self.images = np.concatenate(pool)
+        self.truth = np.repeat(np.arange(len(pool), dtype=np.int32), [len(images) for images in pool])
+        self.bench = Bench(self.params, len(pool), {})
+        self.extract()
+        self.runs = open_store(self.params.tracking, Path.cwd())
+        self.parent = open_study_run(self.runs, "starts", params={}, tags={})
+
+    def extract(self) -> None:
+        """Views and features of the whole pool, of which each state takes its rows."""
+        from frostline.arrays import load_split, save_split
+        from frostline.bases.extraction import Extractor, list_sources
+        from frostline.images.views import Drawing, save_views
+
+        places = np.array_split(np.arange(len(self.truth)), 2)
+        for half, rows in zip(("train", "val"), places, strict=True):
+            images = self.images[rows]
+            save_split(Path("pool") / half, [images], images.shape[1], self.truth[rows], [f"{row}" for row in rows])
+        train, val = (load_split(Path("pool") / half) for half in ("train", "val"))
+        files = tuple(Path("pool") / half / "images.npy" for half in ("train", "val"))
+        drawing = Drawing(files, np.concatenate([train.digests, val.digests]), TRANSFORMS, 7)
+        list(save_views(drawing, Path("views"), num_views=VIEWS, workers=1))
+        extractor = Extractor(self.bench.base, list(range(1, DEPTH + 1)), 64)
+        list(extractor.save(list_sources(train, val, Path("views"), VIEWS, mirrored=True), Path("pool/features")))
+
+    def look(self, seed: int) -> Iterator[dict[str, Any]]:
+        """A line for the search from nothing, and for each change and count of starts."""
+        after = self.draw(seed)
+        for kind, share in CHANGES:
+            self.show(self.undo(after, kind, share, seed), seed)
+            self.search(Path(f"studies-{seed}") / name_of(kind, share), "before", 0)
+        self.show(after, seed)
+        found = {("", 0.0, 0): self.search(Path(f"studies-{seed}/nothing"), "after", 0)}
+        for kind, share in CHANGES:
+            for count in STARTS:
+                before = Path(f"studies-{seed}") / name_of(kind, share)
+                folder = shutil.copytree(before, before.with_name(f"{before.name}-{count}"))
+                found[kind, share, count] = self.search(folder, "after", count)
+        judge = Judge(self.bench, seed)
+        for (kind, share, count), records in found.items():
+            yield {
+                "set": self.name,
+                "seed": seed,
+                "kind": kind,
+                "share": share,
+                "starts": count,
+                "num_images": len(after.train) + len(after.val),
+                "log_loss": [judge.look(records[:number])[0] for number in range(BASELINES, TRIALS + 1)],
+                "tails": [judge.look(records[:number])[1] for number in range(BASELINES, TRIALS + 1)],
+                "epochs": [record.epochs for record in records],
+                "seconds": sum(record.seconds for record in records),
+            }
+
+    def draw(self, seed: int) -> State:
+        """The state after the change: of each class as many rows of the pool as SETS says, a fifth of them in val."""
+        rng = np.random.default_rng([7, seed])
+        number = SETS[self.name]
+        rows = [
+            rng.permutation(np.flatnonzero(self.truth == label))[:number] for label in range(self.bench.num_classes)
+        ]
+        num_val = round(VAL_SHARE * number)
+        train, val = (
+            np.sort(np.concatenate([each[part] for each in rows])) for part in (slice(num_val, None), slice(num_val))
+        )
+        return State(train, val, self.truth)
+
+    def undo(self, after: State, kind: str, share: float, seed: int) -> State:
+        """The state before the change, of which the images that changed are a share."""
+        rng = np.random.default_rng([8, seed])
+        rows = rng.permutation(np.concatenate([after.train, after.val]))
+        if kind == "added":
+            changed = rows[: round(len(rows) * share / (1 + share))]
+            return State(np.setdiff1d(after.train, changed), np.setdiff1d(after.val, changed), after.labels)
+        changed = rows[: round(len(rows) * share)]
+        labels = after.labels.copy()
+        labels[changed] = (
+            labels[changed] + rng.integers(1, self.bench.num_classes, len(changed))
+        ) % self.bench.num_classes
+        return State(after.train, after.val, labels.astype(np.int32))
+
+    def show(self, state: State, seed: int) -> None:
+        """Puts a state before the bench."""
+        from frostline.training.bench import fit_shared_heads
+
+        self.store(state)
+        self.bench.params = self.params.model_copy(update={"seed": seed})
+        self.bench._data.clear()
+        self.bench.heads = fit_shared_heads(self.bench)
+
+    def store(self, state: State) -> None:
+        """A state as the stages would leave it."""
+        from frostline.arrays import load_array, save_array, save_split
+        from frostline.files import mark_complete
+
+        for folder in ("prepared", "features"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for split, rows in (("train", state.train), ("val", state.val)):
+            images = self.images[rows]
+            ids = [f"{row}" for row in rows]
+            save_split(Path("prepared") / split, [images], images.shape[1], state.labels[rows], ids)
+        mark_complete(Path("prepared"), num_images={"train": len(state.train), "val": len(state.val), "test": 0})
+        rows = np.concatenate([state.train, state.val])
+        pool = Path("pool/features")
+        for file in [*pool.glob("depth-*/*.npy"), *pool.glob("pooled/*.npy")]:
+            chosen = load_array(file)[rows]
+            save_array(Path("features") / file.relative_to(pool), [chosen], chosen.shape, chosen.dtype)
+        depths = list(range(1, DEPTH + 1))
+        mark_complete(Path("features"), stored=depths, depths=depths, num_images=len(rows), views=VIEWS)
+
+    def search(self, folder: Path, digest: str, count: int) -> "list[TrialRecord]":
+        """The trials of a study on what is stored, begun with the best `count` trials of the study in the same folder."""
+        from frostline.search.starts import begin_study
+        from frostline.search.study import list_records
+        from frostline.search.worker import Job, run_trials
+
+        bench = self.bench
+        params = bench.params.model_copy(update={"tune": self.params.tune.model_copy(update={"start_from": count})})
+        names = tuple(f"{label}" for label in range(bench.num_classes))
+        with contextlib.redirect_stdout(io.StringIO()):
+            study = begin_study(folder, digest, "code", params)
+            run_trials(Job(params, study, self.runs, self.parent, names, bench.heads), bench)
+        return list_records(study.load(), TRIALS)
+
+
+class Judge:
+    """What `refit` would make of a search on what is stored: out-of-fold log loss. Each trial is cross-fitted once."""
+
+    def __init__(self, bench: "Bench", seed: int) -> None:
+        from frostline.seeding import derive_seed
+        from frostline.training.bench import fit_heads
+        from frostline.training.data import draw_folds
+        from frostline.training.refit import BARE, EVERY_CUT, cross_fit_head
+
+        self.bench, self.labels = bench, bench.data(0, "all").labels
+        self.rows = np.arange(len(self.labels))
+        self.folds = draw_folds(self.labels, self.rows, FOLDS, derive_seed(seed, "refit"))
+        bench.heads = fit_heads(bench, ("last", "all"), self.rows, self.folds)
+        self.heads = {
+            sees: cross_fit_head(bench, sees, name, self.rows, self.folds)
+            for sees, name in (("last", BARE), ("all", EVERY_CUT))
+        }
+        self.known: dict[Any, tuple[float, float | None]] = {}
+
+    def look(self, records: "list[TrialRecord]") -> tuple[float, float | None]:
+        """The out-of-fold log loss in nats, after these trials, of the final model and of the best trial's tails alone."""
+        from frostline.evidence.ranking import list_candidates
+
+        best = list_candidates(records, 1)
+        # A trial's seeds depend on its number.
+        key = [(trial.number, trial.hparams) for trial in best]
+        if str(key) not in self.known:
+            self.known[str(key)] = self.fit(best)
+        return self.known[str(key)]
+
+    def fit(self, best: "list[TrialRecord]") -> tuple[float, float | None]:
+        from frostline.evidence.calibration import apply_temperature
+        from frostline.training.refit import choose, cross_fit_trial, log_loss
+
+        with TemporaryDirectory() as work:
+            try:
+                tails = [cross_fit_trial(self.bench, trial, self.rows, self.folds, Path(work)) for trial in best]
+            except FloatingPointError:
+                tails = []
+
+        def judge(heads: "dict[str, CrossFit]") -> float:
+            choice = choose(self.labels, heads, tails, [False, True])
+            return log_loss(self.labels, apply_temperature(choice.probabilities, choice.temperature))
+
+        return judge(self.heads), judge({}) if tails else None
+
+
+def name_of(kind: str, share: float) -> str:
+    return f"{kind}-{round(100 * share)}"
+
+
+def make_table(lines: Lines) -> str:
+    return draw_table(["n"], [[len(lines)]])
+
+
+if __name__ == "__main__":
+    main()
