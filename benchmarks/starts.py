@@ -20,6 +20,7 @@ import json
 import shutil
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ import numpy as np
 from learning import BASES, DEPTH, FOLDS, load_images, make_params
 from numpy.typing import NDArray
 from results import Lines, add_options, draw_table, keep
+from scipy import stats
 from workloads import TRANSFORMS
 
 BASE = "v2-0.35@96"
@@ -41,7 +43,8 @@ SETS = {
 CHANGES = (("added", 0.02), ("added", 0.2), ("relabelled", 0.2))
 STARTS = (1, 3, 5)
 TRIALS, EPOCHS, VIEWS = 12, 6, 6
-BASELINES = 2  # trials that are linear heads
+BASELINES = 2  # trials that are linear heads; the others are drawn
+SHOWN = (0, 1, 3, 5, 10)  # drawn trials in the table
 VAL_SHARE = 0.2
 Array = NDArray[Any]
 
@@ -291,7 +294,44 @@ def name_of(kind: str, share: float) -> str:
 
 
 def make_table(lines: Lines) -> str:
-    return draw_table(["n"], [[len(lines)]])
+    """The loss after so many drawn trials beside that from nothing after all, by change; then what each set needed."""
+    ways: dict[tuple[str, float, int], Lines] = defaultdict(list)
+    for line in lines:
+        ways[line["kind"], line["share"], line["starts"]].append(line)
+    nothing = ways["", 0.0, 0]
+    ends = {(line["set"], line["seed"]): line["log_loss"][-1] for line in nothing}
+    means, needs = [], []
+    for kind, share in dict.fromkeys(way[:2] for way in ways if way[2]):
+        own = [nothing, *(ways[kind, share, count] for count in STARTS)]
+        for drawn in SHOWN:
+            means.append([f"{share:.0%} {kind}, {drawn} drawn", *(compare(each, ends, drawn) for each in own)])
+        for name in dict.fromkeys(line["set"] for line in lines):
+            of_set = [[line for line in each if line["set"] == name] for each in own]
+            needs.append([f"{share:.0%} {kind}, {name}", *(count_drawn(each, ends) for each in of_set)])
+    columns = ["from nothing", *(f"best {count}" for count in STARTS)]
+    first = draw_table(["log loss, times that from nothing after all", *columns], means)
+    return f"{first}\n\n{draw_table(['drawn trials needed', *columns], needs)}"
+
+
+def compare(own: Lines, ends: dict[tuple[str, int], float], drawn: int) -> str:
+    """The geometric mean of the loss after so many drawn trials over that of the search from nothing at its end, with a 95 % t
+    interval over sets and seeds."""
+    logs = [np.log(line["log_loss"][drawn] / ends[line["set"], line["seed"]]) for line in own]
+    half = stats.t.ppf(0.975, len(logs) - 1) * np.std(logs, ddof=1) / np.sqrt(len(logs))
+    low, middle, high = np.exp([np.mean(logs) - half, np.mean(logs), np.mean(logs) + half])
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def count_drawn(own: Lines, ends: dict[tuple[str, int], float]) -> str:
+    """The median over seeds of the drawn trials after which the loss was first no higher than that from nothing at its end, with
+    the fewest and the most, and the mean loss at the end; "–" stands for never."""
+    needed = []
+    for line in own:
+        end = ends[line["set"], line["seed"]]
+        needed.append(next((drawn for drawn, loss in enumerate(line["log_loss"]) if loss <= end), np.inf))
+    found = np.quantile(needed, [0.5, 0, 1], method="higher")
+    middle, lowest, highest = ("–" if np.isinf(each) else f"{each:g}" for each in found)
+    return f"{middle} ({lowest} to {highest}); {np.mean([line['log_loss'][-1] for line in own]):.4f}"
 
 
 if __name__ == "__main__":
