@@ -3,14 +3,14 @@
     python benchmarks/starts.py [--shared ../shared] [--sets cats ...] [--seeds 5] [--out FILE]
     python benchmarks/starts.py --table FILE [--write]
 
-Every seed draws a project's images anew. Its state after the change is the same for all changes of that seed: images that all
-have their labels. Before it some were missing (`added`) or had another class's label (`relabelled`), of train and of val alike.
-A study of TRIALS trials, two linear heads among them, runs on the images before; then on those after one from nothing
-and one for each of STARTS, in folders of their own with the first study beside them; all with the project's seed, as a project
-has it. The space and the rest are the default preset's, with its base.
+Each seed draws a project's images anew. After a change they are the same whatever the change was, and all labels are right;
+before it some images were missing (`added`) or had another class's label (`relabelled`), in train and val alike. A study of
+TRIALS trials, two linear heads among them, runs on the images before. On those after it runs one from nothing and one for each of
+STARTS, which begins with the best trials of the first; all with one seed, as a project has it. Space, pruning, epochs and
+views are the default preset's.
 
-Judged is what `refit` would make of the best trial after t trials, for each t: the trial that ranks first, cross-fitted on
-train and val, mixed with the linear heads; its out-of-fold log loss. After two trials that is the linear heads alone.
+Judged is, after each trial, what `refit` would make of the study so far: the trial that ranks first, cross-fitted on train and val
+and mixed with a linear head; the out-of-fold log loss of that.
 """
 
 import argparse
@@ -51,7 +51,6 @@ Array = NDArray[Any]
 if TYPE_CHECKING:
     from frostline.evidence.trials import TrialRecord
     from frostline.training.bench import Bench
-    from frostline.training.refit import CrossFit
 
 
 def main() -> None:
@@ -165,10 +164,8 @@ class Project:
                 "share": share,
                 "starts": count,
                 "num_images": len(after.train) + len(after.val),
-                "log_loss": [judge.look(records[:number])[0] for number in range(BASELINES, TRIALS + 1)],
-                "tails": [judge.look(records[:number])[1] for number in range(BASELINES, TRIALS + 1)],
-                "epochs": [record.epochs for record in records],
-                "seconds": sum(record.seconds for record in records),
+                "log_loss": [judge.look(records[:number]) for number in range(BASELINES, TRIALS + 1)],
+                "epochs": sum(record.epochs for record in records),
             }
 
     def draw(self, seed: int) -> State:
@@ -259,34 +256,30 @@ class Judge:
             sees: cross_fit_head(bench, sees, name, self.rows, self.folds)
             for sees, name in (("last", BARE), ("all", EVERY_CUT))
         }
-        self.known: dict[Any, tuple[float, float | None]] = {}
+        self.known: dict[tuple[Any, ...], float] = {}
 
-    def look(self, records: "list[TrialRecord]") -> tuple[float, float | None]:
-        """The out-of-fold log loss in nats, after these trials, of the final model and of the best trial's tails alone."""
+    def look(self, records: "list[TrialRecord]") -> float:
+        """The out-of-fold log loss of the final model after these trials, in nats."""
         from frostline.evidence.ranking import list_candidates
 
         best = list_candidates(records, 1)
-        # A trial's seeds depend on its number.
-        key = [(trial.number, trial.hparams) for trial in best]
-        if str(key) not in self.known:
-            self.known[str(key)] = self.fit(best)
-        return self.known[str(key)]
+        # What a trial draws by chance depends on its number.
+        key = tuple((trial.number, trial.hparams) for trial in best)
+        if key not in self.known:
+            self.known[key] = self.fit(best)
+        return self.known[key]
 
-    def fit(self, best: "list[TrialRecord]") -> tuple[float, float | None]:
+    def fit(self, best: "list[TrialRecord]") -> float:
         from frostline.evidence.calibration import apply_temperature
         from frostline.training.refit import choose, cross_fit_trial, log_loss
 
         with TemporaryDirectory() as work:
             try:
                 tails = [cross_fit_trial(self.bench, trial, self.rows, self.folds, Path(work)) for trial in best]
-            except FloatingPointError:
+            except FloatingPointError:  # left out, as `refit` does
                 tails = []
-
-        def judge(heads: "dict[str, CrossFit]") -> float:
-            choice = choose(self.labels, heads, tails, [False, True])
-            return log_loss(self.labels, apply_temperature(choice.probabilities, choice.temperature))
-
-        return judge(self.heads), judge({}) if tails else None
+        choice = choose(self.labels, self.heads, tails, [False, True])
+        return log_loss(self.labels, apply_temperature(choice.probabilities, choice.temperature))
 
 
 def name_of(kind: str, share: float) -> str:
