@@ -14,7 +14,7 @@ from frostline.hparams import Hparams
 from frostline.params import Tune, parse_params
 from frostline.search import study as search_study
 from frostline.search.space import list_baselines, suggest
-from frostline.search.starts import find_starts
+from frostline.search.starts import begin_study, find_starts
 from frostline.search.study import (
     SIGNED,
     StudyFile,
@@ -289,6 +289,23 @@ def test_a_study_begins_with_what_the_best_trials_of_the_last_one_tried(tmp_path
     third = open_next(tmp_path, "c" * 16, tune)
     run_trained(third, more(tune, num_trials=3))
     assert records(third)[2].started_from.startswith("b" * 16)
+
+
+def test_what_a_study_begins_with_is_said_and_what_that_may_save(
+    tmp_path: Path, params_document: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = parse_params(params_document)
+    first = begin_study(tmp_path, "a" * 16, "c", params)
+    run_trained(first, params.tune)
+    assert capsys.readouterr().out == ""
+    best = max((record for record in records(first) if record.epochs), key=lambda record: record.score or 0.0)
+    second = begin_study(tmp_path, "b" * 16, "c", params)
+    begins, saves = capsys.readouterr().out.splitlines()
+    assert begins.startswith(f"tune: begins with what trial {best.number} of study {'a' * 16} tried")
+    assert "tune.num_trials" in saves
+    # One, where params say nothing else: more brought nothing (docs/changes.md).
+    run_trained(second, params.tune)
+    assert [record.number for record in records(second) if record.started_from] == [2]
 
 
 def test_killed_among_what_it_began_with_a_study_goes_on_as_if_undisturbed(tmp_path: Path, tune: Tune) -> None:

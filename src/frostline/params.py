@@ -237,7 +237,8 @@ class Tune(Section):
     # Start each head at the linear head on what it sees, fitted to its optimum (LP-FT); docs/decisions/0013-linear-heads.md.
     probe: bool = True
     # After the linear heads, a study tries what so many of the best trials of the last study on this base did; 0 = none.
-    start_from: Annotated[int, Field(ge=0)] = 3
+    # More than one brought nothing (docs/changes.md).
+    start_from: Annotated[int, Field(ge=0)] = 1
     workers: Positive = 1
     # What to do with a study whose training code has changed since: ask, keep or restart.
     when_code_changed: Literal["ask", "keep", "restart"] = "ask"

@@ -57,9 +57,11 @@ def describe_starts(origins: Sequence[str]) -> list[str]:
     if not origins:
         return []
     study = origins[0].split("/")[0]
-    numbers = ", ".join(origin.split("/")[1] for origin in origins)
+    trials = f"trial{'s' * (len(origins) > 1)} {', '.join(origin.split('/')[1] for origin in origins)}"
     return [
-        f"begins with what trials {numbers} of study {study} tried, on other images or params; none of their scores counts"
+        f"begins with what {trials} of study {study} tried, on other images or params; none of those scores counts",
+        "where images were only added, a study that began so had with its first trained trial on average at most 3 % more "
+        "log loss than one from nothing with ten (docs/changes.md): a small tune.num_trials may do, a larger one later goes on",
     ]
 
 
