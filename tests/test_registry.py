@@ -342,7 +342,7 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     Path("reports/evaluation").mkdir(parents=True)
     save_json(Path("reports/evaluation/evaluation.json"), make_evaluation(120, 0.95).to_record())
     save_json(Path("reports/evaluation/sets.json"), [{"promised": 0.95, "threshold": 0.25}])
-    for name in ("suspicious.csv", "report.html"):
+    for name in ("suspicious.csv", "report.html", "strangers.json"):
         (Path("reports/evaluation") / name).touch()
     Path("reports/evaluation/model_card.md").write_text("# frostline\n\nTells three classes apart.\n")
     write_rows(

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from frostline.devices import keras, ops, value_and_grad
 from frostline.errors import Refused
+from frostline.evidence.predictions import PROBABILITIES
 
 BATCH_SIZE = 16
 
@@ -28,7 +29,7 @@ def explain(model: keras.Model, images: NDArray[np.uint8], classes: NDArray[np.i
     heats = []
     for start in range(0, len(images), BATCH_SIZE):
         maps = keras.tree.flatten(to_maps(np.asarray(images[start : start + BATCH_SIZE]), training=False))
-        wanted = np.eye(model.output_shape[-1], dtype=np.float32)[np.asarray(classes[start : start + BATCH_SIZE])]
+        wanted = np.eye(to_scores.output_shape[-1], dtype=np.float32)[np.asarray(classes[start : start + BATCH_SIZE])]
         _, gradients = gradient_of(maps, ops.convert_to_tensor(wanted))
         heat = 0.0
         for each, gradient in zip(maps, gradients, strict=True):
@@ -51,6 +52,8 @@ def split_at_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     inner = next((layer for layer in model.layers if layer.name == "network" and isinstance(layer, keras.Model)), None)
     if inner is not None:
         model = inner
+    if isinstance(model.output, dict):
+        model = keras.Model(model.inputs[0], model.output[PROBABILITIES], name=model.name)
     pools = keras.layers.GlobalAveragePooling2D | keras.layers.GlobalMaxPooling2D | keras.layers.Flatten
     maps = {id(layer.input): layer.input for layer in model.layers if isinstance(layer, pools) and _is_map(layer.input)}
     features = list(maps.values()) or [layer.output for layer in reversed(model.layers) if _is_map(layer.output)][:1]

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from frostline.errors import Refused
 from frostline.files import replacing
 
+# The outputs of a model that also tells how familiar an image is; others have the probabilities alone.
+PROBABILITIES, FAMILIARITY = "probabilities", "familiarity"
+
 
 @dataclass(frozen=True)
 class Predictions:
