@@ -229,7 +229,7 @@ def _sum_up(lines: Lines) -> str:
         "their mean",
         f"strangers below {RARE}",
         "weights",
-        "ms an image",
+        "ms more an image",
     ]
     return draw_table(columns, rows)
 

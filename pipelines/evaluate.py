@@ -39,11 +39,11 @@ def main() -> None:
     networks: dict[str, Any] = {}  # by sha256: where no tail had a share, the final model is one of the baselines
     for name, sha256 in refit.sha256.items():
         networks.setdefault(sha256, load_network(models / f"{name}.keras", sha256))
-    found = {sha256: predict_probabilities(network, test.images) for sha256, network in networks.items()}
+    found = {sha256: predict(network, test.images) for sha256, network in networks.items()}
     final = networks[refit.sha256["final"]]
     predictions, plain, every_cut = (
-        Predictions(test.ids, labels, found[refit.sha256[name]], class_names, "test") if name in refit.sha256 else None
-        for name in ("final", "baseline", "every_cut")
+        Predictions(test.ids, labels, found[sha256][0], class_names, "test", found[sha256][1]) if sha256 else None
+        for sha256 in map(refit.sha256.get, ("final", "baseline", "every_cut"))
     )
     assert predictions is not None and plain is not None
     drawn = {"resamples": rules.resamples, "confidence": rules.confidence, "seed": derive_seed(params.seed, "evaluate")}
@@ -51,7 +51,7 @@ def main() -> None:
     evaluation = make_evaluation(predictions, plain, every_cut, **told, **drawn)
     unseen = load_predictions(models / "out_of_fold.csv")
     promises = keep_promises(find_thresholds(unseen.labels, unseen.probabilities), predictions, rules.confidence)
-    strangers = meet_strangers(predictions, test.images, partial(predict, final), params)
+    strangers = meet_strangers(predictions, partial(predict, final), test.images.shape[1], params)
     suspects = find_suspects([unseen, predictions], splits, partial(predict_probabilities, final))
     examples = pick_examples(predictions, rules.explained)
     heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), predictions.predicted[np.sort(examples)])

@@ -47,7 +47,9 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
         evaluation=make_evaluation(answers, answers, None, search_score=0.9, temperature=1.2, **options),
         suspicion=Suspicion(840, 21, 6, 0.525),
         promises=keep_promises({0.9: 0.3, 0.95: 0.0}, answers, 0.95),
-        strangers=measure_strangers(answers, np.linspace(0.004, 1, num_images), {"patterns": np.linspace(0, 0.1, 20)}),
+        strangers=measure_strangers(
+            replace(answers, familiarity=np.linspace(0.004, 1, num_images)), {"patterns": np.linspace(0, 0.1, 20)}
+        ),
     )
 
 

@@ -35,21 +35,24 @@ class Strangers:
         return asdict(self)
 
 
-def meet_strangers(test: Predictions, images: NDArray[np.uint8], predict: Predict, params: Params) -> Strangers | None:
-    """What the familiarity of the test images, uint8 (num_images, size, size, 3), and of generated ones tells; None where the
-    model tells none. predict: probabilities and familiarity of images."""
-    familiarity = predict(images)[1]
-    if familiarity is None:
+def meet_strangers(test: Predictions, predict: Predict, size: int, params: Params) -> Strangers | None:
+    """What the familiarity of the test images and of generated ones tells; None where the model tells none.
+
+    predict: probabilities and familiarity of images, uint8 (num_images, size, size, 3).
+    """
+    if test.familiarity is None:
         return None
-    drawn = draw_strangers(COUNT, images.shape[1], derive_seed(params.seed, "strangers"))
+    drawn = draw_strangers(COUNT, size, derive_seed(params.seed, "strangers"))
     if params.fetch.source == "generated":
         del drawn[A_THING]  # these are what it is trained on
-    return measure_strangers(test, familiarity, {name: np.asarray(predict(each)[1]) for name, each in drawn.items()})
+    return measure_strangers(test, {name: np.asarray(predict(images)[1]) for name, images in drawn.items()})
 
 
-def measure_strangers(test: Predictions, familiarity: Floats, strange: Mapping[str, Floats]) -> Strangers:
-    """What the familiarity of the test images, (num_images,), and of each set of strangers tells."""
-    rare, right = familiarity < RARE, test.correct
+def measure_strangers(test: Predictions, strange: Mapping[str, Floats]) -> Strangers:
+    """What the familiarity of the test images, and that of each set of strangers, tells."""
+    assert test.familiarity is not None
+    familiarity, right = test.familiarity, test.correct
+    rare = familiarity < RARE
     return Strangers(
         below=wilson_interval(int(rare.sum()), len(rare)),
         right_below=float(right[rare].mean()) if rare.any() else None,
