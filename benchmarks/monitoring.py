@@ -77,7 +77,7 @@ def live(case: str, tested: int, accuracy: float, lives: int) -> dict[str, objec
             alarms[name] += reading.raised
         alarms["any"] += any(reading.raised for reading in found.values())
     shares = {name: number / lives for name, number in alarms.items()}
-    return {"case": case, "tested": tested, "accuracy": accuracy, "images": count, "lives": lives, **shares}
+    return {"case": case, "tested": tested, "accuracy": accuracy, "images": count, "lives": lives, "alarms": shares}
 
 
 def make_table(lines: Lines) -> str:
@@ -87,7 +87,7 @@ def make_table(lines: Lines) -> str:
         watched = next((name for word, name in WATCHED.items() if word in case), "any")
         for tested in dict.fromkeys(line["tested"] for line in lines):
             own = [line for line in lines if (line["case"], line["tested"]) == (case, tested)]
-            rows.append([case, watched, own[0]["images"], tested, *(f"{line[watched]:.3f}" for line in own)])
+            rows.append([case, watched, own[0]["images"], tested, *(f"{line['alarms'][watched]:.3f}" for line in own)])
     accuracies = dict.fromkeys(line["accuracy"] for line in lines)
     columns = ["what changed", "alarm by", "new images", "test images", *(f"accuracy {each:g}" for each in accuracies)]
     return draw_table(columns, rows)

@@ -25,11 +25,12 @@ from samples import add_familiarity, make_evaluation, make_refit, make_trial
 from frostline.arrays import load_split, save_split
 from frostline.cli import group
 from frostline.errors import Refused
+from frostline.evidence.budget import Budget
 from frostline.evidence.predictions import Predictions, save_predictions
 from frostline.files import load_json, mark_complete, save_json, sha256_of
 from frostline.images.shards import make_fingerprints
 from frostline.params import Tracking, load_params
-from frostline.registry import lineage, moves, promotion, versions
+from frostline.registry import lineage, moves, promotion, versions, wear
 from frostline.registry.data import compare_with_champion, load_images, trained_on
 from frostline.registry.versions import (
     CHALLENGER,
@@ -513,6 +514,32 @@ def test_the_champion_is_monitored_from_run_to_run(workspace):
     assert "holds no images" in call("monitor", "empty")[1]
     Path("empty.csv").write_text("image\nx.png\n")
     assert "needs a column `file`" in call("monitor", "empty.csv")[1]
+
+
+def test_comparisons_on_the_same_test_images_spend_one_budget(workspace):
+    run_register()
+    assert call("promote")[0] == 0  # nobody to be compared with: nothing is spent
+    store, split = open_store(load_params().tracking, workspace), wear.make_sketch(["a", "b"])
+    train_again(0.98)
+    run_register()
+    said = call("promote", "--dry-run")[1]
+    assert "40% of this test split's budget is left after 1 comparison" in said
+    again = call("promote", "--dry-run")[1]
+    # Whoever asks again about the same two learns nothing and spends nothing, and is judged as before.
+    assert "is left after 1 comparison" in again
+    numbers = [next(line for line in text.splitlines() if " comparison " in line) for text in (said, again)]
+    assert numbers[0] == numbers[1] and "at p < 0.03" in numbers[0]
+    train_again(0.97)
+    run_register()
+    judged = call("promote", "--dry-run")[1]
+    assert "is left after 2 comparisons" in judged
+    assert load_json(Path("reports/registration.json"))["version"] == 3
+    before, other = load_version(store, "frostline", 2), load_version(store, "frostline", 3)
+    assert wear.count_budget(store, "frostline", split) == Budget()  # other images: nothing is spent
+    budget = wear.load_budget(store, split, before, other)
+    wear.record_comparison(store, split, before, other, budget, True)
+    assert wear.count_budget(store, "frostline", split) == Budget(1, 1)
+    assert wear.load_budget(store, split, before, other) == Budget()
 
 
 def make_new(count: int, seed: int) -> np.ndarray:
