@@ -16,13 +16,14 @@ from frostline.evidence.figures.search import learning_curves
 from frostline.evidence.predictions import Predictions, load_predictions, pick_examples, save_predictions
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.report import Findings, make_report
+from frostline.evidence.strangers import meet_strangers
 from frostline.evidence.suspicion import find_suspects, save_suspects, sum_up
 from frostline.evidence.trials import SearchRecord
 from frostline.files import load_json, require_complete, save_json
 from frostline.params import load_params
 from frostline.process import run_stage
 from frostline.seeding import derive_seed
-from frostline.serving.model import load_network, predict_probabilities
+from frostline.serving.model import load_network, predict, predict_probabilities
 from frostline.tracking.messages import describe_test, say
 
 
@@ -34,16 +35,15 @@ def main() -> None:
     class_names = tuple(load_json(prepared / "classes.json"))
     refit = RefitRecord.from_record(load_json(models / "refit.json"))
     search = SearchRecord.from_record(load_json(study / "trials.json"))
-
     test, labels = splits["test"], np.asarray(splits["test"].labels)
     networks: dict[str, Any] = {}  # by sha256: where no tail had a share, the final model is one of the baselines
     for name, sha256 in refit.sha256.items():
         networks.setdefault(sha256, load_network(models / f"{name}.keras", sha256))
-    found = {sha256: predict_probabilities(network, test.images) for sha256, network in networks.items()}
+    found = {sha256: predict(network, test.images) for sha256, network in networks.items()}
     final = networks[refit.sha256["final"]]
     predictions, plain, every_cut = (
-        Predictions(test.ids, labels, found[refit.sha256[name]], class_names, "test") if name in refit.sha256 else None
-        for name in ("final", "baseline", "every_cut")
+        Predictions(test.ids, labels, found[sha256][0], class_names, "test", found[sha256][1]) if sha256 else None
+        for sha256 in map(refit.sha256.get, ("final", "baseline", "every_cut"))
     )
     assert predictions is not None and plain is not None
     drawn = {"resamples": rules.resamples, "confidence": rules.confidence, "seed": derive_seed(params.seed, "evaluate")}
@@ -51,18 +51,20 @@ def main() -> None:
     evaluation = make_evaluation(predictions, plain, every_cut, **told, **drawn)
     unseen = load_predictions(models / "out_of_fold.csv")
     promises = keep_promises(find_thresholds(unseen.labels, unseen.probabilities), predictions, rules.confidence)
+    strangers = meet_strangers(predictions, partial(predict, final), test.images.shape[1], params)
     suspects = find_suspects([unseen, predictions], splits, partial(predict_probabilities, final))
     examples = pick_examples(predictions, rules.explained)
     heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), predictions.predicted[np.sort(examples)])
 
-    base = load_json(Path(paths.base) / "card.json")
-    found_out = (evaluation, sum_up(suspects), promises)
-    records = Records(class_names, facts, base, search, load_json(study / "study.json"), refit, *found_out)
+    found_out = (refit, evaluation, sum_up(suspects), promises, strangers)
+    base, known = load_json(Path(paths.base) / "card.json"), load_json(study / "study.json")
+    records = Records(class_names, facts, base, search, known, *found_out)
     save_json(out / "evaluation.json", evaluation.to_record())
     save_promises(out / "sets.json", promises)
+    save_json(out / "strangers.json", strangers and strangers.to_record())
     save_predictions(out / "predictions.csv", predictions)
     save_predictions(out / "baseline_predictions.csv", plain)
-    (out / "model_card.md").write_text(make_model_card(records, params), encoding="utf-8")
+    (out / "model_card.md").write_text(make_model_card(records, params), "utf-8")
     save_suspects(out / "suspicious.csv", suspects)
     draw_suspects(suspects, splits, out / "suspicious.png", count=rules.worst_mistakes)
     draw_evaluation(predictions, evaluation, test.images, np.sort(examples), heatmaps, out, worst=rules.worst_mistakes)

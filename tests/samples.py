@@ -54,6 +54,24 @@ def make_evaluation(num_images: int = 120, accuracy: float = 0.9) -> Evaluation:
     )
 
 
+def add_familiarity(network: Any, seen: Any = None) -> Any:
+    """The model with a second output, how familiar an image is to one that has seen these, or forty images of noise, 0 to 200."""
+    import keras
+    import numpy as np
+
+    from frostline.training.familiarity import build_familiarity, fit_familiarity
+
+    cut = next(layer.input for layer in network.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D))
+    if seen is None:
+        seen = np.random.default_rng(1).integers(0, 200, (40, *network.input_shape[1:]), np.uint8)
+    columns = np.asarray(keras.Model(network.input, cut).predict_on_batch(seen)).mean(axis=(1, 2))
+    found = fit_familiarity(columns, np.arange(len(seen)) % 5)
+    outputs = {"probabilities": network.output, "familiarity": build_familiarity(found, cut)}
+    knowing = keras.Model(network.input, outputs)
+    knowing.trainable = False
+    return knowing
+
+
 def make_search(*trials: TrialRecord, best: int = 0) -> SearchRecord:
     """A search of these trials."""
     return SearchRecord("feed", best, 2, trials)

@@ -10,6 +10,7 @@ from frostline.evidence.card import Records, make_model_card
 from frostline.evidence.conformal import keep_promises
 from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.predictions import Predictions
+from frostline.evidence.strangers import measure_strangers
 from frostline.evidence.suspicion import Suspicion
 from frostline.params import parse_params
 
@@ -46,12 +47,25 @@ def make_records(class_names=("cat", "dog", "a|b"), num_images=240):
         evaluation=make_evaluation(answers, answers, None, search_score=0.9, temperature=1.2, **options),
         suspicion=Suspicion(840, 21, 6, 0.525),
         promises=keep_promises({0.9: 0.3, 0.95: 0.0}, answers, 0.95),
+        strangers=measure_strangers(
+            replace(answers, familiarity=np.linspace(0.004, 1, num_images)), {"patterns": np.linspace(0, 0.1, 20)}
+        ),
     )
 
 
 @pytest.fixture
 def params(params_document):
     return parse_params(params_document)
+
+
+def test_the_card_says_how_well_strangers_are_told(params):
+    records = make_records()
+    assert records.strangers is not None and records.strangers.auroc["patterns"] > 0.9
+    card = make_model_card(records, params)
+    assert "On the test split 5.0% [2.9%, 8.5%] are below 0.05" in card
+    assert f"(AUROC): patterns {records.strangers.auroc['patterns']:.3f}" in card
+    plain = make_model_card(replace(records, strangers=None), params)
+    assert "does not tell how familiar an image is" in plain and "and `familiarity`" not in plain
 
 
 def test_the_card_names_data_base_search_results_and_use(params):

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from keras import layers
 from ruamel.yaml import YAML
-from samples import make_refit, make_search, make_trial
+from samples import add_familiarity, make_refit, make_search, make_trial
 
 from frostline.arrays import load_split, save_split
 from frostline.cli.diff import command as diff
@@ -22,6 +22,7 @@ from frostline.evidence.refits import RefitRecord
 from frostline.evidence.suspicion import load_suspects
 from frostline.files import load_json, mark_complete, save_json, sha256_of
 from frostline.params import load_params
+from frostline.serving.model import load_network, predict
 from frostline.tracking.finals import log_final
 from frostline.tracking.runs import log_to_run, open_final_run
 from frostline.tracking.store import open_store
@@ -47,7 +48,7 @@ def save_model(path, error):
     dense = layers.Dense(2)
     model = keras.Model(pixels, layers.Softmax()(dense(layers.GlobalAveragePooling2D()(maps))))
     dense.set_weights([np.array([[-60, 60], [0, 0], [60, -60]], np.float32), np.array([error, 0], np.float32)])
-    model.save(path)
+    (add_familiarity(model) if path.stem == "final" else model).save(path)
     return sha256_of(path)
 
 
@@ -128,6 +129,15 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert sets[0.95]["threshold"] == 0 and sets[0.95]["covered"]["value"] == 1 and sets[0.95]["size"] == 2
     assert set(sets[0.8]["by_class"]) == set(CLASSES) and sets[0.8]["threshold"] > 0
 
+    # Noise is what it knows, the generated images are something else.
+    strangers = json.loads((out / "strangers.json").read_text())
+    assert set(strangers["auroc"]) == {"generated patterns"}  # the source is generated things
+    final = load_network(project / "models/final.keras", None)
+    familiarity = predict(final, load_split(project / "data/prepared/test").images)[1]
+    assert strangers["below"]["value"] == (familiarity < 0.05).mean() < 1
+    assert strangers["auroc"]["generated patterns"] > 0.5
+    assert "## Strangers" in (out / "model_card.md").read_text()
+
     # Of all splits, those that `refit` did not train on answered by the final model.
     suspects = load_suspects(out / "suspicious.csv")
     assert {name: sum(each.split == name for each in suspects) for name in ("train", "val", "test")} == {
@@ -144,7 +154,7 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert log(project) == first  # a register that was killed goes on in the same run
     logged = {item.path for item in store.client.list_artifacts(first)}
     assert {"model_card.md", "evaluation.json", "predictions.csv", "suspicious.csv", "report.html"} <= logged
-    assert {"sets.json", "refit.json", "out_of_fold.csv", "figures"} <= logged
+    assert {"sets.json", "strangers.json", "refit.json", "out_of_fold.csv", "figures"} <= logged
     images = {item.path.split("/")[1] for item in store.client.list_artifacts(first, "figures")}
     assert images == {file.name for file in out.glob("*.png")} and len(images) == 8
     metrics = store.client.get_run(first).data.metrics

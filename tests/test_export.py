@@ -8,12 +8,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from samples import add_familiarity
 
 from frostline.arrays import save_split
 from frostline.errors import Refused
 from frostline.files import hash_folder, sha256_of
 from frostline.serving import export
-from frostline.serving.model import load_network, predict_probabilities
+from frostline.serving.model import load_network, predict, predict_probabilities
 
 SIZE = 32
 
@@ -39,11 +40,27 @@ def test_each_form_answers_as_the_keras_model_does(form, network, images, tmp_pa
     assert record["sha256"] == (hash_folder(artefact) if artefact.is_dir() else sha256_of(artefact))
     # Asked again, by what its own record says, as whoever gets it will.
     answers, interface = export.FORMS[form].run(artefact, images[:3])
-    np.testing.assert_allclose(answers, predict_probabilities(network, images[:3]), atol=export.TOLERANCE)
+    (probabilities,) = answers.values()
+    np.testing.assert_allclose(probabilities, predict_probabilities(network, images[:3]), atol=export.TOLERANCE)
     assert {key: record[key] for key in interface} == interface
     assert interface["input"]["shape"] == [None, SIZE, SIZE, 3] and "uint8" in interface["input"]["dtype"]
-    assert interface["output"]["shape"] == [None, 3]
+    assert [output["shape"] for output in interface["outputs"]] == [[None, 3]]
     assert record["max_difference"] <= export.TOLERANCE and record["classes"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("form", export.FORMS)
+def test_each_form_tells_how_familiar_an_image_is(form, network, images, tmp_path):
+    knowing = add_familiarity(network)
+    record = export.export_model(knowing, form, tmp_path / form, images, {})
+    assert {output["name"]: output["shape"][1] for output in record["outputs"]} == {
+        "probabilities": 3,
+        "familiarity": 1,
+    }
+    answers, _ = export.FORMS[form].run(tmp_path / form / record["artefact"], images)
+    probabilities, familiarity = predict(knowing, images)
+    np.testing.assert_allclose(answers["probabilities"], probabilities, atol=export.TOLERANCE)
+    np.testing.assert_allclose(answers["familiarity"][:, 0], familiarity, atol=export.FAMILIARITY_TOLERANCE)
+    assert len(set(familiarity.tolist())) > 1
 
 
 def test_an_export_that_differs_is_removed_and_the_earlier_one_stays(network, images, tmp_path, monkeypatch):

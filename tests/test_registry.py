@@ -20,15 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from samples import make_evaluation, make_refit, make_trial
+from samples import add_familiarity, make_evaluation, make_refit, make_trial
 
-from frostline.arrays import save_split
+from frostline.arrays import load_split, save_split
 from frostline.cli import group
 from frostline.errors import Refused
+from frostline.evidence.budget import Budget
+from frostline.evidence.predictions import Predictions, save_predictions
 from frostline.files import load_json, mark_complete, save_json, sha256_of
 from frostline.images.shards import make_fingerprints
 from frostline.params import Tracking, load_params
-from frostline.registry import lineage, moves, promotion, versions
+from frostline.registry import lineage, moves, promotion, versions, wear
 from frostline.registry.data import compare_with_champion, load_images, trained_on
 from frostline.registry.versions import (
     CHALLENGER,
@@ -45,7 +47,7 @@ from frostline.registry.versions import (
 )
 from frostline.serving.golden import load_golden
 from frostline.serving.model import DATA, MODEL, Card
-from frostline.tracking.runs import close_run, load_artifact, log_trial, open_final_run, open_study_run
+from frostline.tracking.runs import close_run, list_runs, load_artifact, log_trial, open_final_run, open_study_run
 from frostline.tracking.store import Store, open_store
 
 CLASSES = ("a", "b", "c")
@@ -302,12 +304,7 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     monkeypatch.chdir(mlflow_root)
     # JAX starts in a fifth of the time; the gate's process is a new one each time.
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    generator = np.random.default_rng(1)
-    images = generator.integers(0, 256, (180, SIZE, SIZE, 3), np.uint8)
-    # Of each third one colour is strong, so that the classes differ for the untrained model too.
-    for colour in range(3):
-        images[colour::3, ..., colour] = 255 - images[colour::3, ..., colour] // 8
-        images[colour::3, ..., (colour + 1) % 3] //= 8
+    images = make_new(180, seed=1)
     # A model that is sure of itself, as the gate asks for calibration; it is right about everything by definition.
     model = keras.saving.load_model(tiny_model)
     model.layers[-1].set_weights([100 * weights for weights in model.layers[-1].get_weights()])
@@ -342,7 +339,7 @@ def workspace(root: Path, mlflow_root: Path, tiny_model: Path, monkeypatch: pyte
     Path("reports/evaluation").mkdir(parents=True)
     save_json(Path("reports/evaluation/evaluation.json"), make_evaluation(120, 0.95).to_record())
     save_json(Path("reports/evaluation/sets.json"), [{"promised": 0.95, "threshold": 0.25}])
-    for name in ("suspicious.csv", "report.html"):
+    for name in ("suspicious.csv", "report.html", "strangers.json"):
         (Path("reports/evaluation") / name).touch()
     Path("reports/evaluation/model_card.md").write_text("# frostline\n\nTells three classes apart.\n")
     write_rows(
@@ -449,6 +446,115 @@ def test_the_whole_life_of_a_version(workspace):
     compared = call("compare")[1]
     assert "final · trial 03" in compared
     assert "dropout" in compared
+
+
+def test_the_champion_is_monitored_from_run_to_run(workspace):
+    """Real images, MLflow's store, the command as a user calls it."""
+    import keras
+
+    final, table = Path("models/final.keras"), Path("reports/evaluation/predictions.csv")
+    seen = np.asarray(load_split(Path("data/prepared/train")).images)
+    knowing = add_familiarity(keras.saving.load_model(final), seen)
+    knowing.save(final)
+    save_json(Path("models/refit.json"), make_refit(3, sha256_of(final)).to_record())
+    test = load_split(Path("data/prepared/test"))
+    answer = knowing.predict(np.asarray(test.images), verbose=0)
+    labels, familiarity = np.asarray(test.labels), answer["familiarity"][:, 0]
+    save_predictions(table, Predictions(test.ids, labels, answer["probabilities"], CLASSES, "test", familiarity))
+    run_register()
+    assert call("monitor", "new")[0] == 2  # there is no such folder
+    folder = workspace / "new"
+    write_images(folder, make_new(90, seed=5), "")
+    (folder / "bad.png").write_bytes(b"no image")
+    code, said = call("monitor", "new")
+    assert code == 2 and "has no champion yet" in said
+    store = open_store(load_params().tracking, workspace)
+    moves.move_champion(store, load_version(store, "frostline", 1), None, "forced", "a test")
+
+    code, said = call("monitor", "new")
+    assert code == 1 and "bad.png: " in said and "90 new images or labels of 91, 90 in all" in said
+    assert "ALARM" not in said and "calm   familiarity" in said and "calm   shares" in said and "accuracy" not in said
+    (folder / "bad.png").unlink()
+    code, said = call("monitor", "new")
+    assert code == 0 and "0 new images or labels of 90, 90 in all" in said
+    # Images that the version was made from, or measured on, are none of the new ones.
+    write_images(workspace / "again", make_new(3, seed=6), "")
+    manifest = Path("data/prepared/manifest.csv")
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[-1]["sha256"] = sha256_of(workspace / "again/0.png")
+    write_rows(manifest, rows)
+    store.client.log_artifact(load_version(store, "frostline", 1).run_id, str(manifest))
+    code, said = call("monitor", "again")
+    assert code == 0 and "2 new images or labels of 3, 92 in all" in said
+
+    # Labels that come later, in a table: all are other than what was answered.
+    predicted = knowing.predict(make_new(90, seed=5), verbose=0)["probabilities"].argmax(axis=1)
+    lines = [f"new/{n}.png,{CLASSES[(label + 1) % 3]}" for n, label in enumerate(predicted)]
+    Path("labels.csv").write_text("\n".join(["file,label", *lines, "nowhere.png,"]) + "\n")
+    code, said = call("monitor", "labels.csv")
+    assert code == 1 and "nowhere.png: No such file" in said
+    assert "ALARM  accuracy    0.0% right" in said and "90 new images or labels of 91, 182 in all" in said
+    assert "The accuracy has fallen below what the test split speaks for." in said
+
+    where = "tags.`frostline.kind` = 'monitor'"
+    found = store.client.search_runs([store.experiment_id], where, order_by=["attributes.start_time ASC"])
+    assert [run.data.metrics["monitor/images"] for run in found] == [90, 92, 182]
+    assert [run.data.tags["frostline.verdict"] for run in found] == ["calm", "calm", "alarm: accuracy"]
+    version = load_version(store, "frostline", 1)
+    assert {run.data.tags["mlflow.parentRunId"] for run in found} == {version.run_id}
+    assert version.tags["frostline.monitor"] == "alarm: accuracy, after 182 images and labels"
+    assert all(row["kind"] != "monitor" for row in list_runs(store))
+    # Strangers are seen without labels; a folder's name is a label only where it is a class.
+    black = np.random.default_rng(1).integers(0, 8, (90, SIZE, SIZE, 3), np.uint8)
+    write_images(workspace / "strange/holiday", black, "s")
+    code, said = call("monitor", "strange")
+    assert code == 1 and "ALARM  familiarity" in said and "90 new images or labels of 90, 272 in all" in said
+    Path("empty").mkdir()
+    assert "holds no images" in call("monitor", "empty")[1]
+    Path("empty.csv").write_text("image\nx.png\n")
+    assert "needs a column `file`" in call("monitor", "empty.csv")[1]
+
+
+def test_comparisons_on_the_same_test_images_spend_one_budget(workspace):
+    run_register()
+    assert call("promote")[0] == 0  # nobody to be compared with: nothing is spent
+    store, split = open_store(load_params().tracking, workspace), wear.make_sketch(["a", "b"])
+    train_again(0.98)
+    run_register()
+    said = call("promote", "--dry-run")[1]
+    assert "40% of this test split's budget is left after 1 comparison" in said
+    again = call("promote", "--dry-run")[1]
+    # Whoever asks again about the same two learns nothing and spends nothing, and is judged as before.
+    assert "is left after 1 comparison" in again
+    numbers = [next(line for line in text.splitlines() if " comparison " in line) for text in (said, again)]
+    assert numbers[0] == numbers[1] and "at p < 0.03" in numbers[0]
+    train_again(0.97)
+    run_register()
+    judged = call("promote", "--dry-run")[1]
+    assert "is left after 2 comparisons" in judged
+    assert load_json(Path("reports/registration.json"))["version"] == 3
+    before, other = load_version(store, "frostline", 2), load_version(store, "frostline", 3)
+    assert wear.count_budget(store, "frostline", split) == Budget()  # other images: nothing is spent
+    budget = wear.load_budget(store, split, before, other)
+    wear.record_comparison(store, split, before, other, budget, True)
+    assert wear.count_budget(store, "frostline", split) == Budget(1, 1)
+    assert wear.load_budget(store, split, before, other) == Budget()
+
+
+def make_new(count: int, seed: int) -> np.ndarray:
+    """Noise; of each third one colour is strong, so that the classes differ for the untrained model too."""
+    images = np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+    for colour in range(3):
+        images[colour::3, ..., colour] = 255 - images[colour::3, ..., colour] // 8
+        images[colour::3, ..., (colour + 1) % 3] //= 8
+    return images
+
+
+def write_images(folder: Path, images: np.ndarray, prefix: str) -> None:
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        (folder / f"{prefix}{number}.png").write_bytes(encode(image))
 
 
 def predict_everything(workspace: Path) -> None:

@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import keras
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from samples import add_familiarity
 
 from frostline.errors import Refused
 from frostline.files import sha256_of
@@ -55,6 +59,22 @@ def test_encoded_images_and_their_pixels_get_the_same_answer(model, images):
         assert sum(row.probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_model_that_knows_strangers_says_how_familiar_each_image_is(tiny_model, images, tmp_path):
+    add_familiarity(keras.saving.load_model(tiny_model)).save(tmp_path / "final.keras")
+    card = Card(CLASSES, SIZE, "squash", 16, 50.0, sha256_of(tmp_path / "final.keras"))
+    save_model_folder(tmp_path / "served", tmp_path / "final.keras", card, None)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "served"))
+    ordinary = np.random.default_rng(3).integers(0, 200, images.shape, np.uint8)
+    answers = model.predict(pd.DataFrame({"image": [encode(image) for image in [*ordinary, images[0] * 0]]}))
+    assert list(answers) == ["label", "probability", "probabilities", "familiarity"]
+    assert answers["familiarity"].between(0, 1).all() and answers["familiarity"].iloc[-1] < answers["familiarity"].max()
+    plain = FrostlineModel.from_file(tiny_model, replace(card, sha256=sha256_of(tiny_model)))
+    knowing = FrostlineModel.from_file(tmp_path / "final.keras", card)
+    assert knowing.knows_strangers and not plain.knows_strangers and plain.answer(images)[1] is None
+    np.testing.assert_allclose(plain.probabilities(images), knowing.probabilities(images), atol=1e-6)
+    assert [part.shape for part in knowing.answer(images[:0])] == [(0, 3), (0,)]
+
+
 def test_the_size_of_a_batch_changes_no_answer(model, images):
     together = model.probabilities(images)
     alone = np.concatenate([model.probabilities(image[None]) for image in images])
@@ -66,6 +86,8 @@ def test_threads_compute_one_batch_at_a_time():
     inside = []
 
     class Network:
+        output = np.zeros((0, 2))
+
         def predict_on_batch(self, images):
             inside.append("in")
             time.sleep(0.01)

@@ -169,40 +169,39 @@ def compile_frozen(model: keras.Model) -> Callable[[Any], list[Tensor]]:
     return convert_variables_to_constants_v2(traced, lower_control_flow=False)  # type: ignore[no-any-return]
 
 
-def run_saved_model(folder: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """What the SavedModel in `folder` answers to `images`, and the endpoint, input and output it names; TensorFlow only."""
+def run_saved_model(folder: Path, images: NDArray[np.uint8]) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """What the SavedModel in `folder` answers to `images`, by output, and the endpoint, input and outputs it names; TensorFlow only."""
     endpoint = "serving_default"
     loaded = tf.saved_model.load(str(folder))
     call = loaded.signatures[endpoint]
     ((given, taken),) = call.structured_input_signature[1].items()
-    ((gives, given_back),) = call.structured_outputs.items()
-    facts = {
-        key: {"name": name, "dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-        for key, name, spec in (("input", given, taken), ("output", gives, given_back))
-    }
-    return call(**{given: tf.constant(images)})[gives].numpy(), {"endpoint": endpoint, **facts}
+    described = [
+        {"name": name, "dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+        for name, spec in ((given, taken), *call.structured_outputs.items())
+    ]
+    facts = {"endpoint": endpoint, "input": described[0], "outputs": described[1:]}
+    return {name: answer.numpy() for name, answer in call(**{given: tf.constant(images)}).items()}, facts
 
 
-def run_litert(file: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """What the `.tflite` file answers to `images`, and the signature, input and output it names; TensorFlow only."""
+def run_litert(file: Path, images: NDArray[np.uint8]) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """What the `.tflite` file answers to `images`, by output, and the signature, input and outputs it names; TensorFlow only."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="(?s).*tf.lite.Interpreter is deprecated"
         )  # it moves to a package of its own
         interpreter = tf.lite.Interpreter(str(file))
-    ((endpoint, names),) = interpreter.get_signature_list().items()
-    details = zip(interpreter.get_input_details(), interpreter.get_output_details(), strict=True)
-    ((taken, given_back),) = details
-    (given,), (gives,) = names["inputs"], names["outputs"]
-    facts = {
-        key: {
+    (endpoint,) = interpreter.get_signature_list()
+    call = interpreter.get_signature_runner(endpoint)
+    ((given, taken),) = call.get_input_details().items()
+    described = [
+        {
             "name": name,
             "dtype": np.dtype(spec["dtype"]).name,
             "shape": [None if size < 0 else int(size) for size in spec["shape_signature"]],
         }
-        for key, name, spec in (("input", given, taken), ("output", gives, given_back))
-    }
-    return interpreter.get_signature_runner(endpoint)(**{given: images})[gives], {"endpoint": endpoint, **facts}
+        for name, spec in ((given, taken), *call.get_output_details().items())
+    ]
+    return call(**{given: images}), {"endpoint": endpoint, "input": described[0], "outputs": described[1:]}
 
 
 def choose_streams(batch_size: int, areas: Collection[int]) -> tuple[int, int]:

@@ -283,6 +283,8 @@ class Promote(Section):
     policy: Literal["better", "not_worse"] = "not_worse"
     margin: Share = 0.01
     significance: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    # Whose the significance is: a test split's, over all comparisons on it, or each comparison's own.
+    budget: Literal["split", "comparison"] = "split"
     min_test_images: Positive = 100
     # The first champion's lower confidence bound must be above this and above the majority class's share.
     accuracy_floor: Share = 0.0

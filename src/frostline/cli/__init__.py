@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "history": "Every decision about the champion: who, when, what, why.",
     "trace": "Where a version comes from, or what came of a run.",
     "predict": "Label images with the champion.",
+    "monitor": "Whether new images still suit the champion: familiarity, shares, accuracy.",
     "serve": "The champion behind MLflow's scoring server.",
     "export": "The champion as SavedModel, LiteRT (TFLite) or ONNX, each compared with it.",
     "diff": "The test images on which two runs give different answers.",

@@ -75,7 +75,8 @@ def command(
     threshold = None if coverage is None else labeller.card.threshold(coverage)
     show = form is None and sys.stderr.isatty()
     rows = answer_all(labeller, found, tta=tta, explain=explain, show_progress=show, threshold=threshold)
-    sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes, sets=threshold is not None))
+    more = [*(["familiarity"] if labeller.knows_strangers else []), *(["set"] if threshold is not None else [])]
+    sys.exit(write_answers(chain(unknown, rows), form, labeller.card.classes, more))
 
 
 def find_images(given: Sequence[str]) -> tuple[list[tuple[str, bytes | None]], list[dict[str, Any]]]:
@@ -139,7 +140,7 @@ def answer_all(
     show_progress: bool,
     threshold: float | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One record per image, in order, 32 at a time: file, label, probability and probabilities, or file and error.
+    """One record per image, in order, 32 at a time: file, label, probability, probabilities and familiarity, or file and error.
 
     threshold: of a set of labels, which each record then has, too.
     """
@@ -160,12 +161,12 @@ def answer_all(
                     records[index] = {"file": name, "error": str(error)}
             if images:
                 stacked = np.stack(list(images.values()))
-                probabilities = labeller.probabilities(stacked)
+                probabilities, familiarity = labeller.answer(stacked)
                 if tta:
                     probabilities = np.mean(
                         [probabilities, labeller.probabilities(stacked[:, :, ::-1])], axis=0, dtype=np.float32
                     )
-                answers = make_answers(probabilities, labeller.card.classes, threshold)
+                answers = make_answers(probabilities, labeller.card.classes, threshold, familiarity)
                 for index, answer in zip(images, answers, strict=True):
                     records[index] = {"file": batch[index][0], **answer}
                 if explain is not None:
@@ -192,16 +193,16 @@ def write_heat_maps(labeller: "FrostlineModel", images: Any, labels: Any, folder
 
 
 def write_answers(
-    rows: Iterable[dict[str, Any]], form: str | None, classes: Sequence[str], *, sets: bool = False
+    rows: Iterable[dict[str, Any]], form: str | None, classes: Sequence[str], more: Sequence[str] = ()
 ) -> int:
     """Writes the records as they come, errors to standard error too; the exit code: 1 where there were errors, else 0.
 
-    sets: do the records have a set of labels? In CSV it is a JSON list.
+    more: what else the records have, of `familiarity` and a `set` of labels, which is a JSON list in CSV.
     """
     failed = 0
     writer = csv.writer(sys.stdout)
     if form == "csv":
-        columns = [*(f"p({name})" for name in classes), *(["set"] if sets else []), "error"]
+        columns = [*(f"p({name})" for name in classes), *more, "error"]
         writer.writerow(["file", "label", "probability", *columns])
     for row in rows:
         if "error" in row:
@@ -211,14 +212,16 @@ def write_answers(
             click.echo(json.dumps(row))
         elif form == "csv":
             scores = [row.get("probabilities", {}).get(name, "") for name in classes]
-            if sets:
-                scores.append(json.dumps(row["set"]) if "set" in row else "")
+            found = {name: row.get(name, "") for name in more}
+            scores += [json.dumps(value) if isinstance(value, list) else value for value in found.values()]
             writer.writerow(
                 [row["file"], row.get("label", ""), row.get("probability", ""), *scores, row.get("error", "")]
             )
         elif "error" not in row:
-            found = f"\t{{{', '.join(row['set'])}}}" if sets else ""
-            click.echo(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}{found}")
+            fields = [row["file"], row["label"], f"{row['probability']:.4f}"]
+            fields += [f"{{{', '.join(row['set'])}}}"] if "set" in row else []
+            fields += [f"familiarity {row['familiarity']:.2f}"] if "familiarity" in row else []
+            click.echo("\t".join(fields))
             for other in row.get("top", ())[1:]:
                 click.echo(f"\t{other['label']}\t{other['probability']:.4f}")
     return 1 if failed else 0

@@ -48,7 +48,9 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     for check in verdict.checks:
         mark = click.style("pass", fg="green") if check.passed else click.style("FAIL", fg="red", bold=True)
         click.echo(f"  {mark}  {check.name:<12} {check.message}")
-    if wear := describe_wear(judgement.split_uses):
+    if params.promote.budget == "split":
+        click.echo(f"  note  {judgement.budget.describe(params.promote.significance)}")
+    elif wear := describe_wear(judgement.split_uses):
         click.echo(f"  note  {wear}")
     if dry_run:
         click.echo(

@@ -299,7 +299,7 @@ def log_result(params: Params, screening: Screening) -> None:
     from frostline.process import project_root
     from frostline.tracking.lineage import lineage_tags
     from frostline.tracking.owners import sweep_dead_runs
-    from frostline.tracking.runs import log_screening
+    from frostline.tracking.runs import log_look
     from frostline.tracking.store import open_store
 
     rows, root, best = screening.rows(), project_root(), screening.best
@@ -309,8 +309,9 @@ def log_result(params: Params, screening: Screening) -> None:
     draw(shown, OUT / "screen.png", num_images=len(best.losses))
     store = open_store(params.tracking, root)
     sweep_dead_runs(store)  # of a screening that was killed while it wrote this
-    log_screening(
+    log_look(
         store,
+        "screen",
         f"screen · {label_of(best.base)}",
         params={"fetch.source": redact(params.fetch.source), "base": best.base.model_dump(mode="json")},
         metrics={

@@ -9,6 +9,7 @@ from frostline.evidence.conformal import Promise, describe_promises
 from frostline.evidence.evaluation import Evaluation, Gain
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
+from frostline.evidence.strangers import Strangers, describe_strangers
 from frostline.evidence.suspicion import Suspicion, describe_suspicion
 from frostline.evidence.trials import SearchRecord, describe_edge
 from frostline.params import Params
@@ -23,7 +24,8 @@ class Records:
     """What the stages wrote, as read from JSON.
 
     prepared: data/prepared/complete.json; base: data/base/card.json; search: reports/tune/trials.json; study: study.json beside it; refit:
-    models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv; promises: sets.json.
+    models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv; promises: sets.json; strangers:
+    strangers.json, None where the model does not tell how familiar an image is.
     """
 
     class_names: Sequence[str]
@@ -35,6 +37,7 @@ class Records:
     evaluation: Evaluation
     suspicion: Suspicion
     promises: Sequence[Promise]
+    strangers: Strangers | None
 
 
 def make_model_card(records: Records, params: Params) -> str:
@@ -43,6 +46,7 @@ def make_model_card(records: Records, params: Params) -> str:
         _introduce(records, params.register_.name),
         "## Results\n\n" + _describe_results(records.evaluation),
         "## Sets with a promise\n\n" + _describe_sets(records),
+        "## Strangers\n\n" + describe_strangers(records.strangers),
         "## Known weaknesses\n\n" + _describe_weaknesses(records.evaluation),
         "## Data\n\n" + _describe_data(records, params),
         "## Base\n\n" + _describe_base(records.base),
@@ -184,8 +188,8 @@ def _describe_weaknesses(evaluation: Evaluation) -> str:
         lines.append(f"**Not tested at all**: {some(untested, 10)}.")
     lines.append(
         "It answers with one of its classes whatever it is shown; an image of something else gets a wrong answer, "
-        "sometimes a confident one. Images unlike the training data (another camera, drawings, other surroundings) "
-        "were not tested."
+        "sometimes a confident one: look at its familiarity. Images unlike the training data (another camera, drawings, other "
+        "surroundings) were not tested."
     )
     return "\n".join(lines)
 
@@ -272,7 +276,7 @@ def _describe_use(records: Records, name: str) -> str:
     return (
         "Input: uint8 images (n, "
         f"{size}, {size}, 3), RGB, 0 to 255; scaling is inside. Output: {len(records.class_names)} probabilities in the "
-        "order of the classes above.\n\n"
+        f"order of the classes above{', as `probabilities`, and `familiarity`' if records.strangers else ''}.\n\n"
         "```\n"
         "frostline predict photo.jpg folder/          # the champion, in the project\n"
         "frostline serve                              # the champion behind MLflow's scoring server\n"
@@ -280,7 +284,7 @@ def _describe_use(records: Records, name: str) -> str:
         "```python\n"
         "import mlflow, pandas as pd\n\n"
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")\n'
-        'model.predict(pd.DataFrame({"image": [open("photo.jpg", "rb").read()]}))  # label, probability, probabilities\n'
+        'model.predict(pd.DataFrame({"image": [open("photo.jpg", "rb").read()]}))  # label, probability, probabilities, familiarity\n'
         "```\n\n"
         'With Keras alone: `keras.saving.load_model("model.keras")`; decode and resize as `frostline.images.decoding` does, '
         "other decoders give other pixels."

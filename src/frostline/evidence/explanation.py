@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from frostline.devices import compile_function, keras, ops, value_and_grad
 from frostline.errors import Refused
+from frostline.evidence.predictions import PROBABILITIES
 
 BATCH_SIZE = 16
 
@@ -41,7 +42,7 @@ def explain(model: keras.Model, images: NDArray[np.uint8], classes: NDArray[np.i
     heats = []
     for start in range(0, len(images), BATCH_SIZE):
         batch = ops.convert_to_tensor(images[start : start + BATCH_SIZE])
-        wanted = np.eye(model.output_shape[-1], dtype=np.float32)[np.asarray(classes[start : start + BATCH_SIZE])]
+        wanted = np.eye(to_scores.output_shape[-1], dtype=np.float32)[np.asarray(classes[start : start + BATCH_SIZE])]
         heats.append(ops.convert_to_numpy(compiled(batch, ops.convert_to_tensor(wanted)))[..., 0])
     empty = np.zeros((0, *images.shape[1:3]), np.float32)
     return np.concatenate([empty, *heats]).clip(0, 1).astype(np.float32)
@@ -56,6 +57,8 @@ def split_at_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     inner = next((layer for layer in model.layers if layer.name == "network" and isinstance(layer, keras.Model)), None)
     if inner is not None:
         model = inner
+    if isinstance(model.output, dict):
+        model = keras.Model(model.inputs[0], model.output[PROBABILITIES], name=model.name)
     pools = keras.layers.GlobalAveragePooling2D | keras.layers.GlobalMaxPooling2D | keras.layers.Flatten
     maps = {id(layer.input): layer.input for layer in model.layers if isinstance(layer, pools) and _is_map(layer.input)}
     features = list(maps.values()) or [layer.output for layer in reversed(model.layers) if _is_map(layer.output)][:1]

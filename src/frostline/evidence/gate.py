@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from frostline.errors import some
 from frostline.evidence import comparison
+from frostline.evidence.budget import Budget
 from frostline.evidence.calibration import Floats, Labels, ece_floor
 from frostline.evidence.scores import check_predictions, measure
 from frostline.params import Promote
 
+MAX_RESAMPLES = 200_000
 GOLDEN_TOLERANCE = 1e-4  # of a probability, from one process to another on the same machine
 
 
@@ -53,6 +55,7 @@ def decide_promotion(
     golden_difference: float | None = None,
     leaked: Sequence[str] | None = None,
     seen: NDArray[np.bool_] | None = None,
+    budget: Budget | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Verdict:
@@ -63,9 +66,14 @@ def decide_promotion(
     ones. champion_problem: why it could not be scored, and champion is None. model_mb: size of the challenger's file;
     latency_p95_ms: of one image on this machine; golden_difference: largest change of a stored probability in a fresh
     process; leaked: test images that the challenger was trained on, or near duplicates; seen: bool (num_images,), those that the
-    champion was trained on, which are left out of the comparison; None where that is not known. What else was not measured
-    (None) fails its check.
+    champion was trained on, which are left out of the comparison; None where that is not known; budget: what the test split has
+    left, whose level the comparison is judged at; None for all of `promote.significance`. What else was not measured (None) fails
+    its check.
     """
+    level = rules.significance if budget is None else budget.level(rules.significance)
+    spent = rules.model_copy(update={"significance": level})
+    # The tail of a bootstrap needs draws in it.
+    resamples = max(resamples, min(MAX_RESAMPLES, round(20 / level)))
     is_changed = champion is not None and champion_classes is not None and set(champion_classes) != set(class_names)
     sound = _check_sound(labels, challenger, None if is_changed else champion, class_names)
     checks = [sound]
@@ -83,7 +91,7 @@ def decide_promotion(
             if len(shared) > 1 and known.any():
                 ours, theirs = (_restrict(given[known], shared) for given in (challenger, champion))
                 places, names = np.searchsorted(shared, labels[known]), [class_names[index] for index in shared]
-                checks.append(_check_comparison(places, ours, theirs, rules, resamples, seed))
+                checks.append(_check_comparison(places, ours, theirs, spent, resamples, seed))
                 checks.append(_check_classes(places, ours, theirs, names, rules))
         elif champion is not None:
             fresh = np.ones(len(labels), bool) if seen is None else ~seen
@@ -91,7 +99,7 @@ def decide_promotion(
                 checks.append(_check_seen(labels, challenger, champion, fresh, rules))
             if fresh.any():
                 judged = labels[fresh], challenger[fresh], champion[fresh]
-                checks.append(_check_comparison(*judged, rules, resamples, seed))
+                checks.append(_check_comparison(*judged, spent, resamples, seed))
                 checks.append(_check_classes(*judged, class_names, rules))
         checks.append(_check_calibration(labels, challenger, rules))
     checks.append(_check_limit("model_size", model_mb, rules.max_model_mb, "MB", "promote.max_model_mb"))
@@ -219,6 +227,7 @@ def _check_comparison(
         "losses": losses,
         "discordance": (wins + losses) / num_images,
         "num_images": num_images,
+        "level": rules.significance,
     }
     found = (
         f"{100 * drawn.value:+.2f} points [{100 * drawn.low:+.2f}, {100 * drawn.high:+.2f}], "
@@ -226,11 +235,11 @@ def _check_comparison(
     )
     if rules.policy == "better":
         passed = p_value < rules.significance
-        asked, gain = f"better at p < {rules.significance:g}", drawn.value
+        asked, gain = f"better at p < {rules.significance:.2g}", drawn.value
     else:
         passed = low > -rules.margin
         asked, gain = (
-            f"not worse by {100 * rules.margin:g} points, lower bound {100 * low:+.2f}",
+            f"not worse by {100 * rules.margin:g} points at p < {rules.significance:.2g}, lower bound {100 * low:+.2f}",
             drawn.value + rules.margin,
         )
     message = f"{found}; asked for: {asked}."

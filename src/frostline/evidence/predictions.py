@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from frostline.errors import Refused
 from frostline.files import replacing
 
+# The outputs of a model that also tells how familiar an image is; others have the probabilities alone.
+PROBABILITIES, FAMILIARITY = "probabilities", "familiarity"
+
 
 @dataclass(frozen=True)
 class Predictions:
     """A model's predictions on one split.
 
     files: each image's path below the data; labels: int (num_images,); probabilities: float32
-    (num_images, num_classes), columns in the order of class_names.
+    (num_images, num_classes), columns in the order of class_names; familiarity: (num_images,), None where the model tells none.
     """
 
     files: tuple[str, ...]
@@ -26,6 +29,7 @@ class Predictions:
     probabilities: NDArray[np.floating[Any]]
     class_names: tuple[str, ...]
     split: str
+    familiarity: NDArray[np.floating[Any]] | None = None
 
     @property
     def predicted(self) -> NDArray[np.intp]:
@@ -37,17 +41,20 @@ class Predictions:
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes CSV with the columns file, label, prediction, p(<class>) for each class, correct, split."""
+    """Writes CSV with the columns file, label, prediction, p(<class>) for each class, correct, split, and familiarity if it is known."""
     names = predictions.class_names
+    familiarity = predictions.familiarity
+    more = [[]] * len(predictions.files) if familiarity is None else [[f"{value:.9g}"] for value in familiarity]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "label", "prediction", *(f"p({name})" for name in names), "correct", "split"])
-        rows = zip(predictions.files, predictions.labels, predictions.predicted, predictions.probabilities, strict=True)
-        for name, label, prediction, row in rows:
+        last = [] if familiarity is None else [FAMILIARITY]
+        writer.writerow(["file", "label", "prediction", *(f"p({name})" for name in names), "correct", "split", *last])
+        told = (predictions.files, predictions.labels, predictions.predicted, predictions.probabilities, more)
+        for name, label, prediction, row, rest in zip(*told, strict=True):
             # Nine digits bring a float32 back exactly.
             shown = [f"{value:.9g}" for value in row]
             right = str(bool(label == prediction)).lower()
-            writer.writerow([name, names[label], names[prediction], *shown, right, predictions.split])
+            writer.writerow([name, names[label], names[prediction], *shown, right, predictions.split, *rest])
 
 
 def load_predictions(path: Path) -> Predictions:
@@ -66,6 +73,7 @@ def load_predictions(path: Path) -> Predictions:
         probabilities=np.array([[row[f"p({name})"] for name in names] for row in rows], np.float32),
         class_names=names,
         split=rows[0]["split"],
+        familiarity=np.array([row[FAMILIARITY] for row in rows], np.float32) if FAMILIARITY in rows[0] else None,
     )
 
 

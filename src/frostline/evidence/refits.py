@@ -37,7 +37,8 @@ class RefitRecord:
     answer for the mirror image, too; temperature: of the mixture; accuracy and log_loss: out of fold, of the whole mixture;
     candidates: all that were judged; diverged: trials left out because of a loss that is not finite in a fold; curves: of the
     first fold; strengths: L2 of the linear heads, with the edge of the range that one lies on; sha256: of the files by name;
-    join_difference: largest difference of a probability between the joined model and its parts.
+    join_difference: largest difference of a probability between the joined model and its parts; familiarity_difference: of a
+    familiarity, None where the model tells none.
     """
 
     study: str
@@ -58,6 +59,7 @@ class RefitRecord:
     strengths: Mapping[str, Mapping[str, Any]]
     sha256: Mapping[str, str]
     join_difference: float
+    familiarity_difference: float | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -23,6 +23,7 @@ from frostline.evidence.pages import embed, render
 from frostline.evidence.predictions import Predictions, pick_mistakes
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
+from frostline.evidence.strangers import describe_strangers
 from frostline.evidence.suspicion import Suspect, describe_suspicion, sum_up
 from frostline.evidence.trials import describe_edge
 from frostline.params import Params
@@ -38,6 +39,7 @@ CONTENTS = (
     ("labels", "Labels"),
     ("calibration", "Calibration"),
     ("sets", "Sets"),
+    ("strangers", "Strangers"),
     ("cost", "Cost"),
     ("lineage", "Lineage"),
     ("use", "How to use it"),
@@ -96,6 +98,7 @@ def make_report(records: Records, params: Params, findings: Findings) -> str:
         promises=[{**vars(each), "worst": describe_worst(each)} for each in records.promises],
         sets=describe_promises(records.promises, records.refit.num_images),
         classes_of_sets=_list_sets(records.promises),
+        strangers=describe_strangers(records.strangers),
         cost=_list_cost(records, findings.model_bytes),
         lineage=_list_lineage(records, params),
         size=records.prepared["image_size"],

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from frostline.arrays import load_split
 from frostline.errors import Refused
+from frostline.evidence.budget import Budget
 from frostline.evidence.gate import Verdict, decide_promotion
 from frostline.files import load_json, require_complete
 from frostline.images.duplicates import group_near_duplicates
 from frostline.images.manifest import MANIFEST, read_manifest
 from frostline.images.shards import Record, make_fingerprints
 from frostline.params import Params
+from frostline.process import locked
 from frostline.registry.data import load_images, trained_on
 from frostline.registry.moves import count_test_use
 from frostline.registry.versions import (
@@ -28,6 +30,7 @@ from frostline.registry.versions import (
     load_version,
     number_at,
 )
+from frostline.registry.wear import count_budget, load_budget, make_sketch, record_comparison
 from frostline.serving.model import DATA, MODEL
 from frostline.serving.scoring import Score, score_in_fresh_process
 from frostline.tracking.store import Store
@@ -37,7 +40,8 @@ from frostline.tracking.store import Store
 class Judgement:
     """A verdict and what it was about; `champion` is None for the first promotion.
 
-    test_uses: how often this challenger was scored on a test split; split_uses: how often any version was on this one.
+    test_uses: how often this challenger was scored on a test split; split_uses: how often any version was on this one;
+    budget: what that has left for the next challenger.
     """
 
     challenger: Version
@@ -46,6 +50,7 @@ class Judgement:
     scores: tuple[Score, ...]
     test_uses: int
     split_uses: int
+    budget: Budget
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON and tags."""
@@ -57,6 +62,7 @@ class Judgement:
             "sha256": self.challenger.sha256,
             "test_uses": self.test_uses,
             "split_uses": self.split_uses,
+            "budget": {"comparisons": self.budget.uses, "passed": self.budget.passed, "left": self.budget.left},
             "latency_p50_ms": ours.latency_p50_ms,
             **self.verdict.to_record(),
         }
@@ -89,7 +95,8 @@ def find_challenger(store: Store, params: Params, number: int | None) -> Version
 
 
 def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Judgement:
-    """Scores challenger and champion in a fresh process and decides; this use of the test split is written on both.
+    """Scores challenger and champion in a fresh process and decides; this use of the test split is written on both, and their
+    comparison on the registered model.
 
     Args:
         folder: where files of versions on a server are copied to.
@@ -112,25 +119,34 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
     assert isinstance(ours, Score)
     theirs = scored[1] if len(scored) > 1 else theirs
     scores = [ours, theirs] if isinstance(theirs, Score) else [ours]
-    verdict = decide_promotion(
-        np.asarray(test.labels),
-        ours.probabilities,
-        theirs.probabilities if isinstance(theirs, Score) else None,
-        classes,
-        params.promote,
-        champion_classes=theirs.classes if isinstance(theirs, Score) else None,
-        champion_problem=theirs if isinstance(theirs, str) else None,
-        model_mb=(folders[0] / MODEL).stat().st_size / 1e6,
-        latency_p95_ms=scores[0].latency_p95_ms,
-        golden_difference=scores[0].golden_difference,
-        leaked=find_leaks(store, prepared, challenger, facts, params.prepare.near_duplicate_bits),
-        seen=find_seen(store, prepared, champion, facts, test.ids) if champion is not None else None,
-        resamples=params.evaluate.resamples,
-        seed=params.seed,
-    )
+    images = read_manifest((prepared / MANIFEST).read_text("utf-8"))
+    split = make_sketch(image.sha256 for image in images if image.split == "test")
+    # Two at once would both be judged as the next one.
+    with locked(store.root / ".frostline" / "budget.lock"):
+        budget = Budget() if champion is None else load_budget(store, split, challenger, champion)
+        verdict = decide_promotion(
+            np.asarray(test.labels),
+            ours.probabilities,
+            theirs.probabilities if isinstance(theirs, Score) else None,
+            classes,
+            params.promote,
+            champion_classes=theirs.classes if isinstance(theirs, Score) else None,
+            champion_problem=theirs if isinstance(theirs, str) else None,
+            model_mb=(folders[0] / MODEL).stat().st_size / 1e6,
+            latency_p95_ms=scores[0].latency_p95_ms,
+            golden_difference=scores[0].golden_difference,
+            leaked=find_leaks(store, prepared, challenger, facts, params.prepare.near_duplicate_bits),
+            seen=find_seen(store, prepared, champion, facts, test.ids) if champion is not None else None,
+            budget=budget if params.promote.budget == "split" else None,
+            resamples=params.evaluate.resamples,
+            seed=params.seed,
+        )
+        if champion is not None and (compared := [check for check in verdict.checks if check.name == "comparison"]):
+            record_comparison(store, split, challenger, champion, budget, compared[0].passed)
     uses = [count_test_use(store, version) for version in versions]
     split_uses = count_test_uses(store, challenger.name, facts["content_sha256"])
-    return Judgement(challenger, champion, verdict, tuple(scores), uses[0], split_uses)
+    budget = count_budget(store, challenger.name, split)
+    return Judgement(challenger, champion, verdict, tuple(scores), uses[0], split_uses, budget)
 
 
 def find_seen(

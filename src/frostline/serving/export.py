@@ -15,16 +15,19 @@ from numpy.typing import NDArray
 from frostline.arrays import load_split
 from frostline.devices import BACKEND, keras, run_litert, run_saved_model
 from frostline.errors import Refused
+from frostline.evidence.predictions import FAMILIARITY, PROBABILITIES
 from frostline.files import hash_folder, publish, save_json, sha256_of
-from frostline.serving.model import GOLDEN, predict_probabilities
+from frostline.serving.model import GOLDEN, predict
 
 # Of a probability: other runtimes add up in another order. Golden predictions are held to the same.
 TOLERANCE = 1e-4
 NUM_IMAGES = 16
 RECORD = "export.json"
 Images = NDArray[np.uint8]
-# What a runtime answered: float32 (num_images, num_classes), and the name, dtype and shape of input and output.
-Answer = tuple[NDArray[np.float32], dict[str, Any]]
+# Of a familiarity, which is steep where many training images are as far.
+FAMILIARITY_TOLERANCE = 1e-2
+# What a runtime answered: by output, float32 (num_images, width), and the name, dtype and shape of input and outputs.
+Answer = tuple[dict[str, NDArray[np.float32]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,22 @@ def export_model(network: keras.Model, form: str, folder: Path, images: Images, 
     try:
         work.mkdir(parents=True)
         _convert(network, form, artefact)
-        wanted = predict_probabilities(network, images)
+        wanted, familiarity = predict(network, images)
         alone, interface = chosen.run(artefact, images[:1])
         together, _ = chosen.run(artefact, images)
-        difference = max(float(np.abs(alone - wanted[:1]).max()), float(np.abs(together - wanted).max()))
+        difference = _measure_difference(wanted, PROBABILITIES, alone, together)
         if not difference <= TOLERANCE:
             raise Refused(
                 f"The {form} model differs from the Keras model by {difference:.3g} of a probability on {len(images)} "
                 f"images; allowed is {TOLERANCE:g}. It was removed; the Keras model is as it was."
+            )
+        strange = (
+            0.0 if familiarity is None else _measure_difference(familiarity[:, None], FAMILIARITY, alone, together)
+        )
+        if not strange <= FAMILIARITY_TOLERANCE:
+            raise Refused(
+                f"The familiarity that the {form} model tells differs from the Keras model's by {strange:.3g}; allowed is "
+                f"{FAMILIARITY_TOLERANCE:g}. It was removed; the Keras model is as it was."
             )
         record = {
             **facts,
@@ -119,6 +130,12 @@ def load_images(place: Path, image_size: int) -> Images:
     return np.asarray(images[np.linspace(0, len(images) - 1, min(NUM_IMAGES, len(images))).astype(int)])
 
 
+def _measure_difference(wanted: NDArray[np.float32], name: str, *answers: Mapping[str, NDArray[np.float32]]) -> float:
+    """The largest from what the Keras model answers to the same images, of an output; the only one has any name."""
+    found = [answer[name] if len(answer) > 1 else next(iter(answer.values())) for answer in answers]
+    return max(float(np.abs(each - wanted[: len(each)]).max()) for each in found)
+
+
 def _convert(network: keras.Model, form: str, artefact: Path) -> None:
     try:
         # Not every converter calls a model that was only loaded, and Keras refuses one that was never called.
@@ -135,17 +152,18 @@ def _run_onnx(file: Path, images: Images) -> Answer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    given, gives = session.get_inputs()[0], session.get_outputs()[0]
-    found = session.run([gives.name], {given.name: images})[0]
-    described = {
-        key: {
+    (given,), gives = session.get_inputs(), session.get_outputs()
+    described = [
+        {
             "name": value.name,
             "dtype": value.type,
             "shape": [size if isinstance(size, int) else None for size in value.shape],
         }
-        for key, value in (("input", given), ("output", gives))
-    }
-    return found, described
+        for value in (given, *gives)
+    ]
+    found = session.run(None, {given.name: images})
+    names = [value.name for value in gives]
+    return dict(zip(names, found, strict=True)), {"input": described[0], "outputs": described[1:]}
 
 
 FORMS = {

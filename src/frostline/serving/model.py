@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from frostline.errors import Refused
 from frostline.evidence.conformal import make_sets
+from frostline.evidence.predictions import FAMILIARITY, PROBABILITIES
 from frostline.files import load_json, save_json, sha256_of
 from frostline.images.decoding import UnreadableImage, decode_image, read_header
 
@@ -99,9 +100,18 @@ class FrostlineModel:
         made.card, made.network = card, load_network(path, card.sha256, card.image_size)
         return made
 
+    @property
+    def knows_strangers(self) -> bool:
+        """Does it tell how familiar an image is? Models of an earlier Frostline do not."""
+        return isinstance(self.network.output, dict)
+
+    def answer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Probabilities, float32 (num_images, num_classes), and familiarity (num_images,) of uint8 (num_images, size, size, 3)."""
+        return predict(self.network, images)
+
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The probabilities, float32 (num_images, num_classes), of uint8 (num_images, size, size, 3)."""
-        return predict_probabilities(self.network, images)
+        """The probabilities alone."""
+        return self.answer(images)[0]
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """The image as the model was trained on it; raises UnreadableImage."""
@@ -116,7 +126,7 @@ class FrostlineModel:
         )
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
-        """One row of label, probability and all probabilities for each row of `image` or `pixels`.
+        """One row of label, probability, all probabilities and familiarity for each row of `image` or `pixels`.
 
         With {"coverage": 0.95} in params also a `set` of labels, which holds the right one as often as that. Raises
         MlflowException with INVALID_PARAMETER_VALUE, which a server answers with 400, for rows that are no image; all of
@@ -155,9 +165,8 @@ class FrostlineModel:
             threshold = None if coverage is None else self.card.threshold(coverage)
         except Refused as refusal:
             raise _bad_request(str(refusal)) from None
-        answers = make_answers(self.probabilities(np.stack(images)), self.card.classes, threshold)
-        columns = ["label", "probability", "probabilities", *(["set"] if threshold is not None else [])]
-        return pd.DataFrame(answers, columns=columns)
+        probabilities, familiarity = self.answer(np.stack(images))
+        return pd.DataFrame(make_answers(probabilities, self.card.classes, threshold, familiarity))
 
 
 def load_card(folder: Path) -> Card:
@@ -199,7 +208,16 @@ def load_network(path: Path, sha256: str | None, image_size: int | None = None) 
 
 def predict_probabilities(network: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The probabilities, float32 (num_images, num_classes), in batches of at most 32."""
-    parts = []
+    return predict(network, images)[0]
+
+
+def predict(network: Any, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Probabilities, float32 (num_images, num_classes), and familiarity (num_images,), None of a model without it.
+
+    In batches of at most 32.
+    """
+    outputs = network.output if isinstance(network.output, dict) else {PROBABILITIES: network.output}
+    parts = {name: [np.zeros((0, output.shape[-1]), np.float32)] for name, output in outputs.items()}
     # Every size is compiled anew: of many images even the last batch is filled up.
     size = next((size for size in BATCH_SIZES if size >= len(images)), BATCH_SIZE)
     for start in range(0, len(images), BATCH_SIZE):
@@ -207,14 +225,19 @@ def predict_probabilities(network: Any, images: NDArray[np.uint8]) -> NDArray[np
         padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
         with ONE_BATCH:
             answers = network.predict_on_batch(padded)
-        parts.append(np.asarray(answers, dtype=np.float32)[: len(batch)])
-    return np.concatenate(parts) if parts else np.zeros((0, network.output_shape[-1]), np.float32)
+        for name, answer in (answers if isinstance(answers, dict) else {PROBABILITIES: answers}).items():
+            parts[name].append(np.asarray(answer, np.float32)[: len(batch)])
+    found = {name: np.concatenate(each) for name, each in parts.items()}
+    return found[PROBABILITIES], found[FAMILIARITY][:, 0] if FAMILIARITY in found else None
 
 
 def make_answers(
-    probabilities: NDArray[np.float32], classes: Sequence[str], threshold: float | None = None
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    threshold: float | None = None,
+    familiarity: NDArray[np.float32] | None = None,
 ) -> list[dict[str, Any]]:
-    """Label, its probability and the probability of every class, one record per row.
+    """Label, its probability and the probability of every class, one record per row, and its familiarity where that is known.
 
     threshold: from which a class is in the `set`, the likeliest first; no set where None.
     """
@@ -229,6 +252,9 @@ def make_answers(
     if threshold is not None:
         for answer, row, members in zip(answers, probabilities, make_sets(probabilities, threshold), strict=True):
             answer["set"] = [classes[place] for place in np.argsort(-row, kind="stable") if members[place]]
+    if familiarity is not None:
+        for answer, value in zip(answers, familiarity, strict=True):
+            answer[FAMILIARITY] = float(value)
     return answers
 
 
@@ -274,7 +300,7 @@ def save_model_folder(
 
 
 def make_signature() -> Any:
-    """Two optional columns in, three or four out; by hand, because MLflow's own guess imports the model."""
+    """Two optional columns in, three to five out; by hand, because MLflow's own guess imports the model."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
@@ -285,6 +311,7 @@ def make_signature() -> Any:
         ColSpec(DataType.double, "probability"),
         ColSpec(Map(DataType.double), "probabilities"),
         ColSpec(Array(DataType.string), "set", required=False),
+        ColSpec(DataType.double, FAMILIARITY, required=False),
     ]
     params = ParamSchema([ParamSpec("coverage", DataType.double, None)])
     return ModelSignature(inputs=Schema(given), outputs=Schema(answer), params=params)

@@ -44,7 +44,8 @@ def log_final(
     metrics |= {"selection_optimism": evaluation.selection_optimism, "test_gain": evaluation.gain.value}
     metrics |= {"oof_accuracy": refit.accuracy, "oof_log_loss": refit.log_loss, "temperature": refit.temperature}
     texts = [models / "refit.json", models / "out_of_fold.csv", manifest]
-    written = ("model_card.md", "report.html", "evaluation.json", "predictions.csv", "suspicious.csv", "sets.json")
+    written = ["model_card.md", "report.html", "evaluation.json", "predictions.csv", "suspicious.csv"]
+    written += ["sets.json", "strangers.json"]
     texts += [reports / file for file in written]
     log_to_run(store, run_id, metrics=metrics, curves=refit.curves, artifacts=[*texts, *sorted(reports.glob("*.png"))])
     return run_id

@@ -137,8 +137,9 @@ def reopen_final_run(store: Store, sha256: str, tags: Mapping[str, str]) -> str 
     return run_id
 
 
-def log_screening(
+def log_look(
     store: Store,
+    kind: str,
     name: str,
     *,
     params: Mapping[str, object],
@@ -146,11 +147,20 @@ def log_screening(
     tags: Mapping[str, str],
     artifacts: Sequence[Path],
 ) -> str:
-    """The id of a whole run that tells what a screening of bases found."""
-    run_id = _create(store, name, {**tags, **owner_tags(), "frostline.kind": "screen"}, {})
+    """The id of a whole run that tells what was found: by a screening of bases (`screen`), or of a version in use (`monitor`)."""
+    run_id = _create(store, name, {**tags, **owner_tags(), "frostline.kind": kind}, {})
     _log(store, run_id, params=params)
     close_run(store, run_id, metrics=metrics, artifacts=artifacts)
     return run_id
+
+
+def find_last_look(store: Store, kind: str, tag: str, value: str) -> str | None:
+    """The id of the last whole run of that kind with this tag, None where there is none."""
+    where = f"tags.`frostline.kind` = '{kind}' and tags.`frostline.state` = 'COMPLETE' and tags.`{tag}` = '{value}'"
+    found = store.client.search_runs(
+        [store.experiment_id], where, max_results=1, order_by=["attributes.start_time DESC"]
+    )
+    return found[0].info.run_id if found else None
 
 
 def log_to_run(
@@ -199,7 +209,7 @@ def close_run(
 
 def list_runs(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
     """Trials and finals as flat records: id, name, kind, state, study, then hparams and metrics; numbers as numbers."""
-    others = " and ".join(f"tags.`frostline.kind` != '{other}'" for other in ("study", "screen"))
+    others = " and ".join(f"tags.`frostline.kind` != '{other}'" for other in ("study", "screen", "monitor"))
     runs = _search(store, f"tags.`frostline.kind` = '{kind}'" if kind else others)
     studies = {
         run.info.run_id: run.data.tags["frostline.study"] for run in _search(store, "tags.`frostline.kind` = 'study'")

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from frostline.bases.base import Base
 from frostline.bases.cuts import copy_prefix, copy_suffix, pool_maps
 from frostline.devices import keras, layers, ops
+from frostline.evidence.predictions import FAMILIARITY, PROBABILITIES
 from frostline.files import replacing
+from frostline.training.familiarity import Familiarity, build_familiarity
 from frostline.training.linear import Head
 from frostline.training.tail import HeadStart, Tail
 from frostline.training.trainer import Trainer
@@ -38,11 +40,31 @@ class Members:
     sees: str
     share: float
 
+    @property
+    def depth(self) -> int:
+        """Of the tails that have a share; 0 where there are only linear heads."""
+        return self.trainer.tail.depth if self.trainer is not None and self.share > 0 else 0
+
+    @property
+    def reach(self) -> int:
+        """The depth of the last cut of the base as it was that the model computes: linear heads see all of it."""
+        return self.depth if self.share == 1 else 0
+
 
 def build_model(
-    base: Base, members: Members, *, pooling: str, num_classes: int, temperature: float, mirrored: bool
+    base: Base,
+    members: Members,
+    *,
+    pooling: str,
+    num_classes: int,
+    temperature: float,
+    mirrored: bool,
+    familiarity: Familiarity | None = None,
 ) -> keras.Model:
     """The whole model: uint8 (batch, size, size, 3) -> float32 probabilities (batch, num_classes).
+
+    With a familiarity, of the columns of `members.reach`, a dict of `probabilities` and `familiarity` (batch, 1), that of the
+    image itself.
 
     The mean of the tails' probabilities and that of the linear heads' are mixed by `members.share`; the logarithm is divided
     by `temperature` (Guo et al., ICML 2017). mirrored: the answer is the mean of those for the image and its mirror image.
@@ -50,9 +72,9 @@ def build_model(
     """
     pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
     parts = []
-    trainer = members.trainer
-    depth = trainer.tail.depth if trainer is not None and members.share > 0 else 0
+    trainer, depth = members.trainer, members.depth
     maps = copy_prefix(base, depth, pixels)
+    upper = _copy_upper(base, members, maps[-1]) if members.reach < depth else []
     frozen = pool_maps(maps[:-1], "cuts") if pooling != "flatten" else None
     if trainer is not None and members.share > 0:
         assert members.head is not None
@@ -62,22 +84,27 @@ def build_model(
         ]
         parts.append((members.share, _mean(answers, "tails")))
     if members.share < 1:
-        columns = _columns_for_heads(base, depth, trainer, maps[-1], frozen, members.sees, pooling)
+        columns = _columns_for_heads(maps[-1], upper, frozen, members.sees, pooling)
         answers = [_softmax(_dense(columns, *head, f"head_{n}"), f"head_{n}") for n, head in enumerate(members.linear)]
         parts.append((1 - members.share, _mean(answers, "heads")))
     mixed = parts[0][1]
     if len(parts) > 1:
         shares = [layers.Rescaling(share, name=f"share_{n}", dtype="float32")(x) for n, (share, x) in enumerate(parts)]
         mixed = layers.Add(name="mixture", dtype="float32")(shares)
+    # The last of the pooled cuts; behind it stands the one that tails start from, which may be none of them.
+    known = {} if familiarity is None else {FAMILIARITY: build_familiarity(familiarity, [*maps[:-1], *upper][-1])}
     if mirrored:
-        network = keras.Model(pixels, mixed, name="network")
+        network = keras.Model(pixels, {PROBABILITIES: mixed, **known} if known else mixed, name="network")
         network.trainable = False
         pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
-        mixed = _mean([network(pixels), network(ops.flip(pixels, axis=2))], "mirrored")
+        answers = [network(pixels), network(ops.flip(pixels, axis=2))]
+        known = {name: answers[0][name] for name in known}
+        mixed = _mean([answer[PROBABILITIES] if known else answer for answer in answers], "mirrored")
     logits = layers.Rescaling(1.0 / temperature, name="temperature", dtype="float32")(
         ops.log(ops.maximum(mixed, 1e-12))
     )
-    model = keras.Model(pixels, layers.Softmax(name="probabilities", dtype="float32")(logits), name="frostline")
+    probabilities = layers.Softmax(name=PROBABILITIES, dtype="float32")(logits)
+    model = keras.Model(pixels, {PROBABILITIES: probabilities, **known} if known else probabilities, name="frostline")
     model.trainable = False
     _name_operations(model)
     return model
@@ -118,18 +145,19 @@ def _columns_of(tail: Tail, outputs: Sequence[Any], frozen: Any, name: str) -> A
     return _pool_last(outputs[-1], tail.pooling, name)
 
 
-def _columns_for_heads(
-    base: Base, depth: int, trainer: Trainer | None, start: Any, frozen: Any, sees: str, pooling: str
-) -> Any:
-    """What linear heads see: the cuts of the base as it was, of which those above `depth` are computed anew."""
-    if depth == 0:
-        return frozen if sees == "all" else _pool_last(start, pooling, "heads")
+def _copy_upper(base: Base, members: Members, start: Any) -> list[Any]:
+    """The maps of the pooled cuts that tails train, computed anew by the base as it was."""
+    trainer = members.trainer
     assert trainer is not None and trainer.tail.suffix is not None
     trainer.restore()
-    outputs = copy_suffix(base, depth, trainer.tail.suffix, start, "base")
-    if sees == "all":
-        return layers.Concatenate(name="heads_columns")([frozen, pool_maps(outputs, "heads_pool")])
-    return _pool_last(outputs[-1], pooling, "heads")
+    return copy_suffix(base, members.depth, trainer.tail.suffix, start, "base")
+
+
+def _columns_for_heads(start: Any, upper: Sequence[Any], frozen: Any, sees: str, pooling: str) -> Any:
+    """What linear heads see: the cuts of the base as it was."""
+    if sees != "all":
+        return _pool_last(upper[-1] if upper else start, pooling, "heads")
+    return layers.Concatenate(name="heads_columns")([frozen, pool_maps(upper, "heads_pool")]) if upper else frozen
 
 
 def _pool_last(x: Any, pooling: str, name: str) -> Any:

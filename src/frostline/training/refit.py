@@ -15,6 +15,7 @@ from frostline.devices import keras, ops
 from frostline.errors import Refused
 from frostline.evidence.calibration import apply_temperature, fit_temperature
 from frostline.evidence.comparison import paired_difference, wilson_interval
+from frostline.evidence.predictions import FAMILIARITY, PROBABILITIES
 from frostline.evidence.refits import Candidate, RefitRecord
 from frostline.evidence.trials import SearchRecord, TrialRecord
 from frostline.files import replacing, sha256_of
@@ -22,14 +23,18 @@ from frostline.hparams import Hparams
 from frostline.params import Params
 from frostline.seeding import derive_seed
 from frostline.training.bench import Bench, fit_heads
-from frostline.training.data import draw_folds
+from frostline.training.data import FeatureRows, draw_folds, load_features
+from frostline.training.familiarity import MAX_AXES, Familiarity, fit_familiarity
 from frostline.training.fit import CURVES
 from frostline.training.linear import Head, describe_head
 from frostline.training.model import Members, build_model, save_model
-from frostline.training.tail import HeadStart
+from frostline.training.tail import HeadStart, find_means
 
 # Largest difference of a probability between the joined model and prefix + tail; the features between are float16.
 JOIN_TOLERANCE = 0.02
+# Largest difference of a familiarity: it is steep where many training images are as far, and says less than a probability.
+FAMILIARITY_TOLERANCE = 0.1
+PART_OF_FILE = 0.08  # of the base's weights, that may be spent on what tells how familiar an image is
 BARE, EVERY_CUT = "bare head", "head on every cut"
 SHARES = np.linspace(0, 1, 11)  # of the tails in a mixture, that are tried
 Floats = NDArray[np.float64]
@@ -234,6 +239,13 @@ def compare_with_parts(
     return difference
 
 
+def compare_familiarity(
+    model: keras.Model, familiarity: Familiarity, images: NDArray[np.uint8], columns: NDArray[Any]
+) -> float:
+    """The largest difference of a familiarity between the joined model on uint8 images and their stored columns."""
+    return float(np.abs(_predict(model, images, FAMILIARITY)[:, 0] - familiarity.of(columns)).max())
+
+
 def answer_of_parts(bench: Bench, members: Members, rows: NDArray[np.intp], mirror: bool) -> Floats:
     """What a model of these members answers, from stored features: probabilities (num_rows, num_classes) before the temperature.
 
@@ -261,8 +273,9 @@ def _view(bench: Bench, depth: int, sees: str, mirror: bool) -> Any:
     return data.mirror if mirror else data.views[0]
 
 
-def _predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.asarray(model.predict_on_batch(images), np.float32)
+def _predict(model: keras.Model, images: NDArray[np.uint8], output: str = PROBABILITIES) -> NDArray[np.float32]:
+    answer = model.predict_on_batch(images)
+    return np.asarray(answer[output] if isinstance(answer, dict) else answer, np.float32)
 
 
 class Refitter:
@@ -302,7 +315,7 @@ class Refitter:
         if not heads:
             fits = [bare, *fits]
         choice = choose(self.labels, heads, fits, self._mirrored(bare))
-        difference, sha256 = self._save(choice, out / "final.keras", images)
+        difference, sha256, strange = self._save_final(choice, out / "final.keras", images)
         files = {"final": sha256}
         for name, single in (("baseline", bare), ("every_cut", heads.get("all"))):
             if single is not None:
@@ -338,6 +351,7 @@ class Refitter:
             strengths={sees: describe_head(found) for sees, found in self.bench.heads.items()},
             sha256=files,
             join_difference=difference,
+            familiarity_difference=strange,
         )
         return record, scaled
 
@@ -349,18 +363,50 @@ class Refitter:
     def _save(self, choice: Choice, path: Path, images: NDArray[np.uint8]) -> tuple[float, str]:
         """Writes a model; the largest difference from its parts, and its sha256."""
         members = make_members(self.bench, choice, self.params.refit.combine, self.rows, self.work)
+        model, difference = self._join(choice, members, images)
+        save_model(model, path)
+        return difference, sha256_of(path)
+
+    def _save_final(self, choice: Choice, path: Path, images: NDArray[np.uint8]) -> tuple[float, str, float | None]:
+        """The same of the model that also tells how familiar an image is, and the largest difference of that.
+
+        None where it does not tell it, because the base's features of these images vary no more than they are rounded: a base
+        that knows nothing.
+        """
+        members = make_members(self.bench, choice, self.params.refit.combine, self.rows, self.work)
+        columns = self._means(members.reach)
+        room = int(PART_OF_FILE * self.bench.base.model.count_params() / columns.shape[1])
+        familiarity = fit_familiarity(columns[self.rows], self.folds, min(MAX_AXES, room))
+        model, difference = self._join(choice, members, images, familiarity)
+        rows = self.bench.data(0, "last").held_out[: len(images)]
+        strange = compare_familiarity(model, familiarity, np.asarray(images), columns[rows])
+        is_told = strange <= FAMILIARITY_TOLERANCE
+        if not is_told:
+            model, difference = self._join(choice, members, images)
+        save_model(model, path)
+        return difference, sha256_of(path), strange if is_told else None
+
+    def _join(
+        self, choice: Choice, members: Members, images: NDArray[np.uint8], familiarity: Familiarity | None = None
+    ) -> tuple[keras.Model, float]:
+        """The joined model, and the largest difference of a probability from its parts."""
         answer = {"temperature": choice.temperature, "mirrored": choice.mirrored}
         model = build_model(
             self.bench.base,
             members,
             pooling=self.params.tune.pooling,
             num_classes=self.bench.num_classes,
+            familiarity=familiarity,
             **answer,  # type: ignore[arg-type]
         )
         rows = self.bench.data(0, "last").held_out[: len(images)]
-        difference = compare_with_parts(self.bench, members, model, np.asarray(images), rows, **answer)  # type: ignore[arg-type]
-        save_model(model, path)
-        return difference, sha256_of(path)
+        return model, compare_with_parts(self.bench, members, model, np.asarray(images), rows, **answer)  # type: ignore[arg-type]
+
+    def _means(self, depth: int) -> FeatureRows:
+        """Of every image that there are features of, the means of the last pooled cut up to a depth's."""
+        bench = self.bench
+        folder = Path(self.params.paths.features)
+        return load_features(folder, 0, find_means(bench.base, depth), lambda: bench.base)["view-000"]
 
     def _judge(self, fit: CrossFit, bare: CrossFit, mirrored: bool) -> Candidate:
         ours, theirs = fit.answers(mirrored), bare.answers(mirrored)

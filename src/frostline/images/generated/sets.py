@@ -13,6 +13,7 @@ from frostline.images.generated.target import THINGS, draw_thing
 from frostline.seeding import derive_seed
 
 TARGET_CLASSES: tuple[str, ...] = tuple(THINGS)
+A_THING, A_PATTERN = "generated things", "generated patterns"
 
 
 def draw_target(label: int, seed: int, size: int) -> NDArray[np.uint8]:
@@ -40,6 +41,15 @@ def draw_source(label: int, seed: int, size: int) -> NDArray[np.uint8]:
     if label < 0:
         raise ValueError(f"A source class is a number from 0 up; given was {label}.")
     return draw_formula(label, np.random.default_rng(derive_seed(seed, "source", label)), size)
+
+
+def draw_strangers(count: int, size: int, seed: int) -> dict[str, NDArray[np.uint8]]:
+    """Images that show nothing of what most people train on, by their name: uint8 (count, size, size, 3) each."""
+    draws = {A_THING: (draw_target, len(TARGET_CLASSES)), A_PATTERN: (draw_source, count)}
+    return {
+        name: np.stack([draw(number % classes, derive_seed(seed, number), size) for number in range(count)])
+        for name, (draw, classes) in draws.items()
+    }
 
 
 def target_digest() -> str:
