@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 
@@ -132,3 +133,17 @@ def test_a_stage_that_always_runs_is_no_problem():
     status = {"source": ["always changed"], "fetch": [{"changed deps": {"data/source.json": "modified"}}]}
     assert doctor.stale_stages(status) == ["fetch"]
     assert doctor.stale_stages({"source": ["always changed"]}) == []
+
+
+def test_a_card_that_nothing_computes_on_is_told(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (finding,) = [one for one in doctor.examine_devices(deep=True) if "H200" in one.what]
+    assert finding.level == "warn" and "on CPU" in finding.what and "UUID" not in finding.what
+    monkeypatch.setattr("frostline.devices.on_cpu", lambda: False)
+    monkeypatch.setattr(doctor, "_is_installed", lambda _: True)
+    assert [one.level for one in doctor.examine_devices(deep=True) if "H200" in one.what] == ["ok"]
+    fake.write_text("#!/bin/sh\nexit 9\n")
+    assert "driver" in text(list(doctor.examine_devices(deep=False)))

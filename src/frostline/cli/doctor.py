@@ -140,15 +140,19 @@ def examine_devices(deep: bool) -> Iterator[Finding]:
     yield Finding(
         level, f"{cores} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free", advice
     )
+    computes = ""
     if deep:
-        from frostline.devices import BACKEND, describe_device
+        from frostline.devices import BACKEND, describe_device, on_cpu
 
-        yield Finding("ok", f"Keras computes with {BACKEND} on {describe_device()}")
+        computes = f"Keras computes with {BACKEND} on {describe_device()}"
+        yield Finding("ok", computes)
     if shutil.which("nvidia-smi"):
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         cards = re.sub(r" \(UUID.*?\)", "", listing.stdout).strip().replace("\n", "; ")
         if listing.returncode:
             yield Finding("warn", "nvidia-smi is there but answers with an error", "Look at the driver: nvidia-smi")
+        elif computes and on_cpu():
+            yield Finding("warn", f"{cards}, but {computes}", "make env GPU=1; docs/gpu.md")
         elif not _is_installed(GPU_LIBRARY):
             yield Finding("warn", f"{cards}, but TensorFlow is installed without CUDA", "make env GPU=1")
         else:
