@@ -237,7 +237,7 @@ def test_a_screening_that_writes_is_not_taken_for_a_dead_one_and_a_killed_one_is
 
     monkeypatch.setattr(runs, "close_run", close)
     with pytest.raises(KeyboardInterrupt):
-        runs.log_screening(store, "screen", params={}, metrics={}, tags={}, artifacts=[])
+        runs.log_look(store, "screen", "screen", params={}, metrics={}, tags={}, artifacts=[])
     (left,) = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'screen'")
     store.client.set_tag(left.info.run_id, "frostline.pid", str(process.pid))
     assert sweep_dead_runs(store) == 1
