@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from labels import FOLDS, SETS, Columns, answer, extract, fit, mean
 from numpy.typing import NDArray
-from results import Lines, add_options, draw_table, keep
+from results import Lines, add_options, draw_table, keep, load_lines
 
 BASES = ("lite0@96", "lite0@128")
 RARE = 0.05  # of ordinary images, that look stranger
@@ -45,13 +45,11 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="only make the table of a file of --json")
     add_options(parser)
     given = parser.parse_args()
-    lines = measure(given.shared.resolve(), given.bases, given.draws) if given.table is None else load(given.table)
+    lines = (
+        measure(given.shared.resolve(), given.bases, given.draws) if given.table is None else load_lines(given.table)
+    )
     print(make_table(lines))
     keep("familiarity", lines, given, make_table)
-
-
-def load(path: Path) -> Lines:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def measure(shared: Path, bases: Sequence[str], draws: int) -> Lines:

@@ -10,7 +10,6 @@ person, who knows, looks at the first 6 % and puts right what is wrong. Tested i
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections import defaultdict
@@ -24,7 +23,7 @@ import numpy as np
 from learning import BASES as KNOWN
 from learning import load_images, make_params
 from numpy.typing import NDArray
-from results import Lines, add_options, draw_table, keep
+from results import Lines, add_options, draw_table, keep, load_lines
 from scipy.special import softmax
 
 BASES = {**KNOWN, "lite0@224": ("EfficientNetLite0", {}, "package", 224)}
@@ -73,7 +72,7 @@ def run(
     add_options(parser)
     given = parser.parse_args()
     if given.table:
-        lines = [json.loads(line) for line in given.table.read_text(encoding="utf-8").splitlines()]
+        lines = load_lines(given.table)
     else:
         lines = Lines()
         shared = given.shared.resolve()

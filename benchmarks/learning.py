@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from results import Lines, add_options, draw_table, keep
+from results import Lines, add_options, draw_table, keep, load_lines
 from scipy import stats
 from scipy.special import softmax
 from workloads import TRANSFORMS
@@ -67,7 +67,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.table is None:
         measure(given)
-    lines = [json.loads(line) for line in (given.table or given.out).read_text(encoding="utf-8").splitlines()]
+    lines = load_lines(given.table or given.out)
     print(make_table(lines))
     lost = [row for row in regret(lines) if row["candidates"] > 1]
     for row in lost:

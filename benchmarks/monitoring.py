@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from results import Lines, add_options, draw_table, keep
+from results import Lines, add_options, draw_table, keep, load_lines
 
 TESTED, ACCURACIES = (300, 600, 1500), (0.98, 0.95, 0.9, 0.8)
 LONG, SHORT = 2000, 150  # new images: of a life in which nothing changes, and of one in which something did
@@ -37,7 +37,7 @@ def main() -> None:
     add_options(parser)
     given = parser.parse_args()
     if given.table:
-        lines = [json.loads(line) for line in given.table.read_text(encoding="utf-8").splitlines()]
+        lines = load_lines(given.table)
     else:
         lines = Lines()
         for tested in TESTED:

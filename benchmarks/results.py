@@ -33,6 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def load_lines(path: Path) -> Lines:
+    """The lines of a file with a JSON record in each."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def keep(name: str, lines: Lines, given: argparse.Namespace, make_table: Callable[[Lines], str]) -> None:
     """Writes the lines where `given` says."""
     if given.json:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from learning import BASES, DEPTH, FOLDS, load_images, make_params
 from numpy.typing import NDArray
-from results import Lines, add_options, draw_table, keep
+from results import Lines, add_options, draw_table, keep, load_lines
 from scipy import stats
 from workloads import TRANSFORMS
 
@@ -66,14 +66,14 @@ def main() -> None:
     given = parser.parse_args()
     if given.table is None:
         measure(given)
-    lines = [json.loads(line) for line in (given.table or given.out).read_text(encoding="utf-8").splitlines()]
+    lines = load_lines(given.table or given.out)
     print(make_table(lines))
     keep("starts", lines, given, make_table)
 
 
 def measure(given: argparse.Namespace) -> None:
     out, shared = given.out.resolve(), given.shared.resolve()
-    known = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
+    known = load_lines(out) if out.is_file() else []
     done = {(line["set"], line["seed"]) for line in known}
     for name in given.sets:
         with TemporaryDirectory() as folder, contextlib.chdir(folder):
