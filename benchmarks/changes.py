@@ -1,11 +1,11 @@
 """What a run costs after the images or the params changed, beside a run from nothing of the same state.
 
-    python benchmarks/changes.py [--shared ../shared | --generated 20000] [--images 2000] [--until extract] [--json FILE] [--write]
+    python benchmarks/changes.py [--shared ../shared | --generated 20000] [--images 2000] [--until register] [--json FILE] [--write]
 
 Two projects on this code, on copies of the same images (cats_vs_dogs, or generated ones). One goes through the changes, one
 after the other, by `dvc repro`; the other begins from nothing each time. A stage's seconds are those between DVC's lines,
 so that its start and DVC's own work are in them. `share`: of the rows of features that had to be made. One JSON line a
-change.
+change. Where `--beside` leaves a change out, nothing is run beside it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from results import Lines, add_options, draw_table, keep
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-ROWS = ("prepare", "augment", "extract")  # the stages whose outputs are rows
+STAGES = ("prepare", "augment", "extract", "tune", "refit", "evaluate", "register")
+ROWS = STAGES[:3]  # the stages whose outputs are rows
 NEW = re.compile(r"extract: \S+ \(\d+/\d+\)(?:: (\d+) of (\d+) rows are new)?, ")
 
 
@@ -39,6 +40,7 @@ def main() -> None:
     arguments.add_argument("--trials", type=int, default=10)
     arguments.add_argument("--until", default="extract", help="the last stage that both projects run")
     arguments.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
+    arguments.add_argument("--beside", nargs="*", default=list(CHANGES), choices=list(CHANGES))
     add_options(arguments)
     given = arguments.parse_args()
     lines: Lines = []
@@ -46,18 +48,31 @@ def main() -> None:
         for line in measure(Path(folder), given):
             print(json.dumps(line), flush=True)
             lines.append(line)
-    keep("changes", lines, given, make_table)
+    name = "changes" + ("-generated" if given.generated else "") + ("-whole" if given.until == STAGES[-1] else "")
+    keep(name, lines, given, make_table)
 
 
 def make_table(lines: Lines) -> str:
-    """A row for each change: seconds of both projects, stage by stage."""
+    """A row for each change: seconds of both projects, stage by stage, and what the changed one weighs."""
+    stages = [stage for stage in STAGES if any(stage in line["seconds"] for line in lines)]
     rows = []
     for line in lines:
-        ours, fresh = (sum(line[side].get(stage, 0.0) for stage in ROWS) for side in ("seconds", "from_nothing"))
-        per_stage = [f"{line['seconds'].get(s, 0.0):.1f} / {line['from_nothing'].get(s, 0.0):.1f}" for s in ROWS]
-        whole = f"{sum(line['seconds'].values()):.0f}"
-        rows.append([line["change"], f"{line['share']:.1%}", *per_stage, f"**{ours:.1f}** / {fresh:.1f}", whole])
-    return draw_table(["change", "rows made", *ROWS, "together", "all that ran"], rows)
+        pairs = [_pair(line, [stage]) for stage in stages]
+        weighs = [f"{line['gigabytes'][place]:.2f}" for place in ("features", "project")]
+        together = f"**{_pair(line, ROWS)}**"
+        rows.append([line["change"], f"{line['share']:.1%}", *pairs, together, _pair(line, None), *weighs])
+    return draw_table(["change", "rows made", *stages, "rows together", "all", "features, GB", "project, GB"], rows)
+
+
+def _pair(line: dict[str, Any], stages: Sequence[str] | None) -> str:
+    """Seconds of these stages (None: of everything) after the change and from nothing."""
+
+    def add_up(seconds: dict[str, float]) -> str:
+        if not seconds:
+            return "–"
+        return f"{sum(took for stage, took in seconds.items() if stages is None or stage in stages):.1f}"
+
+    return f"{add_up(line['seconds'])} / {add_up(line['from_nothing'])}"
 
 
 # --- the changes ------------------------------------------------------------------------------------------------------
@@ -141,10 +156,13 @@ def measure(folder: Path, given: argparse.Namespace) -> Iterator[dict[str, Any]]
         if name not in given.changes:
             continue
         seconds, share = repro(project, given.until)
-        fresh = make_project(folder / "fresh", images.folder, given)
-        for setting in settings:
-            write_params(fresh, setting)
-        from_nothing, _ = repro(fresh, given.until) if name != "nothing" else ({}, 0.0)
+        from_nothing: dict[str, float] = {}
+        if name in given.beside and name != "nothing":
+            fresh = make_project(folder / "fresh", images.folder, given)
+            for setting in settings:
+                write_params(fresh, setting)
+            from_nothing, _ = repro(fresh, given.until)
+            shutil.rmtree(fresh)
         yield {
             "change": name,
             "images": sum(1 for path in images.folder.rglob("*") if path.is_file()),
@@ -153,7 +171,6 @@ def measure(folder: Path, given: argparse.Namespace) -> Iterator[dict[str, Any]]
             "from_nothing": from_nothing,
             "gigabytes": {name: size_of(project / place) / 1e9 for name, place in PLACES.items()},
         }
-        shutil.rmtree(fresh)
 
 
 PLACES = {"features": "data/features", "views": "data/views", "project": "."}
@@ -175,7 +192,7 @@ def make_project(place: Path, images: Path, given: argparse.Namespace) -> Path:
     params["tune"]["num_trials"] = given.trials
     yaml.dump(params, place / "params.yaml")
     run_dvc(place, "init", "--no-scm", "--quiet")
-    run_dvc(place, "config", "cache.type", "reflink,hardlink,copy")
+    run_dvc(place, "config", "cache.type", "hardlink,copy")
     run_dvc(place, "config", "core.analytics", "false")
     return place
 

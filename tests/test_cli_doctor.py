@@ -123,10 +123,12 @@ def test_a_secret_in_the_tracked_config_fails(project):
     assert "secret_access_key" in failure and "--local" in failure and "abc" not in failure
 
 
-def test_a_cache_that_copies_everything_is_noticed(project):
-    (project / ".dvc" / "config").write_text("[cache]\n    type = copy\n")
-    found = findings(project)
-    assert "stored twice" in text(found["warn"]) or doctor._can_reflink(project)
+@pytest.mark.parametrize("links", ["copy", '"reflink,hardlink,copy"', '"hardlink,copy"'])
+def test_a_cache_that_copies_everything_is_noticed(project, links):
+    """DVC takes a copy for a reflink, so that hard links behind it in the list are never made."""
+    (project / ".dvc" / "config").write_text(f"[cache]\n    type = {links}\n")
+    said = text(findings(project)["warn"])
+    assert ("stored twice" in said) == (links.strip('"') != "hardlink,copy" and not doctor._can_reflink(project))
 
 
 def test_a_stage_that_always_runs_is_no_problem():

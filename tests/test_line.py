@@ -178,6 +178,9 @@ def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path)
     assert "version 1" in project.frostline("summary")
     assert project.repro() == []
     assert project.trial_runs() == runs
+    # Data is stored once: DVC's cache and the outputs are the same files.
+    arrays = [path for folder in ("views", "features") for path in (project.folder / "data" / folder).rglob("*.npy")]
+    assert arrays and all(path.stat().st_nlink > 1 for path in arrays)
     # Nothing that a run writes is in git's way, and the store is no output.
     changed = {line[3:] for line in project.run("git", "status", "--porcelain").splitlines()}
     assert changed <= {"dvc.lock"}, changed

@@ -272,10 +272,9 @@ def examine_dvc(root: Path, deep: bool) -> Iterator[Finding]:
     config = configparser.ConfigParser()
     config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
     links = config.get("cache", "type", fallback="reflink,copy").strip('"')
-    if "hardlink" not in links and "symlink" not in links and not _can_reflink(root):
-        yield Finding(
-            "warn", f"cache.type is {links}: data is stored twice", "dvc config cache.type reflink,hardlink,copy"
-        )
+    # By the first one that DVC knows: where a copy is as good as it, as with reflink, it replaces no copy.
+    if links.split(",")[0].strip() not in ("hardlink", "symlink") and not _can_reflink(root):
+        yield Finding("warn", f"cache.type is {links}: data is stored twice", "dvc config cache.type hardlink,copy")
     else:
         yield Finding("ok", f"DVC links its cache by {links}")
     tracked = root / ".dvc" / "config"
