@@ -3,13 +3,14 @@
 import time
 from pathlib import Path
 
-from frostline.arrays import load_split
+from frostline.arrays import JoinedRows, load_split
 from frostline.bases.base import check_depth, load_base
 from frostline.bases.cost import flops_of
 from frostline.bases.extraction import choose_extractor, describe_features, feature_facts, list_sources
 from frostline.bases.features import POOLED, depth_folder
 from frostline.bases.statistics import check_input
 from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
+from frostline.images.copies import LISTED, find_copies, mark_copies
 from frostline.images.rows import made_alike, mark_rows
 from frostline.params import load_params
 from frostline.planning.checks import refuse_problems
@@ -18,7 +19,7 @@ from frostline.planning.earlier import list_earlier
 from frostline.planning.notes import describe_storage
 from frostline.planning.storage import list_depths, plan_storage
 from frostline.process import UNFINISHED, project_root, run_stage
-from frostline.tracking.messages import describe_precision, describe_source, say
+from frostline.tracking.messages import describe_copies, describe_precision, describe_source, say
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
     base = load_base(params.base, Path(paths.base))
     depths = list_depths(params.tune)
     check_depth(base, max(depths, default=0))
-    train, val = load_split(prepared / "train"), load_split(prepared / "val")
+    splits = {split: load_split(prepared / split) for split in ("train", "val", "test")}
+    train, val, test = splits.values()
     if extract.check_input and params.base.weights != "random":
         say("extract", check_input(base, train.images))
     probe = train.images[: extract.batch_size]
@@ -46,7 +48,7 @@ def main() -> None:
         num_plain=len(train.labels) + len(val.labels) - views["num_images"],
         views=views["num_views"],
         image_size=base.image_size,
-        budget_gb=params.storage.budget_gb,
+        budget_gb=params.storage.budget_gb - len(test.labels) * row_bytes[POOLED] / 1e9,
         mirrored=views["mirrored"],
     )
     say("extract", describe_storage(storage, views["num_views"], params.storage.budget_gb))
@@ -54,15 +56,20 @@ def main() -> None:
     sources = list_sources(train, val, views_folder, storage.views, mirrored=views["mirrored"])
     record = describe_features(base, extractor, storage.views, storage.stored)
     card = load_json(Path(paths.base) / "card.json")
-    inputs = {"prepared": require_complete(prepared), "views": views, "base": card}
+    inputs = {"prepared": require_complete(prepared), "views": views, "base": card, "extract": extract.model_dump()}
     work = UNFINISHED / f"extract-{digest_facts({**inputs, **record})}"
     facts = feature_facts(card, base, extractor, code_of("bases/extraction.py"))
     known = made_alike(list_earlier(paths.features, project_root()), facts)
-    started = time.monotonic()
-    folders = [*(depth_folder(depth) for depth in storage.stored), POOLED]
+    folders, started = [*(depth_folder(depth) for depth in storage.stored), POOLED], time.monotonic()
     for done, (name, computed) in enumerate(extractor.save(sources, work, folders, known), 1):
         taken = time.monotonic() - started
         say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
+    if extract.near_duplicates:
+        last = extractor.describe_plain(test, work, known)
+        copies = find_copies(last, JoinedRows(*(split.images for split in splits.values())))
+        marked = mark_copies(work, splits, copies)
+        say("extract", describe_copies(marked, Path(paths.features) / LISTED))
+        record |= marked.to_record()
     mark_rows(work, facts)
     save_json(work / "features.json", record)
     mark_complete(work, depths=depths, stored=storage.stored, num_images=views["num_images"], views=storage.views)

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from frostline.arrays import load_split
 from frostline.evidence.predictions import Predictions, save_predictions
 from frostline.evidence.ranking import list_candidates
@@ -33,9 +31,11 @@ def main() -> None:
 
     refitter = Refitter(params, class_names, splits, work)
     record, probabilities = refitter.run(search, list_candidates(search.trials, rules.candidates), out, val.images[:32])
-    labels = np.concatenate([split.labels for split in splits])
-    ids = tuple(image_id for split in splits for image_id in split.ids)
-    save_predictions(out / "out_of_fold.csv", Predictions(ids, labels, probabilities, class_names, "out of fold"))
+    ids = [image_id for split in splits for image_id in split.ids]
+    unseen = tuple(ids[row] for row in refitter.rows)
+    save_predictions(
+        out / "out_of_fold.csv", Predictions(unseen, refitter.labels, probabilities, class_names, "out of fold")
+    )
     save_json(out / "refit.json", record.to_record())
     shutil.rmtree(work, ignore_errors=True)
     say("refit", describe_candidates(record))

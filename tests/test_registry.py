@@ -51,6 +51,7 @@ from frostline.tracking.runs import close_run, list_runs, load_artifact, log_tri
 from frostline.tracking.store import Store, open_store
 
 CLASSES = ("a", "b", "c")
+FEATURES = Path("data/features")
 SIZE = 32
 
 
@@ -779,12 +780,12 @@ def test_test_images_in_the_training_data_are_found(workspace):
     version = load_version(store, "frostline", 1)
     facts = {"content_sha256": "d" * 64}
     prepared = Path("data/prepared")
-    assert promotion.find_leaks(store, prepared, version, facts, 4) == []
+    assert promotion.find_leaks(store, prepared, FEATURES, version, facts, 4) == []
     with (prepared / "manifest.csv").open() as file:
         rows = list(csv.DictReader(file))
     rows[70] = {**rows[70], "pixel_sha256": rows[3]["pixel_sha256"]}
     write_rows(prepared / "manifest.csv", rows)
-    assert promotion.find_leaks(store, prepared, version, facts, None) == [rows[70]["image_id"]]
+    assert promotion.find_leaks(store, prepared, FEATURES, version, facts, None) == [rows[70]["image_id"]]
 
 
 def test_a_version_made_from_other_data_says_itself_what_it_has_seen(workspace):
@@ -803,13 +804,13 @@ def test_a_version_made_from_other_data_says_itself_what_it_has_seen(workspace):
         rows[60 + index]["sha256"] = rows[index]["sha256"]
     write_rows(prepared / "manifest.csv", rows)
     ids = tuple(load_json(prepared / "test/ids.json"))
-    seen = promotion.find_seen(store, prepared, version, now, ids)
+    seen = promotion.find_seen(store, prepared, FEATURES, version, now, ids)
     assert np.flatnonzero(seen).tolist() == list(range(10))
-    assert promotion.find_leaks(store, prepared, version, now, 4) == sorted(ids[:10])
-    assert not promotion.find_seen(store, prepared, version, {"content_sha256": "d" * 64}, ids).any()
+    assert promotion.find_leaks(store, prepared, FEATURES, version, now, 4) == sorted(ids[:10])
+    assert not promotion.find_seen(store, prepared, FEATURES, version, {"content_sha256": "d" * 64}, ids).any()
     store.client.delete_run(version.run_id)
     shutil.rmtree(next(Path("mlruns").rglob("manifest.csv")).parent)
-    assert promotion.find_seen(store, prepared, version, now, ids) is None
+    assert promotion.find_seen(store, prepared, FEATURES, version, now, ids) is None
 
 
 def test_a_challenger_stands_beside_the_champion_with_its_images_and_its_accuracy(workspace):
@@ -850,7 +851,45 @@ def test_near_duplicates_of_training_images_are_found(workspace):
         rows = list(csv.DictReader(file))
     rows[65]["dhash"] = f"{make_fingerprints(images[5])[0]:016x}"
     write_rows(prepared / "manifest.csv", rows)
-    assert promotion.find_leaks(store, prepared, version, {"content_sha256": "d" * 64}, 4) == [rows[65]["image_id"]]
+    assert promotion.find_leaks(store, prepared, FEATURES, version, {"content_sha256": "d" * 64}, 4) == [
+        rows[65]["image_id"]
+    ]
+
+
+def test_near_duplicates_that_features_told_are_leaks_unless_they_were_left_out(workspace):
+    with Path("data/prepared/manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    train, test = rows[3]["image_id"], rows[70]["image_id"]
+    assert (rows[3]["split"], rows[70]["split"]) == ("train", "test")
+    FEATURES.mkdir(parents=True)
+    pair = {
+        "image": train,
+        "split": "train",
+        "other": test,
+        "other_split": "test",
+        "correlation": 0.9,
+        "mirrored": "no",
+    }
+    write_rows(FEATURES / "near_duplicates.csv", [pair])
+    run_register()
+    store, prepared = open_store(load_params().tracking, workspace), Path("data/prepared")
+    version = load_version(store, "frostline", 1)
+    ids = load_split(prepared / "test").ids
+    here, elsewhere = {"content_sha256": "d" * 64}, {"content_sha256": "e" * 64}
+    assert promotion.find_leaks(store, prepared, FEATURES, version, here, 4) == [test]
+    # Another workspace has trained on the file whose copy is tested here.
+    for row in rows[60:]:
+        row["sha256"] = row["sha256"][::-1]
+    write_rows(prepared / "manifest.csv", rows)
+    assert np.array(ids)[promotion.find_seen(store, prepared, FEATURES, version, elsewhere, ids)].tolist() == [test]
+    # Its refit had left that one out.
+    used = [row["image_id"] for row in rows[:60] if row["image_id"] != train]
+    own = np.full((len(used), 3), 1 / 3)
+    unseen = Predictions(tuple(used), np.zeros(len(used), int), own, CLASSES, "out of fold")
+    save_predictions(Path("models/out_of_fold.csv"), unseen)
+    store.client.log_artifact(version.run_id, "models/out_of_fold.csv")
+    assert promotion.find_leaks(store, prepared, FEATURES, version, here, 4) == []
+    assert not promotion.find_seen(store, prepared, FEATURES, version, elsewhere, ids).any()
 
 
 def test_another_registrys_version_is_not_promoted(workspace, tmp_path):

@@ -19,7 +19,19 @@ from samples import make_trial
 from scipy.special import softmax
 from torture import LONG, Search
 
-from frostline.arrays import JoinedRows, digest_rows, load_array, load_split, save_split
+from frostline.arrays import (
+    ALL,
+    FINAL_ONLY,
+    GROUPS,
+    LEFT_OUT,
+    USE,
+    JoinedRows,
+    digest_rows,
+    load_array,
+    load_split,
+    save_array,
+    save_split,
+)
 from frostline.bases.base import load_base
 from frostline.bases.extraction import Extractor, Source
 from frostline.bases.features import choose_dtype
@@ -116,6 +128,37 @@ def make_search_of(depth: int, head_input: str = "all", **facts: Any) -> SearchR
     """The bare head and one trial of this depth."""
     trials = (make_trial(0, head_input="last"), replace(make_trial(1, **facts), hparams=hparams_at(depth, head_input)))
     return SearchRecord("feed", 1, 2, trials)
+
+
+def test_copies_of_test_images_are_trained_on_nowhere(project: Path, tmp_path: Path) -> None:
+    """Row 5 of train and 2 of val are copies of test images, row 7 of train of one of val; 8 and 9 are alike."""
+    params = make_params(project)
+    features = tmp_path / "features"
+    shutil.copytree(params.paths.features, features)
+    first = NUM["train"]
+    use, groups = np.full(first + NUM["val"], ALL, np.uint8), np.arange(first + NUM["val"])
+    use[[5, first + 2]], use[7], groups[9] = LEFT_OUT, FINAL_ONLY, 8
+    save_array(features / USE, [use], use.shape, np.uint8)
+    save_array(features / GROUPS, [groups], groups.shape, np.int64)
+    paths = params.paths.model_copy(update={"features": str(features)})
+    params = params.model_copy(update={"paths": paths})
+    bench = Bench(params, 2, {})
+    data = bench.data(1, "all")
+    assert data.train.tolist() == [row for row in range(first) if row not in (5, 7)]
+    assert data.held_out.tolist() == [row for row in range(first, len(use)) if row != first + 2]
+    assert data.class_weights.tolist() == [1, 1]
+    bench.heads = fit_shared_heads(bench)
+    assert len(bench.heads["all"].logits) == len(data.train)
+    assert bench.receipt(hparams_at(1)).holds
+    splits = [load_split(project / "data/prepared" / split) for split in NUM]
+    refitter = Refitter(params, ("dark", "bright"), splits, tmp_path / "work")
+    assert refitter.rows.tolist() == [row for row in range(len(use)) if row not in (5, first + 2)]
+    assert len(refitter.labels) == len(refitter.folds) == len(use) - 2
+    place = {row: place for place, row in enumerate(refitter.rows.tolist())}
+    assert refitter.folds[place[8]] == refitter.folds[place[9]]
+    search = make_search_of(1)
+    record, probabilities = refitter.run(search, search.trials[1:], tmp_path / "out", splits[1].images[:4])
+    assert record.num_images == len(probabilities) == len(use) - 2
 
 
 def test_features_are_what_the_base_gives(project: Path, bench: Bench) -> None:

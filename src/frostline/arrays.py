@@ -21,6 +21,10 @@ from frostline.files import load_json, part_of, replacing, save_json
 FAULT_BYTES, HELD_BYTES = 65_536, 16_000_000
 DIGEST = 16  # bytes of a row's sha256 that are kept
 DIGESTS = "digests"  # the folder beside arrays that holds those of their rows
+# Of the features of train and val: a group for each image, int64 (num_images,), which near duplicates share; and what it is
+# used for, uint8 (num_images,).
+GROUPS, USE = "groups.npy", "use.npy"
+LEFT_OUT, FINAL_ONLY, ALL = 0, 1, 2  # a copy of a test image; a training image's of one that judges trials; any other
 
 Digests = NDArray[np.uint8]
 
@@ -169,6 +173,26 @@ def take_rows(array: Rows, rows: slice | NDArray[np.integer[Any]]) -> NDArray[An
         if hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
     return taken
+
+
+def join_pairs(num_rows: int, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    """A group number for each row, int64 (num_rows,): rows of a pair share it, and with them whatever they are paired with.
+
+    >>> join_pairs(5, [(3, 1), (4, 3)]).tolist()
+    [0, 1, 2, 1, 1]
+    """
+    parents = np.arange(num_rows)
+
+    def root_of(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = int(parents[index])
+        return index
+
+    for left, right in pairs:
+        left, right = root_of(left), root_of(right)
+        parents[max(left, right)] = min(left, right)
+    return np.array([root_of(index) for index in range(num_rows)], np.int64)
 
 
 def digest_rows(rows: NDArray[Any]) -> Digests:

@@ -118,6 +118,8 @@ class Extract(Section):
 
     batch_size: Positive = 64
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # Look for near duplicates that hashes miss: cropped, mirrored, recoloured; docs/near-duplicates.md.
+    near_duplicates: bool = True
     # Refuse a base whose stored statistics say that it does not know these images; docs/decisions/0016-base-knows-its-input.md.
     check_input: bool = True
 

@@ -46,6 +46,12 @@ def choose_pooled(base: Base) -> tuple[Cut, ...]:
     return tuple(cuts[place] for place in chosen)
 
 
+def find_means(base: Base, depth: int = 0) -> slice:
+    """The columns of the pooled cuts that are the means of the last of them up to `cuts[depth]`."""
+    channels = [cut.shape[-1] for cut in choose_pooled(base) if cut.depth >= depth]
+    return slice(2 * sum(channels[:-1]), 2 * sum(channels[:-1]) + channels[-1])
+
+
 def pool_maps(maps: Sequence[Any], name: str = "pool") -> Any:
     """(n, h, w, c) each -> (n, sum of 2 c): of every map its mean and its maximum over the places, in float32."""
     pooled = []

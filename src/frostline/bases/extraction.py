@@ -26,8 +26,8 @@ from frostline.arrays import (
     take_rows,
 )
 from frostline.bases.base import Base
-from frostline.bases.cuts import build_prefix, choose_pooled
-from frostline.bases.features import MIRROR, POOLED, choose_dtype, compute_features, depth_folder
+from frostline.bases.cuts import build_prefix, choose_pooled, find_means
+from frostline.bases.features import MIRROR, PLAIN, POOLED, TEST, choose_dtype, compute_features, depth_folder
 from frostline.devices import BACKEND, choose_streams, compile_frozen, measure_speed_up, on_cpu, tree
 from frostline.files import part_of
 from frostline.images.rows import EarlierRows
@@ -80,7 +80,7 @@ def list_sources(
 ) -> dict[str, Source]:
     """What features are made of: plain images of train and val, the views from 1 on, and the plain ones mirrored."""
     digests = np.concatenate([train.digests, val.digests])
-    sources = {"view-000": Source(JoinedRows(train.images, val.images), digests)}
+    sources = {PLAIN: Source(JoinedRows(train.images, val.images), digests)}
     for view in range(1, num_views):
         name = f"view-{view:03d}"
         images = JoinedRows(load_array(views / f"{name}.npy"))
@@ -192,6 +192,18 @@ class Extractor:
                 computed = self._save(source.images, folder, outputs, progress)
             progress.unlink(missing_ok=True)
             yield name, computed
+
+    def describe_plain(self, test: ImageSplit, folder: Path, earlier: Sequence[Path] = ()) -> NDArray[Any]:
+        """The mean of the last cut for each plain image of train, val and test, in this order: (num_images, num_channels).
+
+        folder: where `save` has written features of train and val; those of test are written below it, for this alone. earlier:
+        as in `save`.
+        """
+        plain = {PLAIN: Source(JoinedRows(test.images), test.digests)}
+        for _ in self.save(plain, folder / TEST, [POOLED], [other / TEST for other in earlier]):
+            pass
+        files = [place / POOLED / f"{PLAIN}.npy" for place in (folder, folder / TEST)]
+        return np.concatenate([load_array(file)[:, find_means(self.base)] for file in files])
 
     def _save(self, images: Rows, folder: Path, outputs: Sequence[Output], progress: Path) -> int:
         """Writes the outputs of one source, and returns how many rows were computed.

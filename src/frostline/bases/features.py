@@ -13,7 +13,9 @@ Forward = Callable[[Tensor], list[Tensor]]
 
 
 POOLED = "pooled"  # of every cut, of every view: what heads see
+PLAIN = "view-000"
 MIRROR = "mirror"  # the view of the plain image with left and right changed
+TEST = "test"  # the folder of those of the plain test images, by which near duplicates are found
 
 
 def depth_folder(depth: int) -> str:

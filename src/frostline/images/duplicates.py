@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from frostline.arrays import join_pairs
 from frostline.images.shards import Record
 
 # Correlation of two thumbnails from which a small dHash distance counts. On the images of horses_or_humans, all on
@@ -45,29 +46,20 @@ def group_near_duplicates(records: Sequence[Record], thumbs: NDArray[np.uint8], 
 
     Nearly equal: dHashes within `bits` and thumbnails that correlate by at least MIN_CORRELATION.
     """
-    parents = np.arange(len(records))
 
-    def root_of(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = int(parents[index])
-        return index
-
-    def join(left: int, right: int) -> None:
-        left, right = root_of(left), root_of(right)
-        parents[max(left, right)] = min(left, right)
-
-    first: dict[str, int] = {}
-    for index, record in enumerate(records):
-        join(first.setdefault(record.pixel_sha256, index), index)
-    if bits is not None and len(records) > 1:
+    def find_pairs() -> Iterator[tuple[int, int]]:
+        first: dict[str, int] = {}
+        for index, record in enumerate(records):
+            yield first.setdefault(record.pixel_sha256, index), index
+        if bits is None or len(records) < 2:
+            return
         hashes = np.array([record.dhash for record in records], np.uint64)
         rows = np.array([record.row for record in records])
         for left, right in find_close_pairs(hashes, bits):
             alike = _correlate(thumbs[rows[left]], thumbs[rows[right]]) >= MIN_CORRELATION
-            for one, other in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
-                join(one, other)
-    return np.array([root_of(index) for index in range(len(records))], np.int64)
+            yield from zip(left[alike].tolist(), right[alike].tolist(), strict=True)
+
+    return join_pairs(len(records), find_pairs())
 
 
 def find_close_pairs(hashes: NDArray[np.uint64], bits: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:

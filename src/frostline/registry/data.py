@@ -15,7 +15,7 @@ from frostline.registry.versions import AGAINST, CHAMPION, Version, load_version
 from frostline.tracking.runs import load_artifact
 from frostline.tracking.store import Store
 
-PREDICTIONS = "predictions.csv"
+PREDICTIONS, OUT_OF_FOLD = "predictions.csv", "out_of_fold.csv"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ def load_images(store: Store, version: Version) -> list[Listed] | None:
             return read_manifest(load_artifact(store, version.run_id, MANIFEST, Path(folder)).read_text("utf-8"))
         except (Refused, KeyError):
             return None
+
+
+def load_trained(store: Store, version: Version, images: list[Listed]) -> set[str]:
+    """The sha256 of the files that a version of these images has seen: without those that its refit left out, as copies of
+    test images, where its run says which it trained on."""
+    with TemporaryDirectory() as folder:
+        try:
+            used = set(load_predictions(load_artifact(store, version.run_id, OUT_OF_FOLD, Path(folder))).files)
+        except Refused:
+            return trained_on(images)
+    return trained_on([image for image in images if image.split != "train" or image.image_id in used])
 
 
 def trained_on(images: list[Listed]) -> set[str]:

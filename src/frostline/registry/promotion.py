@@ -14,12 +14,13 @@ from frostline.errors import Refused
 from frostline.evidence.budget import Budget
 from frostline.evidence.gate import Verdict, decide_promotion
 from frostline.files import load_json, require_complete
+from frostline.images.copies import load_pairs
 from frostline.images.duplicates import group_near_duplicates
 from frostline.images.manifest import MANIFEST, read_manifest
 from frostline.images.shards import Record, make_fingerprints
 from frostline.params import Params
 from frostline.process import locked
-from frostline.registry.data import load_images, trained_on
+from frostline.registry.data import load_images, load_trained
 from frostline.registry.moves import count_test_use
 from frostline.registry.versions import (
     CHALLENGER,
@@ -101,7 +102,7 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
     Args:
         folder: where files of versions on a server are copied to.
     """
-    prepared = Path(params.paths.prepared)
+    prepared, features = Path(params.paths.prepared), Path(params.paths.features)
     facts = require_complete(prepared)
     test, classes = load_split(prepared / "test"), load_json(prepared / "classes.json")
     number = number_at(store, challenger.name, CHAMPION)
@@ -135,8 +136,8 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
             model_mb=(folders[0] / MODEL).stat().st_size / 1e6,
             latency_p95_ms=scores[0].latency_p95_ms,
             golden_difference=scores[0].golden_difference,
-            leaked=find_leaks(store, prepared, challenger, facts, params.prepare.near_duplicate_bits),
-            seen=find_seen(store, prepared, champion, facts, test.ids) if champion is not None else None,
+            leaked=find_leaks(store, prepared, features, challenger, facts, params.prepare.near_duplicate_bits),
+            seen=find_seen(store, prepared, features, champion, facts, test.ids) if champion is not None else None,
             budget=budget if params.promote.budget == "split" else None,
             resamples=params.evaluate.resamples,
             seed=params.seed,
@@ -150,34 +151,37 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
 
 
 def find_seen(
-    store: Store, prepared: Path, version: Version, facts: Mapping[str, Any], ids: Sequence[str]
+    store: Store, prepared: Path, features: Path, version: Version, facts: Mapping[str, Any], ids: Sequence[str]
 ) -> NDArray[np.bool_] | None:
-    """Which of the test images, bool (num_images,), a version was trained on; None where its run does not list its images.
+    """Which of the test images, bool (num_images,), a version was trained on, or on a near duplicate that features told; None
+    where its run does not list its images.
 
-    By the files' bytes: an image that was renamed or relabelled since is the same.
+    By the files' bytes: an image that was renamed or relabelled since is the same. features: those of the workspace.
     """
     if version.data_sha256 == facts["content_sha256"]:
         return np.zeros(len(ids), bool)
     images = load_images(store, version)
     if images is None:
         return None
-    trained = trained_on(images)
+    trained = load_trained(store, version, images)
     here = read_manifest((prepared / MANIFEST).read_text("utf-8"))
-    known = {image.image_id for image in here if image.split == "test" and image.sha256 in trained}
+    known = {image.image_id for image in here if image.sha256 in trained}
+    known |= {one for one, other in load_pairs(features) if other in known}
     return np.array([image_id in known for image_id in ids])
 
 
 def find_leaks(
-    store: Store, prepared: Path, version: Version, facts: Mapping[str, Any], bits: int | None
+    store: Store, prepared: Path, features: Path, version: Version, facts: Mapping[str, Any], bits: int | None
 ) -> list[str] | None:
     """Test images that the version was trained on, or near duplicates of such; None where it cannot be known.
 
     Of versions that were trained on the prepared data of this workspace, pixels and hashes are compared again, whatever
-    `prepare` said. Of others the files that they were trained on are, where their run lists them.
+    `prepare` said, and what `extract` found by features is. Of others the files that they were trained on are, where their run
+    lists them.
     """
     if version.data_sha256 != facts["content_sha256"]:
         ids = load_split(prepared / "test").ids
-        seen = find_seen(store, prepared, version, facts, ids)
+        seen = find_seen(store, prepared, features, version, facts, ids)
         return None if seen is None else sorted(np.array(ids)[seen].tolist())
     with (prepared / MANIFEST).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -189,9 +193,11 @@ def find_leaks(
     groups = group_near_duplicates(records, thumbs, bits)
     is_test = np.array([row["split"] == "test" for row in rows])
     torn = np.intersect1d(groups[is_test], groups[~is_test])
-    return sorted(
-        row["image_id"] for row, group in zip(rows, groups, strict=True) if row["split"] == "test" and group in torn
-    )
+    tests = {row["image_id"]: group for row, group in zip(rows, groups, strict=True) if row["split"] == "test"}
+    trained = load_trained(store, version, read_manifest((prepared / MANIFEST).read_text("utf-8")))
+    known = {row["image_id"] for row in rows if row["sha256"] in trained}
+    by_features = {one for one, other in load_pairs(features) if other in known}
+    return sorted(image_id for image_id, group in tests.items() if group in torn or image_id in by_features)
 
 
 def _make_thumbs(prepared: Path, rows: list[dict[str, str]]) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # every stage prints; few have anything to do with scores
     from frostline.evidence.evaluation import Evaluation
     from frostline.evidence.refits import RefitRecord
     from frostline.evidence.trials import TrialRecord
+    from frostline.images.copies import Marked
 
 
 def say(stage: str, lines: Iterable[str] | str) -> None:
@@ -50,6 +51,20 @@ def describe_precision(precision: str, reason: str) -> str:
 def describe_source(name: str, done: int, total: int, computed: int, num_images: int, seconds: float) -> str:
     """The features of one view, or of validation, were written; so many of its rows were computed, the others were there."""
     return f"{name} ({done}/{total}){_earlier(computed, num_images)}, {seconds:.1f} s"
+
+
+def describe_copies(marked: "Marked", listed: Path) -> list[str]:
+    """Near duplicates that hashes had missed, and what becomes of them."""
+    if not marked.pairs:
+        return []
+    found = f"{marked.pairs} pair{'s' * (marked.pairs > 1)} of images that look like near duplicates which hashes miss"
+    if marked.one_scene:
+        return [f"{found}: so many that they seem to show one set-up, and none is taken for a copy"]
+    return [
+        f"{found} (cropped, mirrored, recoloured); see {listed}",
+        f"not trained on: {marked.of_test} of test images; only in the final training: {marked.of_val} of val images; "
+        "the others share a fold",
+    ]
 
 
 def describe_starts(origins: Sequence[str]) -> list[str]:

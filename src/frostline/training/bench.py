@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from frostline.files import require_complete
 from frostline.hparams import Hparams
 from frostline.params import Params
 from frostline.seeding import derive_seed
-from frostline.training.data import TrainingData, draw_folds, load_features, load_training_data
+from frostline.training.data import SplitRows, TrainingData, draw_folds, load_features, load_rows, load_training_data
 from frostline.training.fit import Fit, fit
 from frostline.training.linear import CrossValidation, cross_validate
 from frostline.training.receipt import Receipt, check_equivalence
@@ -40,6 +41,11 @@ class Bench:
         self._base: Base | None = None
         self._trainers: dict[tuple[int, int, str, str], Trainer] = {}
         self._data: dict[tuple[int, str], TrainingData] = {}
+
+    @cached_property
+    def rows(self) -> SplitRows:
+        """Which images may be used for what."""
+        return load_rows(Path(self.params.paths.features), Path(self.params.paths.prepared))
 
     @property
     def base(self) -> Base:
@@ -77,7 +83,7 @@ class Bench:
             columns = slice(0, 0) if flat else find_columns(self.base, depth, tune.pooling, sees)
             features = load_features(Path(paths.features), depth, columns, lambda: self.base)
             self._data[depth, sees] = load_training_data(
-                features, Path(paths.prepared), tune.class_weights, self.num_classes
+                features, self.rows, Path(paths.prepared), tune.class_weights, self.num_classes
             )
         return self._data[depth, sees]
 
@@ -130,11 +136,12 @@ class Bench:
     def receipt(self, hparams: Hparams) -> Receipt:
         """Checks that stored features stand for the base at this depth; Refused where they do not."""
         trainer, data = self.trainer(hparams), self.data(hparams.unfrozen_blocks, self.sees(hparams))
-        val = load_split(Path(self.params.paths.prepared) / "val")
-        chosen = np.linspace(0, len(val.labels) - 1, min(PROBE_BATCH, len(val.labels))).astype(int)
+        images = load_split(Path(self.params.paths.prepared) / "val").images
+        judging = data.held_out
+        chosen = judging[np.linspace(0, len(judging) - 1, min(PROBE_BATCH, len(judging))).astype(int)]
         state = trainer.start(self.start_head(hparams, 0), 0)
-        features = np.asarray(data.views[0][data.held_out[chosen]])
-        return check_equivalence(self.base, trainer, state, val.images[chosen], features, val.labels[chosen])
+        features, own = np.asarray(data.views[0][chosen]), images[chosen - self.rows.num_train]
+        return check_equivalence(self.base, trainer, state, own, features, data.labels[chosen])
 
 
 def fit_heads(
@@ -175,6 +182,6 @@ def fit_shared_heads(bench: Bench) -> dict[str, CrossValidation]:
     params = bench.params
     if not params.tune.probe:
         return {}
-    train = load_split(Path(params.paths.prepared) / "train")
-    folds = draw_folds(train.labels, train.groups, HEAD_FOLDS, params.seed)
-    return fit_heads(bench, ("last", "all"), np.arange(len(train.labels)), folds)
+    rows, labels = bench.rows, load_split(Path(params.paths.prepared) / "train").labels
+    folds = draw_folds(labels[rows.train], rows.groups[rows.train], HEAD_FOLDS, params.seed)
+    return fit_heads(bench, ("last", "all"), rows.train, folds)

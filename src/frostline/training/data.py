@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import load_array, load_split, take_rows
+from frostline.arrays import ALL, GROUPS, LEFT_OUT, USE, load_array, load_split, take_rows
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_bridge
-from frostline.bases.features import MIRROR, POOLED, Forward, compute_features, depth_folder
+from frostline.bases.features import MIRROR, PLAIN, POOLED, Forward, compute_features, depth_folder
 from frostline.devices import compile_frozen
 from frostline.files import require_complete
 from frostline.seeding import derive_seed
@@ -79,7 +79,7 @@ class TrainingData:
 
     views: R arrays (num_images, num_columns), of which epoch e reads number e mod R; the first is the plain image. mirror:
     the mirrored plain image, or None. labels: int32 (num_images,), in the order train, val; train, held_out: rows that are
-    trained on, and rows whose plain image judges; class_weights: float32 (num_classes,).
+    trained on, and rows whose plain image judges, no near duplicates of those; class_weights: float32 (num_classes,).
     """
 
     views: Sequence[Features]
@@ -95,7 +95,7 @@ class TrainingData:
 
 
 def load_features(folder: Path, depth: int, columns: slice, base: Callable[[], Base]) -> dict[str, FeatureRows]:
-    """The features of one depth by view, "view-000" first; see FeatureRows.
+    """The features of one depth by view, PLAIN first; see FeatureRows.
 
     columns: of the pooled cuts. `base` is built where the depth's map is not stored but computed from a cut below.
     """
@@ -107,28 +107,54 @@ def load_features(folder: Path, depth: int, columns: slice, base: Callable[[], B
         return {name: FeatureRows(rows, columns) for name, rows in pooled.items()}
     source = depth if depth in facts["stored"] else min(stored for stored in facts["stored"] if stored > depth)
     maps = {name: load_array(folder / depth_folder(source) / f"{name}.npy") for name in names}
-    bridge, shape = None, maps["view-000"].shape[1:]
+    bridge, shape = None, maps[PLAIN].shape[1:]
     if source != depth:
         model = build_bridge(base(), source, depth)
         bridge, shape = compile_frozen(model), tuple(model.outputs[0].shape[1:])
     return {name: FeatureRows(pooled[name], columns, maps[name], shape, bridge) for name in names}
 
 
+@dataclass(frozen=True)
+class SplitRows:
+    """Which rows of the stored features, train and then val, are used for what; groups: int64 (num_images,), near duplicates
+    share one.
+
+    train, val: in the search; both: in the final training; num_train: rows of the whole train.
+    """
+
+    groups: NDArray[np.int64]
+    train: NDArray[np.intp]
+    val: NDArray[np.intp]
+    both: NDArray[np.intp]
+    num_train: int
+
+
+def load_rows(features: Path, prepared: Path) -> SplitRows:
+    """The rows that near duplicates leave: a test image's are not used, those in train of one that judges not in the search.
+
+    Where `extract` has not looked for any, all are used, in the groups that `prepare` found.
+    """
+    splits = [load_split(prepared / split) for split in ("train", "val")]
+    groups, num_train = np.concatenate([split.groups for split in splits]), len(splits[0].labels)
+    use = np.full(len(groups), ALL, np.uint8)
+    if (features / USE).is_file():
+        groups, use = np.asarray(load_array(features / GROUPS)), load_array(features / USE)
+    both, is_train = np.flatnonzero(use != LEFT_OUT), np.arange(len(use)) < num_train
+    return SplitRows(groups, np.flatnonzero(is_train & (use == ALL)), both[both >= num_train], both, num_train)
+
+
 def load_training_data(
-    features: dict[str, FeatureRows], prepared: Path, class_weights: str, num_classes: int
+    features: dict[str, FeatureRows], rows: SplitRows, prepared: Path, class_weights: str, num_classes: int
 ) -> TrainingData:
     """The features with the labels of train and val: trained on train, judged on val."""
-    train, val = load_split(prepared / "train"), load_split(prepared / "val")
-    labels = np.concatenate([train.labels, val.labels])
-    rows = np.arange(len(labels))
-    own = len(train.labels)
+    labels = np.concatenate([load_split(prepared / split).labels for split in ("train", "val")])
     return TrainingData(
         views=[view for name, view in features.items() if name != MIRROR],
         mirror=features.get(MIRROR),
         labels=labels,
-        train=rows[:own],
-        held_out=rows[own:],
-        class_weights=make_class_weights(train.labels, num_classes, class_weights),
+        train=rows.train,
+        held_out=rows.val,
+        class_weights=make_class_weights(labels[rows.train], num_classes, class_weights),
     )
 
 

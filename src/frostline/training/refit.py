@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from frostline.arrays import ImageSplit
+from frostline.bases.cuts import find_means
+from frostline.bases.features import PLAIN
 from frostline.devices import keras, ops
 from frostline.errors import Refused
 from frostline.evidence.calibration import apply_temperature, fit_temperature
@@ -28,7 +30,7 @@ from frostline.training.familiarity import MAX_AXES, Familiarity, fit_familiarit
 from frostline.training.fit import CURVES
 from frostline.training.linear import Head, describe_head
 from frostline.training.model import Members, build_model, save_model
-from frostline.training.tail import HeadStart, find_means
+from frostline.training.tail import HeadStart
 
 # Largest difference of a probability between the joined model and prefix + tail; the features between are float16.
 JOIN_TOLERANCE = 0.02
@@ -279,15 +281,21 @@ def _predict(model: keras.Model, images: NDArray[np.uint8], output: str = PROBAB
 
 
 class Refitter:
-    """The final training of a project: images of `splits`, in folds; folds that are fitted are kept in `work`."""
+    """The final training of a project: images of `splits`, in folds; folds that are fitted are kept in `work`.
+
+    rows: of the images that are trained on, int64 (num_images,): those of the splits that are no near duplicate of a test image;
+    labels: int32 (num_images,).
+    """
 
     def __init__(self, params: Params, class_names: Sequence[str], splits: Sequence[ImageSplit], work: Path) -> None:
         self.params, self.work = params, work
-        self.labels = np.concatenate([split.labels for split in splits])
-        groups = np.concatenate([split.groups for split in splits])
-        self.rows = np.arange(len(self.labels))
-        self.folds = draw_folds(self.labels, groups, params.refit.folds, derive_seed(params.seed, "refit"))
         self.bench = Bench(params, len(class_names), {})
+        labels, found = np.concatenate([split.labels for split in splits]), self.bench.rows
+        self.rows = found.both[found.both < len(labels)]
+        self.labels = labels[self.rows]
+        self.folds = draw_folds(
+            self.labels, found.groups[self.rows], params.refit.folds, derive_seed(params.seed, "refit")
+        )
         self.bench.heads = fit_heads(self.bench, ("last", "all"), self.rows, self.folds)
 
     def run(
@@ -378,7 +386,7 @@ class Refitter:
         room = int(PART_OF_FILE * self.bench.base.model.count_params() / columns.shape[1])
         familiarity = fit_familiarity(columns[self.rows], self.folds, min(MAX_AXES, room))
         model, difference = self._join(choice, members, images, familiarity)
-        rows = self.bench.data(0, "last").held_out[: len(images)]
+        rows = self._first_of_val(len(images))
         strange = compare_familiarity(model, familiarity, np.asarray(images), columns[rows])
         is_told = strange <= FAMILIARITY_TOLERANCE
         if not is_told:
@@ -399,14 +407,18 @@ class Refitter:
             familiarity=familiarity,
             **answer,  # type: ignore[arg-type]
         )
-        rows = self.bench.data(0, "last").held_out[: len(images)]
+        rows = self._first_of_val(len(images))
         return model, compare_with_parts(self.bench, members, model, np.asarray(images), rows, **answer)  # type: ignore[arg-type]
+
+    def _first_of_val(self, number: int) -> NDArray[np.intp]:
+        """The rows of the first images of `val`."""
+        return np.arange(number) + self.bench.rows.num_train
 
     def _means(self, depth: int) -> FeatureRows:
         """Of every image that there are features of, the means of the last pooled cut up to a depth's."""
         bench = self.bench
         folder = Path(self.params.paths.features)
-        return load_features(folder, 0, find_means(bench.base, depth), lambda: bench.base)["view-000"]
+        return load_features(folder, 0, find_means(bench.base, depth), lambda: bench.base)[PLAIN]
 
     def _judge(self, fit: CrossFit, bare: CrossFit, mirrored: bool) -> Candidate:
         ours, theirs = fit.answers(mirrored), bare.answers(mirrored)

@@ -122,12 +122,6 @@ def find_columns(base: Base, depth: int, pooling: str, sees: str) -> slice:
     return slice(width - 2 * channels, width - channels) if pooling == "avg" else slice(width - channels, width)
 
 
-def find_means(base: Base, depth: int) -> slice:
-    """The columns of the pooled cuts that are the means of the last of them up to `cuts[depth]`."""
-    channels = [cut.shape[-1] for cut in choose_pooled(base) if cut.depth >= depth]
-    return slice(2 * sum(channels[:-1]), 2 * sum(channels[:-1]) + channels[-1])
-
-
 def group_columns(base: Base, sees: str) -> NDArray[np.int64]:
     """Which cut and pooling each of a linear head's columns belongs to, from 0, (num_columns,)."""
     if sees == "last":
