@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,17 +67,21 @@ class Machine:
 
     def __init__(self, name: str, place: StudyServer, num_trials: int, seconds: float) -> None:
         command = [sys.executable, str(MACHINE), name, place.digest, str(num_trials), str(seconds)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors, text=True)
 
     def begin(self) -> int:
         """The number of the next trial that it begins with."""
         return int(self.process.stdout.readline())
 
     def end(self) -> tuple[str, str]:
-        """What it said until it ended by itself."""
-        said = self.process.communicate(timeout=120)
-        assert self.process.returncode == 0, said[1]
-        return said
+        """What it said since, until it ended by itself, and all that it said as errors."""
+        said = self.process.stdout.read()  # not `communicate`, which leaves out what was read ahead
+        self.process.wait(120)
+        self.errors.seek(0)
+        errors = self.errors.read()
+        assert self.process.returncode == 0, errors
+        return said, errors
 
 
 def test_a_killed_machine_and_a_database_that_restarts_lose_nothing_and_double_nothing(
@@ -86,7 +91,7 @@ def test_a_killed_machine_and_a_database_that_restarts_lose_nothing_and_double_n
     victim, other = (Machine(f"node-{number}", place, 8, seconds) for number, seconds in enumerate((60.0, 0.5)))
     lost = victim.begin()
     victim.process.send_signal(signal.SIGKILL)
-    victim.process.communicate()
+    victim.process.wait()
     begun = [other.begin()]
     services.down("postgres")
     time.sleep(1)

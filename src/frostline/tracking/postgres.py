@@ -8,7 +8,7 @@ from functools import cache
 from typing import TypeVar
 
 import sqlalchemy
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from frostline.errors import Refused, first_line
 from frostline.tracking.patience import Patience
@@ -112,7 +112,8 @@ def call_patiently(function: Callable[[], T], patience_s: float) -> T:
 def is_away(error: BaseException | None) -> bool:
     """Does an error, or what caused it, say that the database did not answer?"""
     while error is not None:
-        if isinstance(error, (OperationalError, InterfaceError)):
+        # The last is what Optuna gets where it asks again within the transaction whose connection went.
+        if isinstance(error, (OperationalError, InterfaceError, PendingRollbackError)):
             return True
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
