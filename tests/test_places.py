@@ -67,7 +67,7 @@ class Machine:
 
     def __init__(self, name: str, place: StudyServer, num_trials: int, seconds: float) -> None:
         command = [sys.executable, str(MACHINE), name, place.digest, str(num_trials), str(seconds)]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors, text=True)
 
     def begin(self) -> int:
