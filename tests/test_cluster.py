@@ -143,6 +143,7 @@ def test_promoters_on_two_machines_leave_one_chain_of_champions(
     assert {move.to_version for move in moves} == {1, 2}
 
 
+@pytest.mark.skipif(not LONG, reason="starts Keras five times: `make torture`")
 def test_a_versions_life_on_the_server(server: Cluster, workspace: Path, tmp_path: Path) -> None:  # noqa: F811
     """As on the database beside a project (test_registry.py), with the files on S3."""
     assert run_register()["version"] == 1
@@ -211,6 +212,7 @@ def test_the_whole_line_through_the_services(server: Cluster, tmp_path: Path) ->
 # --- a DVC remote -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not LONG, reason="a dozen programs, one after the other: `make torture`")
 def test_what_one_clone_pushed_to_s3_another_pulls_and_computes_nothing(services: Cluster, tmp_path: Path) -> None:
     keys = {name: value for name, value in services.environment.items() if name.startswith("AWS_")}
     project = start_project(tmp_path / "one")
