@@ -3,7 +3,7 @@
 #   GPU=1              TensorFlow with CUDA (Linux);  EXTRA=jax|tfds|ray|lite  one of the other locked extras
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run env test torture audit lint format lock deps ui
+.PHONY: help run env test torture audit lint format lock deps ui cluster-up cluster-down
 
 EXTRA ?= $(if $(GPU),gpu,dev)
 VENV := .venv
@@ -23,6 +23,7 @@ help:
 	@echo "make torture the tests of kills and crowds in their long form"
 	@echo "make audit   known holes in the locked libraries, by PyPI's advisories, and their licences"
 	@echo "make ui      MLflow's pages on this project's runs, at 127.0.0.1"
+	@echo "make cluster-up     PostgreSQL, an S3 store and an MLflow server on this machine, for docs/scale.md; cluster-down stops them"
 	@echo "make env     the environment alone, in $(VENV); 'source $(BIN)/activate' enters it"
 	@echo "make lint    ruff and mypy;   make format   ruff's formatter"
 	@echo "make lock    the locks anew from pyproject.toml;   make deps   what reruns when: dvc.yaml, locks/results.yaml and the table in docs/architecture.md"
@@ -37,8 +38,8 @@ test: env lint
 
 # What the suite does once, with more processes, rounds and kills; the last command writes its numbers into docs/reliability.md.
 torture: env
-	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py tests/test_doorkeeper.py tests/test_fuzz.py \
-	    -k "share or outlives or at_once or thousand or mutated"
+	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py tests/test_doorkeeper.py tests/test_fuzz.py tests/test_cluster.py tests/test_cli_worker.py \
+	    -k "share or outlives or at_once or thousand or mutated or chain_of_champions or through_the_services or life_on_the_server or killed_tune or pushed_to_s3"
 	@python benchmarks/kills.py --kills 300 --write
 
 # It asks the network, so the suite does not do it. With --strict a library that nothing is known of is a failure, too.
@@ -62,6 +63,13 @@ format: env
 
 ui: env
 	@frostline ui
+
+# It prints what to export; what the services hold stays in .cluster.
+cluster-up: env
+	@python deploy/cluster.py up
+
+cluster-down: env
+	@python deploy/cluster.py down
 
 env: $(READY)
 

@@ -22,6 +22,7 @@ import numpy as np
 from frostline.files import load_json
 from frostline.params import load_params
 from frostline.search.outcome import run_study
+from frostline.search.places import StudyFile
 from frostline.search.study import open_study
 from frostline.tracking.runs import open_study_run
 from frostline.tracking.store import open_store
@@ -65,7 +66,7 @@ def run_search(pruning: str, seed: int, num_trials: int, budget: int) -> dict[st
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root.resolve()}/mlflow.db"
         store = open_store(params.tracking, root)
         parent = open_study_run(store, "pruning", params={}, tags={})
-        file = open_study(root / "studies", "pruning", "code", "ask")
+        file = open_study(StudyFile(root / "studies" / "pruning.db", "pruning"), "code", "ask")
         trials = run_study(params, file, store, parent, classes).trials
     spent = accumulate(trial.epochs for trial in trials)
     within = [trial for trial, epochs in zip(trials, spent, strict=True) if epochs <= budget]

@@ -27,6 +27,7 @@ from frostline.params import Params, load_document, parse_params
 from frostline.planning.storage import flips, list_depths
 from frostline.process import count_cores
 from frostline.search.outcome import run_study
+from frostline.search.places import StudyFile
 from frostline.search.space import list_baselines
 from frostline.search.study import open_study
 from frostline.tracking.runs import open_study_run
@@ -94,7 +95,7 @@ def run_frostline(
     store = open_store(params.tracking, root)
     started = timed(phases, "new MLflow database", started)
     parent = open_study_run(store, "benchmark", params={}, tags={})
-    file = open_study(root / "studies", "benchmark", "code", "ask")
+    file = open_study(StudyFile(root / "studies" / "benchmark.db", "benchmark"), "code", "ask")
     study = file.load()
     baselines = len(list_baselines(params.tune.space, params.tune.pooling))
     for _ in range(baselines):  # a study begins with the linear heads, which draw nothing

@@ -6,11 +6,12 @@ from pathlib import Path
 from frostline.evidence.figures.search import draw_study
 from frostline.evidence.ranking import choose_best
 from frostline.evidence.trials import SearchRecord
-from frostline.files import digest_facts, load_json, require_complete, save_json, size_of
+from frostline.files import load_json, save_json, size_of
 from frostline.params import load_params
 from frostline.planning.closure import code_of
 from frostline.process import held, if_stopped, project_root, run_stage
 from frostline.search.outcome import run_study
+from frostline.search.places import digest_of
 from frostline.search.starts import begin_study
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.owners import close_own_runs, sweep_dead_runs
@@ -23,16 +24,7 @@ def main() -> None:
     params = load_params()
     paths, tune, root = params.paths, params.tune, project_root()
     prepared, out = Path(paths.prepared), Path(paths.study)
-    features = load_json(Path(paths.features) / "features.json")
-    facts = {
-        "prepared": require_complete(prepared),
-        "recipe": require_complete(Path(paths.views)),
-        "features": features,
-        "base": load_json(Path(paths.base) / "card.json"),
-        "tune": tune.model_dump(mode="json", exclude={"num_trials", "workers", "when_code_changed"}),
-        "seed": params.seed,
-    }
-    digest = digest_facts(facts)
+    digest = digest_of(params)
     # What changes a trial: the worker and all that it runs; not this script, nor how a search is summed up.
     code = code_of("search/worker.py")
     store = open_store(params.tracking, root)
@@ -53,6 +45,7 @@ def main() -> None:
         stored = {
             name: size_of(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))
         }
+        features = load_json(Path(paths.features) / "features.json")
         report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
         report |= outcome.to_record()
         save_json(out / "trials.json", search.to_record())

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # A store of the user's own must never receive a test's runs.
-for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "DVC_ROOT"):
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "DVC_ROOT", "FROSTLINE_STUDY_URL"):
     os.environ.pop(_name, None)
 
 import pytest

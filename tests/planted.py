@@ -22,6 +22,8 @@ ENVIRONMENT = {
     "MLFLOW_REGISTRY_URI": f"https://me:{MARK}-registry-password@registry.example",
     "FROSTLINE_SECRET": f"{MARK}-frostline-secret",
 }
+# What a stage without a study sees beside them; `tune` would go there.
+STUDY = {"FROSTLINE_STUDY_URL": f"postgresql://me:{MARK}/study+@127.0.0.1:9/studies"}
 MARKS = (MARK.encode(), ENVIRONMENT["AWS_ACCESS_KEY_ID"].encode())
 # Where we put them ourselves.
 OURS = (".git/config", ".dvc/config.local")

@@ -1,10 +1,18 @@
-"""A server on the loopback, for tests of whoever downloads."""
+"""Servers on the loopback: one for tests of whoever downloads, and the services of deploy/cluster.py."""
 
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 class Server(ThreadingHTTPServer):
@@ -46,3 +54,42 @@ def running(server: Any) -> Iterator[Any]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Cluster:
+    """The services of deploy/cluster.py, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment: dict[str, str] = {}
+
+    def up(self, *names: str) -> None:
+        """Starts these; the test is skipped where a program is missing, and fails where `.ci/run` says that all are there."""
+        done = self._call("up", *names)
+        if done.returncode == 2 and "FROSTLINE_SERVICES" not in os.environ:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        exported = re.findall(r"^export (\w+)=(.+)$", done.stdout, re.MULTILINE)
+        self.environment = dict(exported)
+
+    def down(self, *names: str) -> None:
+        done = self._call("down", *names)
+        assert done.returncode == 0, done.stderr
+
+    def _call(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        script = Path(__file__).parents[1] / "deploy" / "cluster.py"
+        command = [sys.executable, str(script), "--folder", str(self.folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def cluster(*names: str) -> Iterator[Cluster]:
+    """These services until the block ends."""
+    # Not below pytest's folders, which PostgreSQL's user may not enter.
+    with tempfile.TemporaryDirectory(prefix="frostline-cluster-", ignore_cleanup_errors=True) as folder:
+        made = Cluster(Path(folder))
+        try:
+            made.up(*names)
+            yield made
+        finally:
+            made.down()

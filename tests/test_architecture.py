@@ -28,6 +28,7 @@ ORDER = [*GROUND, *ROOMS]
 HOMES = {
     "albumentations": {"images.transforms", "images.views"},
     "optuna": {"search"},
+    "sqlalchemy": {"tracking.postgres"},
     "mlflow": {"tracking", "registry", "serving"},
     "ruamel": {"params", "cli.presets"},
     "pydantic": {"params"},

@@ -27,6 +27,8 @@ WORDS = {
 EXCEPTIONS = {
     "pygit2": ("GPLv2 with linking exception", "whoever links it may keep their own licence; DVC's"),
     "grandalf": ("GPLv2 | EPLv1", "taken under the EPL, unchanged; DVC's, for drawing graphs"),
+    "psycopg": ("LGPL-3.0-only", "imported as it comes, and whoever likes may put in another; what reaches PostgreSQL"),
+    "psycopg-binary": ("LGPL-3.0-only", "its faster half, of which the same holds"),
     "asyncssh": ("EPL-2.0 OR GPL-2.0-or-later", "taken under the EPL, unchanged; DVC's, for remotes over SSH"),
 }
 

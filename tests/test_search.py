@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from frostline.evidence.trials import TrialRecord
 from frostline.hparams import Hparams
 from frostline.params import Tune, parse_params
 from frostline.search import study as search_study
+from frostline.search.places import SIGNED, StudyFile
 from frostline.search.space import list_baselines, suggest
 from frostline.search.starts import begin_study, find_starts
 from frostline.search.study import (
-    SIGNED,
-    StudyFile,
-    ask,
     close_abandoned,
+    draw,
     expect_epochs,
     importances,
     keep_record,
@@ -42,7 +42,7 @@ def more(tune: Tune, **changes: Any) -> Tune:
 
 
 def open_study(folder: Path, code: str = "c", when: str = "ask") -> StudyFile:
-    return search_study.open_study(folder, "digest", code, when)
+    return search_study.open_study(StudyFile(folder / "digest.db", "digest"), code, when)
 
 
 def score_of(hparams: Hparams) -> float:
@@ -52,7 +52,7 @@ def score_of(hparams: Hparams) -> float:
 def run(file: StudyFile, tune: Tune, seed: int = 7, die_at: int | None = None) -> None:
     """A search whose score is a formula; `die_at` leaves that trial as a killed process would."""
     study = file.load()
-    while asked := ask(study, tune, seed):
+    while asked := draw(file, study, tune, seed):
         trial, number = asked
         hparams = suggest(trial, tune.space)
         if number == die_at:
@@ -100,7 +100,7 @@ def test_of_several_workers_trials_whichever_is_lost_no_number_is_doubled_or_mis
     study = file.load()
     drawn = []
     for _ in range(3):
-        trial, number = ask(study, tune, 7) or pytest.fail("no trial")
+        trial, number = draw(file, study, tune, 7) or pytest.fail("no trial")
         drawn.append((trial, TrialRecord(number, suggest(trial, tune.space), "COMPLETE", 0.5)))
     for place, (trial, record) in enumerate(drawn):
         if place not in lost:
@@ -117,12 +117,12 @@ def test_a_trial_whose_process_is_gone_is_given_back_and_others_go_on(tmp_path: 
     process.wait()
     file = open_study(tmp_path)
     study = file.load()
-    (dead, _), (mine, _) = ask(study, tune, 7) or pytest.fail(), ask(study, tune, 7) or pytest.fail()
+    (dead, _), (mine, _) = draw(file, study, tune, 7) or pytest.fail(), draw(file, study, tune, 7) or pytest.fail()
     dead.set_user_attr(SIGNED, [0, process.pid])
     close_abandoned(file)
     states = [trial.state.name for trial in study.get_trials()][:2]
     assert states == ["FAIL", "RUNNING"]
-    _, number = ask(study, tune, 7) or pytest.fail()
+    _, number = draw(file, study, tune, 7) or pytest.fail()
     assert number == 0 and mine.number == 1
 
 
@@ -138,7 +138,7 @@ def test_what_a_study_killed_at_its_creation_left_goes_at_the_next_start(tmp_pat
 def test_a_trial_killed_after_its_record_is_not_trained_again(tmp_path: Path, tune: Tune) -> None:
     file = open_study(tmp_path)
     study = file.load()
-    asked = ask(study, tune, 7)
+    asked = draw(file, study, tune, 7)
     assert asked
     trial = asked[0]
     keep_record(trial, TrialRecord(0, suggest(trial, tune.space), "COMPLETE", 0.5))
@@ -173,7 +173,7 @@ def test_changed_code_is_asked_about(tmp_path: Path, tune: Tune) -> None:
 def test_a_diverged_trial_counts_and_cannot_win(tmp_path: Path, tune: Tune) -> None:
     file = open_study(tmp_path)
     study = file.load()
-    asked = ask(study, tune, 7)
+    asked = draw(file, study, tune, 7)
     assert asked
     trial = asked[0]
     record = TrialRecord(0, suggest(trial, tune.space), "FAIL", reason="diverged")
@@ -195,10 +195,11 @@ def test_a_single_value_is_not_drawn(tmp_path: Path, params_document: dict[str, 
 
 def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune) -> None:
     tune = more(tune, pruning="median")
-    study = open_study(tmp_path).load()
+    file = open_study(tmp_path)
+    study = file.load()
     pruned: list[bool] = []
     for score in (0.9, 0.9, 0.9, 0.9, 0.1):
-        asked = ask(study, tune, 7)
+        asked = draw(file, study, tune, 7)
         assert asked
         trial = asked[0]
         trial.report(score, 1)
@@ -211,10 +212,11 @@ def test_a_hopeless_trial_is_pruned_at_a_rung(tmp_path: Path, tune: Tune) -> Non
 @pytest.mark.parametrize("scores", [(0.5, 0.6, 0.4, 0.9, 0.3)])
 def test_halving_lets_the_better_half_go_on(tmp_path: Path, tune: Tune, scores: tuple[float, ...]) -> None:
     tune = more(tune, pruning="halving", epochs=8)
-    study = open_study(tmp_path).load()
+    file = open_study(tmp_path)
+    study = file.load()
     stopped = []
     for score in scores:
-        trial, number = ask(study, tune, 7) or pytest.fail("no trial")
+        trial, number = draw(file, study, tune, 7) or pytest.fail("no trial")
         trial.report(score, list_rungs(tune)[0])
         stopped.append(trial.should_prune())
         tell(study, trial.number, make_trial(number, "PRUNED" if stopped[-1] else "COMPLETE", score))
@@ -243,21 +245,20 @@ def test_importances_name_the_hparam_that_matters(tmp_path: Path, tune: Tune) ->
 ABOUT = {"base": "one"}
 
 
+def file_of(folder: Path, digest: str) -> StudyFile:
+    return StudyFile(folder / f"{digest}.db", digest)
+
+
 def open_next(folder: Path, digest: str, tune: Tune, count: int = 3, about: dict[str, str] = ABOUT) -> StudyFile:
-    return search_study.open_study(
-        folder,
-        digest,
-        "c",
-        "ask",
-        about=about,
-        find_starts=lambda: find_starts(folder, digest, about, tune.space, count),
-    )
+    file = file_of(folder, digest)
+    find = partial(find_starts, file, about, tune.space, count)
+    return search_study.open_study(file, "c", "ask", about=about, find_starts=find)
 
 
 def run_trained(file: StudyFile, tune: Tune, die_at: int | None = None) -> None:
     """As `run`, with trials that were trained; the first two are linear heads."""
     study = file.load()
-    while asked := ask(study, tune, 7):
+    while asked := draw(file, study, tune, 7):
         trial, number = asked
         hparams = suggest(trial, tune.space) if number > 1 else list_baselines(tune.space, "avg")[number]
         if number == die_at:
@@ -325,18 +326,18 @@ def test_killed_among_what_it_began_with_a_study_goes_on_as_if_undisturbed(tmp_p
 
 def test_another_base_another_count_or_a_file_that_is_no_study_give_nothing(tmp_path: Path, tune: Tune) -> None:
     run_trained(open_next(tmp_path, "a" * 16, tune), tune)
-    assert find_starts(tmp_path, "b", {"base": "other"}, tune.space, 3) == []
-    assert find_starts(tmp_path, "b", ABOUT, tune.space, 0) == []
-    assert len(find_starts(tmp_path, "b", ABOUT, tune.space, 2)) == 2
-    assert find_starts(tmp_path, "a" * 16, ABOUT, tune.space, 3) == []  # its own
+    assert find_starts(file_of(tmp_path, "b"), {"base": "other"}, tune.space, 3) == []
+    assert find_starts(file_of(tmp_path, "b"), ABOUT, tune.space, 0) == []
+    assert len(find_starts(file_of(tmp_path, "b"), ABOUT, tune.space, 2)) == 2
+    assert find_starts(file_of(tmp_path, "a" * 16), ABOUT, tune.space, 3) == []  # its own
     (tmp_path / "broken.db").write_bytes(b"no database")
-    assert len(find_starts(tmp_path, "b", ABOUT, tune.space, 3)) == 3
+    assert len(find_starts(file_of(tmp_path, "b"), ABOUT, tune.space, 3)) == 3
 
 
 def test_what_the_space_does_not_hold_any_more_is_drawn_anew(tmp_path: Path, tune: Tune) -> None:
     run_trained(open_next(tmp_path, "a" * 16, tune), tune)
     space = tune.space.model_copy(update={"unfrozen_blocks": (0, 1), "optimizer": ["sgd"]})
-    for start in find_starts(tmp_path, "b", ABOUT, space, 3):
+    for start in find_starts(file_of(tmp_path, "b"), ABOUT, space, 3):
         assert "optimizer" not in start.drawn and start.drawn.get("unfrozen_blocks", 0) <= 1
         assert space.dropout.low <= start.drawn["dropout"] <= space.dropout.high
     narrow = more(tune, space=space, num_trials=5)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import ENVIRONMENT, MARK, find_planted, plant
+from planted import ENVIRONMENT, MARK, STUDY, find_planted, plant
 from servers import serving
 from test_line import SMALL, start_project
 from zoo import encode, make_image
@@ -75,7 +75,7 @@ def test_no_stage_without_a_network_writes_a_secret(tmp_path: Path) -> None:
         project.run("git", "add", "--all")
         project.run("git", "commit", "--quiet", "-m", "start")
         plant(project.folder)
-        project.environment |= ENVIRONMENT | {"DATA_TOKEN": f"{MARK}-wrong-token"}
+        project.environment |= ENVIRONMENT | STUDY | {"DATA_TOKEN": f"{MARK}-wrong-token"}
         said = project.run("dvc", "repro", "augment", code=255)
         assert "the server answered 403" in said
         project.environment |= ENVIRONMENT
@@ -114,7 +114,7 @@ def test_a_mistake_of_ours_quotes_no_secret(tmp_path):
         "    raise RuntimeError(' '.join(value for name, value in os.environ.items() if name != 'PATH'))\n"
         "run_stage('fetch', main)\n"
     )
-    planted = {**os.environ, **ENVIRONMENT}
+    planted = {**os.environ, **ENVIRONMENT, **STUDY}
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=planted, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "somebody" in done.stderr
     assert MARK not in done.stderr and "AKIA" not in done.stderr

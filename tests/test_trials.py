@@ -43,8 +43,9 @@ from frostline.files import mark_complete, save_json
 from frostline.hparams import Hparams
 from frostline.params import Params, Tracking, load_document, parse_params
 from frostline.search.outcome import run_study
+from frostline.search.places import StudyFile
 from frostline.search.space import make_baseline
-from frostline.search.study import StudyFile, list_records, open_study
+from frostline.search.study import list_records, open_study
 from frostline.search.worker import Job, run_trials
 from frostline.seeding import derive_seed
 from frostline.tracking.messages import describe_candidates
@@ -420,7 +421,7 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
     params = make_params(project, workers=workers, num_trials=4, pruning="halving" if workers > 1 else "none")
     space = params.tune.space.model_copy(update={"unfrozen_blocks": (0, 0)})
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"space": space})})
-    study = open_study(mlflow_root / "studies", "d", "c", "ask")
+    study = open_study(StudyFile(mlflow_root / "studies" / "d.db", "d"), "c", "ask")
     store = open_store(params.tracking, mlflow_root)
     parent = open_study_run(store, "d", params={}, tags={})
     bench = Bench(params, 2, {})
@@ -467,7 +468,7 @@ def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Pat
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:
     params = make_params(project, num_trials=3)
-    study = open_study(mlflow_root / "studies", "timed", "c", "ask")
+    study = open_study(StudyFile(mlflow_root / "studies" / "timed.db", "timed"), "c", "ask")
     store = open_store(params.tracking, mlflow_root)
     parent = open_study_run(store, "timed", params={}, tags={})
     report = run_study(params, study, store, parent, ("dark", "bright")).to_record()

@@ -62,6 +62,7 @@ from pathlib import Path
 from frostline.params import load_params
 from frostline.process import if_stopped, run_stage
 from frostline.search.outcome import run_study
+from frostline.search.places import StudyFile
 from frostline.search.study import open_study
 from frostline.tracking.owners import close_own_runs, sweep_dead_runs
 from frostline.tracking.runs import close_run, open_study_run
@@ -74,7 +75,7 @@ def main():
     sweep_dead_runs(store)
     with if_stopped(partial(close_own_runs, store)):
         parent = open_study_run(store, "d", params={}, tags={})
-        study = open_study(root / "studies", "d", "c", "ask")
+        study = open_study(StudyFile(root / "studies" / "d.db", "d"), "c", "ask")
         run_study(params, study, store, parent, ("dark", "bright"))
         close_run(store, parent)
 

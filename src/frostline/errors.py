@@ -18,6 +18,8 @@ SECRET_ENDING = re.compile(
 PLACE = r"\$\{(\w+)\}"  # of a value that the environment holds
 # Variables of the environment whose value nobody else may know, by the last word of their names.
 SECRET_VARIABLE = re.compile(r"(^|_)(KEY|PASSWD|PASSWORD|SAS|SECRET|SIGNATURE|TOKEN)$", re.IGNORECASE)
+# The password of an address, as a variable holds it; signs in it may stand unescaped.
+PASSWORD = re.compile(r"\w[\w+.-]*://[^:@/\s]*:(\S+)@")
 SHORTEST_SECRET = 8  # characters; what is shorter would be found in ordinary words
 
 
@@ -100,9 +102,12 @@ def redact(text: str) -> str:
 
 
 def _environment_secrets() -> list[str]:
-    """The values of secret variables, the longest first; a path is none."""
-    found = {value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)}
-    return sorted((value for value in found if len(value) >= SHORTEST_SECRET and value[0] not in "/~."), key=len)[::-1]
+    """The values of secret variables, and passwords of addresses, the longest first; a path is none."""
+    found = {value for name, value in os.environ.items() if SECRET_VARIABLE.search(name) and value[:1] not in "/~."}
+    for value in os.environ.values():
+        if address := PASSWORD.match(value):
+            found |= {address[1], unquote(address[1])}
+    return sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len)[::-1]
 
 
 def _redact_address(address: str) -> str:

@@ -71,11 +71,22 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     Exits with 2 where input was refused, and with 130 or 143 where it was told to end, by SIGINT (Ctrl-C) or SIGTERM.
     """
     die_with_parent()
-    _listen(name)
     started = time.monotonic()
+    with (
+        ending_in_words(name),
+        held(Path(".frostline") / f"{name}.lock", f"stage {name}"),
+        _timed(RUNS / f"{name}.json"),
+    ):
+        main()
+    print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+@contextmanager
+def ending_in_words(name: str) -> Iterator[None]:
+    """Refusals, stops and mistakes in the block end the process as `run_stage` says."""
+    _listen(name)
     try:
-        with held(Path(".frostline") / f"{name}.lock", f"stage {name}"), _timed(RUNS / f"{name}.json"):
-            main()
+        yield
     except BaseException as error:
         if _stop.signal:  # whatever a library made of it
             _leave(name)
@@ -93,7 +104,6 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         else:
             raise
         sys.exit(2)
-    print(f"{name}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
 # --- being told to end ------------------------------------------------------------------------------------------------

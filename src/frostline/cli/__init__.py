@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "check": "Read params.yaml and name every problem in it.",
     "screen": "Judge bases and sizes on a sample of your images.",
     "plan": "What each stage will store and take, before anything runs.",
+    "worker": "Join a running search from another machine; needs FROSTLINE_STUDY_URL.",
     "doctor": "What works here, what does not, and what to do.",
     "mend": "Bring mlflow.db to this MLflow and to this place; with a backup.",
     "blocks": "Where a base can be cut, and what each cut costs.",

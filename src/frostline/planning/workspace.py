@@ -31,6 +31,7 @@ OWN = frozenset(
     {
         *(
             "benchmarks",
+            "deploy",
             "docs",
             "exports",
             "locks",

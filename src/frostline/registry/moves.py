@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from frostline.errors import Refused
-from frostline.process import locked
 from frostline.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -21,7 +20,7 @@ from frostline.registry.versions import (
     number_at,
 )
 from frostline.tracking.lineage import user_name
-from frostline.tracking.store import Store
+from frostline.tracking.store import Store, exclusive
 
 HISTORY = "frostline.move."  # tags of the registered model: the prefix, then the time
 
@@ -73,7 +72,7 @@ def move_champion(store: Store, version: Version, expected: int | None, verdict:
     Args:
         expected: the champion the decision was made against. Raises Refused where another has taken its place since.
     """
-    with locked(store.root / ".frostline" / "registry.lock"):
+    with exclusive(store, "registry"):
         now = number_at(store, version.name, CHAMPION)
         if now != expected:
             raise Refused(

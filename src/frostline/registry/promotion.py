@@ -19,7 +19,6 @@ from frostline.images.duplicates import group_near_duplicates
 from frostline.images.manifest import MANIFEST, read_manifest
 from frostline.images.shards import Record, make_fingerprints
 from frostline.params import Params
-from frostline.process import locked
 from frostline.registry.data import load_images, load_trained
 from frostline.registry.moves import count_test_use
 from frostline.registry.versions import (
@@ -34,7 +33,7 @@ from frostline.registry.versions import (
 from frostline.registry.wear import count_budget, load_budget, make_sketch, record_comparison
 from frostline.serving.model import DATA, MODEL
 from frostline.serving.scoring import Score, score_in_fresh_process
-from frostline.tracking.store import Store
+from frostline.tracking.store import Store, exclusive
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def judge(store: Store, params: Params, challenger: Version, folder: Path) -> Ju
     images = read_manifest((prepared / MANIFEST).read_text("utf-8"))
     split = make_sketch(image.sha256 for image in images if image.split == "test")
     # Two at once would both be judged as the next one.
-    with locked(store.root / ".frostline" / "budget.lock"):
+    with exclusive(store, "budget"):
         budget = Budget() if champion is None else load_budget(store, split, challenger, champion)
         verdict = decide_promotion(
             np.asarray(test.labels),

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from frostline.errors import Refused
 from frostline.evidence.evaluation import Evaluation
 from frostline.files import hash_folder, sha256_of
-from frostline.process import locked
 from frostline.serving.model import DATA, MODEL, Card, save_model_folder
 from frostline.tracking.leftovers import remove_unfinished_models
-from frostline.tracking.store import Store, pages
+from frostline.tracking.store import Store, exclusive, pages
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 AGAINST = (
@@ -84,7 +83,7 @@ def register(
     A kill at any point leaves either no version or a whole one; the next call goes on from there.
     """
     client = store.client
-    with locked(store.root / ".frostline" / "registry.lock"):
+    with exclusive(store, "registry"):
         _create_model(client, name)
         found = find_by_sha256(store, name, card.sha256)
         if found is None:

@@ -4,14 +4,16 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from frostline.evidence.trials import TrialRecord
 from frostline.params import Params
+from frostline.search.places import Place
 from frostline.search.space import make_baseline
-from frostline.search.study import StudyFile, importances, list_killed, list_records
+from frostline.search.study import announce, importances, list_killed, list_records
 from frostline.search.worker import Job, draw_of, run_trials
 from frostline.tracking.runs import DRAW, delete_trials
 from frostline.tracking.store import Store
@@ -62,11 +64,10 @@ class Outcome:
         }
 
 
-def run_study(
-    params: Params, study: StudyFile, store: Store, parent_run_id: str, class_names: tuple[str, ...]
-) -> Outcome:
+def run_study(params: Params, study: Place, store: Store, parent_run_id: str, class_names: tuple[str, ...]) -> Outcome:
     """Linear heads, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`."""
     laps = [time.monotonic()]
+    announce(study, params.tune.num_trials, parent_run_id)
     bench = Bench(params, len(class_names), {})
     bench.base  # noqa: B018 - built here, so that its seconds are its own
     laps.append(time.monotonic())
@@ -75,13 +76,13 @@ def run_study(
     space, num_trials = params.tune.space, params.tune.num_trials
     receipts = [bench.receipt(make_baseline(space, depth)) for depth in sorted({0, space.unfrozen_blocks[1]})]
     laps.append(time.monotonic())
-    known = {trial.number for trial in list_records(study.load(), num_trials)}
+    known = {trial.number for trial in study.read(partial(list_records, num_trials=num_trials))}
     run_trials(Job(params, study, store, parent_run_id, class_names, bench.heads), bench)
     # A kill between a trial's run and its record leaves the run of a trial that is drawn again.
-    delete_trials(store, parent_run_id, DRAW, [draw_of(trial) for trial in list_killed(study.load())])
+    delete_trials(store, parent_run_id, DRAW, [draw_of(trial) for trial in study.read(list_killed)])
     laps.append(time.monotonic())
 
-    trials = list_records(study.load(), num_trials)
+    trials = study.read(partial(list_records, num_trials=num_trials))
     new = [trial for trial in trials if trial.number not in known]
     base, fitting, checking, trying = np.diff(laps).tolist()
     bookkeeping = max(0.0, trying - sum(trial.seconds for trial in new) / params.tune.workers)
@@ -93,7 +94,7 @@ def run_study(
         trials=trials,
         receipts=receipts,
         heads=bench.heads,
-        importances=importances(study.load(), num_trials),
+        importances=study.read(partial(importances, num_trials=num_trials)),
         seconds={"base": base, "heads": fitting, "receipt": checking, **phases, "bookkeeping": bookkeeping + other},
         bookkeeping_per_trial=bookkeeping / len(new) if new else None,
         pace={depth: pace for depth, pace in paces.items() if math.isfinite(pace["train"])},

@@ -7,40 +7,40 @@ from typing import Any
 
 from frostline.evidence.ranking import list_candidates
 from frostline.params import Params, Space
+from frostline.search.places import Place, find_place
 from frostline.search.space import fit_to_space
-from frostline.search.study import ABOUT, Start, StudyFile, list_drawn, list_starts, open_study
+from frostline.search.study import ABOUT, Start, list_drawn, list_starts, open_study
 from frostline.tracking.messages import describe_starts, say
 
 
-def begin_study(folder: Path, digest: str, code: str, params: Params) -> StudyFile:
-    """The study with this digest, begun where it is new with what was learnt, which is said; see `open_study`."""
-    tune = params.tune
+def begin_study(folder: Path, digest: str, code: str, params: Params) -> Place:
+    """Where the study with this digest is kept; begun where it is new with what was learnt, which is said; see `open_study`."""
+    tune, place = params.tune, find_place(folder, digest, params)
     # Other images, other epochs: what a trial drew may still be good. Another base is another space.
     about = {"base": params.base.model_dump(mode="json")}
-    find = partial(find_starts, folder, digest, about, tune.space, tune.start_from)
-    file = open_study(folder, digest, code, tune.when_code_changed, about=about, find_starts=find)
-    say("tune", describe_starts([start.origin for start in list_starts(file.load())]))
-    return file
+    find = partial(find_starts, place, about, tune.space, tune.start_from)
+    open_study(place, code, tune.when_code_changed, about=about, find_starts=find)
+    say("tune", describe_starts([start.origin for start in place.read(list_starts)]))
+    return place
 
 
-def find_starts(folder: Path, digest: str, about: Mapping[str, Any], space: Space, count: int) -> list[Start]:
+def find_starts(place: Place, about: Mapping[str, Any], space: Space, count: int) -> list[Start]:
     """The best trials that were trained, at most `count`, of the study that was written to last; none where there is none.
 
-    digest: of the study that begins; about: what both must have in common. Of what a trial drew, that counts which the space
+    place: of the study that begins; about: what both must have in common. Of what a trial drew, that counts which the space
     still holds; the rest is drawn anew.
     """
-    files = [path for path in folder.glob("*.db") if path.stem != digest and "." not in path.stem]
-    for path in sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path.name)) if count else ():
+    for earlier in place.list_earlier() if count else ():
         try:
-            study = StudyFile(path, path.stem).load()
+            study = earlier.load()
             drawn = list_drawn(study) if study.user_attrs.get(ABOUT) == about else []
         except (
             Exception
         ) as error:  # whatever an older version, or half a file, makes the database say: it is not needed
-            print(f"tune: {path} is left out: {type(error).__name__}")
+            print(f"tune: study {earlier.digest} is left out: {type(error).__name__}")
             continue
         best = list_candidates([record for record, _ in drawn], count)
         of = {record.number: params for record, params in drawn}
         if best:
-            return [Start(fit_to_space(space, of[trial.number]), f"{path.stem}/{trial.number}") for trial in best]
+            return [Start(fit_to_space(space, of[trial.number]), f"{earlier.digest}/{trial.number}") for trial in best]
     return []

@@ -1,57 +1,36 @@
-"""The study on disk: trials drawn, pruned, resumed and read back."""
+"""The study: trials drawn, pruned, resumed and read back."""
 
 import itertools
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
-from frostline.files import remove_abandoned, replacing
 from frostline.params import Tune
-from frostline.process import locked
+from frostline.search.places import CODE, SIGNED, Place, StudyServer
 from frostline.search.space import list_baselines
 from frostline.seeding import derive_seed
+from frostline.tracking.messages import say
 
 RECORD = "record"  # what trials.json says of a finished trial
 KILLED = "killed"  # set on a trial whose process died; it is drawn again and not counted
-SIGNED = "signed"  # a trial's number among those that count, and the process that works on it
 UNSIGNED = (sys.maxsize, -1)
-CODE = "code"
 ABOUT = "about"  # of a study: what another must have in common with it to begin with its best trials
 STARTS = "starts"  # of a study: what its first trials after the baselines try, and where that comes from
 STARTED = "started_from"  # of a trial: study and number of the trial that tried the same on other images
+JOB = "job"  # of a study: what `tune` wants of it now
 WHOLE = 4  # trials that the median pruner lets train to the end before it judges any
 RANDOM = 8  # trials that the sampler draws before it looks at scores
-
-
-@dataclass(frozen=True)
-class StudyFile:
-    """A study on disk: one SQLite database, with a lock file beside it."""
-
-    path: Path
-    digest: str
-    timeout_s: float = 60.0
-
-    def load(self) -> optuna.Study:
-        """The study; several processes may hold it at once."""
-        return optuna.load_study(study_name=self.digest, storage=_storage(self.path, self.timeout_s))
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """A short exclusive hold among the study's processes: drawing a trial depends on how many there are."""
-        with locked(self.path.with_suffix(".lock")):
-            yield
+LOOK_S = 1.0  # between two looks at whether others' trials have ended
 
 
 @dataclass(frozen=True)
@@ -63,40 +42,43 @@ class Start:
 
 
 def open_study(
-    folder: Path,
-    digest: str,
+    place: Place,
     code: str,
     when_code_changed: str,
     *,
     about: Mapping[str, Any] | None = None,
     find_starts: Callable[[], Sequence[Start]] = tuple,
-) -> StudyFile:
-    """The study with this digest, made whole in one step where it is new, ready to go on where it is not.
+) -> Place:
+    """The place, with its study made whole where it is new, and ready to go on where it is not.
 
     about: what is kept of it for later studies; find_starts: what a new one begins with, after the baselines.
 
     Trials that a dead process left behind are closed and drawn again. Refused where the training code has changed
-    since the study began and `when_code_changed` is "ask". Only one process may call this at a time.
+    since the study began and `when_code_changed` is "ask". Of a file's study, only one process may call this at a time.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = StudyFile(folder / f"{digest}.db", digest)
-    with file.locked():
-        remove_abandoned(folder)
-        if file.path.exists() and _has_trials_of_other_code(file.load(), code):
-            if when_code_changed == "ask":
-                raise Refused(
-                    f"The training code has changed since study {digest} began, so its trials and new ones may not compare. "
-                    "Set tune.when_code_changed to keep (go on with the old trials) or restart (put the old study aside)."
-                )
-            if when_code_changed == "restart":
-                file.path.rename(file.path.with_name(f"{digest}.until-{int(file.path.stat().st_mtime)}.db"))
-        if not file.path.exists():
-            _create(file, code, about or {}, find_starts())
-        study = file.load()
-        study.set_user_attr(CODE, code)
-        _close_open(study, lambda _: True)
-    return file
+    place.prepare()
+    place.call(partial(_open, place, code, when_code_changed, about or {}, find_starts))
+    return place
+
+
+def _open(
+    place: Place, code: str, when_code_changed: str, about: Mapping[str, Any], find: Callable[[], Sequence[Start]]
+) -> None:
+    with place.locked():
+        if place.exists():
+            _close_open(place.load(), place.judge(alone=True))
+            if _has_trials_of_other_code(place.load(), code):
+                if when_code_changed == "ask":
+                    raise Refused(
+                        f"The training code has changed since study {place.digest} began, so its trials and new ones may not compare. "
+                        "Set tune.when_code_changed to keep (go on with the old trials) or restart (put the old study aside)."
+                    )
+                if when_code_changed == "restart":
+                    place.put_aside()
+        if not place.exists():
+            place.create({ABOUT: about, STARTS: [asdict(start) for start in find()], CODE: code})
+        place.load().set_user_attr(CODE, code)
 
 
 def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
@@ -105,47 +87,36 @@ def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
     )
 
 
-def _create(file: StudyFile, code: str, about: Mapping[str, Any], starts: Sequence[Start]) -> None:
-    # Two processes that create the tables at once kill each other, and a kill in between leaves half a schema.
-    with replacing(file.path) as temporary:
-        storage = _storage(temporary, file.timeout_s)
-        study = optuna.create_study(study_name=file.digest, storage=storage, direction="maximize")
-        study.set_user_attr(CODE, code)
-        study.set_user_attr(ABOUT, about)
-        study.set_user_attr(STARTS, [asdict(start) for start in starts])
-        storage.engine.dispose()
+def announce(place: Place, num_trials: int, parent_run_id: str) -> None:
+    """Writes down what a worker that joins has to know beside what lies in the project's folder."""
+    place.read(lambda study: study.set_user_attr(JOB, {"num_trials": num_trials, "parent_run_id": parent_run_id}))
 
 
-def _storage(path: Path, timeout_s: float) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": timeout_s}})
-
-
-def close_abandoned(file: StudyFile) -> None:
+def close_abandoned(place: Place) -> None:
     """Gives back the trials whose process is gone, while others may go on."""
-    with file.locked():  # so nobody is between drawing a trial and signing for it
-        _close_open(file.load(), lambda process: not psutil.pid_exists(process))
+    with place.locked():  # so nobody is between drawing a trial and signing for it
+        _close_open(place.load(), place.judge())
 
 
-def close_stopped(file: StudyFile) -> None:
-    """Gives back the trials that run; called when this process is told to end, and its workers are gone."""
-    with file.locked():
-        _close_open(file.load(), lambda _: True)
+def close_stopped(place: Place) -> None:
+    """Gives back the trials that run here; called when this process is told to end, and its workers are gone."""
+    with place.locked():
+        _close_open(place.load(), place.judge(alone=True))
 
 
-def _close_open(study: optuna.Study, is_dead: Callable[[int], bool]) -> None:
-    """Ends the open trials of dead processes, in the order of their numbers, in which they are drawn again."""
+def _close_open(study: optuna.Study, is_abandoned: Callable[[FrozenTrial], bool]) -> None:
+    """Ends the open trials that nobody works on, in the order of their numbers, in which they are drawn again."""
     for trial in sorted(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), key=_number_of):
-        if not is_dead(trial.user_attrs.get(SIGNED, UNSIGNED)[1]):
+        if not is_abandoned(trial):
             continue
-        if RECORD in trial.user_attrs:  # it had finished; only the last word is missing
+        if counts(trial):  # it had finished; only the last word is missing
             tell(study, trial.number, _record_of(trial))
         else:
             _close_killed(study, trial)
 
 
 def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
-    Trial(study, trial._trial_id).set_user_attr(KILLED, True)
-    study.tell(trial.number, state=TrialState.FAIL)
+    _mark_killed(study, trial)
     # What it was given counts too: a trial may die before it has drawn.
     if drawn := {**trial.system_attrs.get("fixed_params", {}), **trial.params}:
         study.enqueue_trial(
@@ -153,17 +124,32 @@ def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
         )
 
 
+def _mark_killed(study: optuna.Study, trial: FrozenTrial) -> None:
+    Trial(study, trial._trial_id).set_user_attr(KILLED, True)
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
+def draw(place: Place, study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
+    """As `ask`, locked, once whatever nobody works on was given back; `study` is loaded from `place`.
+
+    Call it from a process that works on no trial: what an attempt left that broke off is given back, too.
+    """
+    with place.locked():
+        if isinstance(place, StudyServer):  # of a file's workers the parent sees which is gone
+            _close_open(study, place.judge())
+        asked = ask(study, tune, seed)
+        if asked:
+            place.sign(*asked)
+        return asked
+
+
 def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
-    """The next trial and its number among those that count, or None when there are `num_trials`. Call it locked.
+    """The next trial and its number among those that count, or None when there are `num_trials`. Call it locked, and sign it.
 
     The sampler's seed is derived from the trial's number, so a resumed study does not repeat itself, and
     with one worker gives what an uninterrupted one gives.
     """
-    taken = {
-        _number_of(trial)
-        for trial in study.get_trials(deepcopy=False)
-        if KILLED not in trial.user_attrs and trial.state != TrialState.WAITING
-    }
+    taken = {_number_of(trial) for trial in study.get_trials(deepcopy=False) if _is_taken(trial)}
     # The lowest that is free: of several workers' trials a kill may take the first and leave the second.
     number = next(number for number in itertools.count() if number not in taken)
     if number >= tune.num_trials:
@@ -177,9 +163,7 @@ def ask(study: optuna.Study, tune: Tune, seed: int) -> tuple[Trial, int] | None:
     # What a killed trial was given waits already.
     if 0 <= place < len(starts) and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.enqueue_trial(dict(starts[place].drawn), user_attrs={STARTED: starts[place].origin})
-    trial = study.ask()
-    trial.set_user_attr(SIGNED, [number, os.getpid()])
-    return trial, number
+    return study.ask(), number
 
 
 def list_rungs(tune: Tune) -> list[int]:
@@ -225,9 +209,62 @@ def keep_record(trial: Trial, record: TrialRecord) -> None:
     trial.set_user_attr(RECORD, json.dumps(record.to_record()))
 
 
+def finish(place: Place, trial: Trial, record: TrialRecord) -> bool:
+    """Keeps the record and ends the trial. False where its number is another's meanwhile: nothing of it is kept then.
+
+    So it goes with a process that was taken for dead while it was cut off, or suspended. Done twice, it is done once.
+    """
+    study = trial.study
+    with place.locked():
+        trials = study.get_trials(deepcopy=False)
+        (mine,) = (other for other in trials if other._trial_id == trial._trial_id)
+        others = {_number_of(other) for other in trials if other is not mine and counts(other)}
+        if KILLED in mine.user_attrs or record.number in others:
+            if not mine.state.is_finished():
+                _mark_killed(study, mine)
+            return False
+        if not counts(mine):
+            keep_record(trial, record)
+        if not mine.state.is_finished():
+            tell(study, trial.number, record)
+        return True
+
+
+def wait_for_all(place: Place, num_trials: int) -> bool:
+    """Waits while other machines work on the last trials. True when all have ended, False when one is to be drawn after all."""
+    said = False
+    while (left := place.call(partial(_look, place, num_trials))) is None:
+        if not said:
+            say("tune", "all trials are drawn; waiting for those that run on other machines")
+        said = True
+        time.sleep(LOOK_S)
+    return left == 0
+
+
+def _look(place: Place, num_trials: int) -> int | None:
+    """How many trials are to be drawn; None where there is none, but some of others' run."""
+    with place.locked():
+        study = place.load()
+        _close_open(study, place.judge())
+        drawn = [trial for trial in study.get_trials(deepcopy=False) if _is_taken(trial)]
+        wanted = set(range(num_trials))
+        left = wanted - {_number_of(trial) for trial in drawn}
+        running = wanted - {_number_of(trial) for trial in drawn if counts(trial)} - left
+        return None if running and not left else len(left)
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Has it a record that nobody else was given the number of?"""
+    return RECORD in trial.user_attrs and KILLED not in trial.user_attrs
+
+
+def _is_taken(trial: FrozenTrial) -> bool:
+    return KILLED not in trial.user_attrs and trial.state != TrialState.WAITING
+
+
 def list_records(study: optuna.Study, num_trials: int) -> list[TrialRecord]:
     """The records of the trials 0 to `num_trials` - 1: going from 24 trials back to 12 gives what 12 gave."""
-    records = [_record_of(trial) for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs]
+    records = [_record_of(trial) for trial in study.get_trials(deepcopy=False) if counts(trial)]
     return sorted((record for record in records if record.number < num_trials), key=lambda record: record.number)
 
 
@@ -238,7 +275,7 @@ def list_starts(study: optuna.Study) -> list[Start]:
 
 def list_drawn(study: optuna.Study) -> list[tuple[TrialRecord, dict[str, Any]]]:
     """Each trial that has a record, and what it drew."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if RECORD in trial.user_attrs]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if counts(trial)]
     return [(_record_of(trial), dict(trial.params)) for trial in trials]
 
 

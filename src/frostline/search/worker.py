@@ -9,32 +9,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import BaseTrial, Trial
 
 from frostline.devices import BACKEND, describe_device, share_memory
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
+from frostline.files import load_json
 from frostline.params import Params
 from frostline.process import die_with_parent, if_stopped, shielded
+from frostline.search.places import CODE, Place, digest_of, require_server
 from frostline.search.progress import SearchProgress
 from frostline.search.space import list_baselines, suggest
 from frostline.search.study import (
+    JOB,
     STARTED,
-    StudyFile,
-    ask,
     close_abandoned,
     close_stopped,
-    keep_record,
+    draw,
+    finish,
     list_records,
     list_rungs,
-    tell,
+    wait_for_all,
 )
 from frostline.search.trial import run_baseline, run_trial
 from frostline.tracking.messages import describe_trial
-from frostline.tracking.runs import DRAW, log_trial
+from frostline.tracking.runs import DRAW, delete_trials, has_run, log_trial
 from frostline.tracking.store import Store
-from frostline.training.bench import Bench
+from frostline.training.bench import Bench, fit_shared_heads
 from frostline.training.linear import CrossValidation
 
 
@@ -47,7 +51,7 @@ class Job:
     """
 
     params: Params
-    study: StudyFile
+    study: Place
     store: Store
     parent_run_id: str
     class_names: tuple[str, ...]
@@ -59,25 +63,56 @@ def run_trials(job: Job, bench: Bench) -> None:
     tune = job.params.tune
     if tune.workers == 1:
         with if_stopped(partial(close_stopped, job.study)), SearchProgress(tune.num_trials, tune.epochs) as progress:
-            for record in list_records(job.study.load(), tune.num_trials):
+            for record in job.study.read(partial(list_records, num_trials=tune.num_trials)):
                 progress.end(record)
             _work(job, bench, progress)
+            while not wait_for_all(job.study, tune.num_trials):
+                _work(job, bench, progress)
         return
     with if_stopped(partial(close_stopped, job.study)):
         number = tune.workers
-        while ended := _run_workers(job, number):
-            close_abandoned(job.study)
+        while number:
+            ended = _run_workers(job, number)
             if len(ended) == number:
                 raise Refused(f"All workers of the search ended early, with exit codes {ended}. `dvc repro` goes on.")
-            # The others may have gone before the trials came back.
-            number = 1 if len(list_records(job.study.load(), tune.num_trials)) < tune.num_trials else 0
+            # The others may have gone before the trials of those that ended early came back.
+            number = 0 if wait_for_all(job.study, tune.num_trials) else 1
+
+
+def join(params: Params, store: Store, code: str) -> None:
+    """Runs trials of the study that `tune` runs with these params and data on another machine, until none is left to draw.
+
+    code: the digest of the trials' code here. Refused where there is no such study, or its trials are of other code or another store.
+    """
+    study = require_server(digest_of(params), params)
+    facts = study.read(lambda loaded: loaded.user_attrs)
+    if facts[CODE] != code:
+        raise Refused(
+            f"The code here is not that of study {study.digest}. A worker needs the version that `tune` runs."
+        )
+    if JOB not in facts:
+        raise Refused(f"`tune` has not begun with study {study.digest}. Start the worker once it says so.")
+    parent = facts[JOB]["parent_run_id"]
+    if not has_run(store, parent):
+        raise Refused(
+            f"{store.shown_uri} has no run {parent}, below which study {study.digest} writes its trials. Set MLFLOW_TRACKING_URI to "
+            "the server that `tune` writes to."
+        )
+    params = params.model_copy(update={"tune": params.tune.model_copy(update={"num_trials": facts[JOB]["num_trials"]})})
+    classes = tuple(load_json(Path(params.paths.prepared) / "classes.json"))
+    _share_device()
+    bench = Bench(params, len(classes), {})
+    # Fitted again: they take seconds, and what is sent from machine to machine would have to be believed.
+    bench.heads = fit_shared_heads(bench)
+    with if_stopped(partial(close_stopped, study)):
+        _work(Job(params, study, store, parent, classes, bench.heads), bench, _hidden_progress(params))
 
 
 def _run_workers(job: Job, number: int) -> list[int]:
     """Runs trials in so many processes until no trial is left to draw; the exit codes of those that ended early."""
     # Spawned: a fork after TensorFlow has run hangs.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work_alone, args=(job,)) for _ in range(number)]
+    workers = [context.Process(target=_work_for_parent, args=(job,)) for _ in range(number)]
     with if_stopped(partial(_end, workers)):
         with shielded():
             for worker in workers:
@@ -87,7 +122,7 @@ def _run_workers(job: Job, number: int) -> list[int]:
             multiprocessing.connection.wait([worker.sentinel for worker in running])
             if early := [code for worker in running if (code := worker.exitcode)]:
                 ended += early
-                close_abandoned(job.study)
+                job.study.call(partial(close_abandoned, job.study))
                 print(f"tune: a worker ended early, with exit code {early[0]}; its trial is drawn again", flush=True)
         return ended
 
@@ -107,30 +142,46 @@ def draw_of(trial: BaseTrial) -> str:
     return started
 
 
-def _work_alone(job: Job) -> None:
+def _work_for_parent(job: Job) -> None:
     die_with_parent()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    share_memory()
-    tune = job.params.tune
-    progress = SearchProgress(tune.num_trials, tune.epochs, shown=False)  # several bars would overwrite each other
+    _share_device()
     try:
-        _work(job, Bench(job.params, len(job.class_names), job.heads), progress)
+        _work(job, Bench(job.params, len(job.class_names), job.heads), _hidden_progress(job.params))
     except Refused as refusal:
         print(f"frostline: {refusal}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 
+def _share_device() -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    share_memory()
+
+
+def _hidden_progress(params: Params) -> SearchProgress:
+    return SearchProgress(
+        params.tune.num_trials, params.tune.epochs, shown=False
+    )  # several bars would overwrite each other
+
+
 def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
-    study, tune = job.study.load(), job.params.tune
-    while True:
-        with job.study.locked():
-            asked = ask(study, tune, job.params.seed)
-        if asked is None:
-            return
-        record = _run(job, bench, *asked, progress)
-        keep_record(asked[0], record)
-        tell(study, asked[0].number, record)
-        head = max((known.score for known in list_records(study, 2) if known.score is not None), default=None)
+    place, tune = job.study, job.params.tune
+    study = place.call(place.load)
+    while asked := place.call(partial(draw, place, study, tune, job.params.seed)):
+        trial, number = asked
+        with place.beating(trial):
+            try:
+                record = _run(job, bench, trial, number, progress)
+                is_ours = place.call(partial(finish, place, trial, record))
+            except UpdateFinishedTrialError:
+                is_ours = False
+        if not is_ours:
+            delete_trials(job.store, job.parent_run_id, DRAW, [draw_of(trial)])
+            print(
+                f"tune: trial {number} was given to another process, as this one was out of reach for long", flush=True
+            )
+            continue
+        records = place.call(partial(list_records, study, 2))
+        head = max((known.score for known in records if known.score is not None), default=None)
         print(describe_trial(record, tune.num_trials, head, len(job.class_names)), flush=True)
         progress.end(record)
 
@@ -140,10 +191,7 @@ def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProg
     early = list_rungs(tune)[:-1]
 
     def should_stop(best: float, epoch: int) -> bool:
-        if epoch not in early:
-            return False
-        trial.report(best, epoch)
-        return bool(trial.should_prune())
+        return epoch in early and job.study.call(partial(_is_behind, trial, best, epoch))
 
     baselines = list_baselines(tune.space, tune.pooling)
     if number < len(baselines):
@@ -151,7 +199,8 @@ def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProg
     else:
         record = run_trial(
             bench,
-            suggest(trial, tune.space),
+            # A new one each time: it knows what was drawn before the database went away.
+            job.study.call(lambda: suggest(Trial(trial.study, trial._trial_id), tune.space)),
             number,
             should_stop=should_stop,
             report=lambda epoch: progress.epoch(number, epoch.number, epoch.val_accuracy),
@@ -161,3 +210,8 @@ def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProg
         record = replace(record, started_from=origin)
         tags["frostline.started_from"] = origin
     return replace(record, run_id=log_trial(job.store, job.parent_run_id, record, tags=tags, ended=time.time()))
+
+
+def _is_behind(trial: Trial, best: float, epoch: int) -> bool:
+    trial.report(best, epoch)
+    return bool(trial.should_prune())

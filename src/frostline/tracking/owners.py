@@ -52,6 +52,16 @@ def _find_running(store: Store) -> list[Run]:
     return found
 
 
+def is_own(tags: Mapping[str, str]) -> bool:
+    """Are these the tags of this very process?"""
+    return dict(tags) == owner_tags()
+
+
+def is_gone(tags: Mapping[str, str]) -> bool:
+    """Is a process gone that could be seen from here? False of one on another machine, whatever became of it."""
+    return tags.get("frostline.boot") == _boot_id() and not _lives(tags)
+
+
 def _is_dead(tags: Mapping[str, str]) -> bool:
     boot, _, namespace = tags.get("frostline.boot", "").partition(":")
     here_boot, _, here_namespace = _boot_id().partition(":")
@@ -59,12 +69,16 @@ def _is_dead(tags: Mapping[str, str]) -> bool:
         return True
     if namespace != here_namespace:
         return False  # another container of this machine: its processes cannot be seen from here
+    return not _lives(tags)
+
+
+def _lives(tags: Mapping[str, str]) -> bool:
     try:
         started = psutil.Process(int(tags["frostline.pid"])).create_time()
     except (psutil.NoSuchProcess, KeyError, ValueError):
-        return True
+        return False
     # The clock may have been set since; a process that took over the number started far later.
-    return bool(abs(started - float(tags.get("frostline.started", "0"))) > 2.0)
+    return bool(abs(started - float(tags.get("frostline.started", "0"))) <= 2.0)
 
 
 def _boot_id() -> str:

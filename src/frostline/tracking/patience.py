@@ -22,13 +22,44 @@ AWAY = re.compile(
 )
 
 
+class Patience:
+    """How long a server that is away is waited for, and what is said of it.
+
+    speaker: what a line begins with; place: the server, as it may be shown; limit_s: seconds; name: what a refusal calls it.
+    """
+
+    def __init__(self, speaker: str, place: str, limit_s: float, name: str) -> None:
+        self._speaker, self._place, self._limit_s, self._name = speaker, place, limit_s, name
+        self._away_since: float | None = None  # one call may be made inside another
+
+    def wait(self, error: Exception) -> None:
+        """Waits a moment, the first time with a word; Refused where the server has been away for too long."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            self._say(f"does not answer ({first_line(error, 120)}); waiting up to {self._limit_s:g} s for it")
+        if time.monotonic() - self._away_since > self._limit_s:
+            raise Refused(
+                f"{self._name} {self._place} was away for more than {self._limit_s:g} s (tracking.patience_s). "
+                "What is finished is kept; start it, and `dvc repro` goes on."
+            ) from error
+        time.sleep(PAUSE_S)
+
+    def end(self) -> None:
+        """Says that the server is back, if it was away."""
+        if self._away_since is not None:
+            self._say(f"is back after {time.monotonic() - self._away_since:.0f} s")
+            self._away_since = None
+
+    def _say(self, text: str) -> None:
+        print(f"{self._speaker}: {redact(f'{self._place} {text}')}", file=sys.stderr, flush=True)
+
+
 class PatientClient(MlflowClient):
     """As MLflow's; each call is made again while the server does not answer, for `patience_s` at most."""
 
     def __init__(self, uri: str, patience_s: float) -> None:
         super().__init__(tracking_uri=uri, registry_uri=uri)
-        self._uri, self._patience_s = uri, patience_s
-        self._away_since: float | None = None  # one call may be made inside another
+        self._patience = Patience("tracking", redact(uri), patience_s, "The tracking server")
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -44,29 +75,10 @@ def _call(client: PatientClient, method: Callable[..., Any], *arguments: Any, **
         except (MlflowException, OSError) as error:  # of the last kind are those of requests
             if not AWAY.search(str(error)):
                 raise
-            _wait(client, error)
+            client._patience.wait(error)
             continue
-        if client._away_since is not None:
-            _say(f"{redact(client._uri)} is back after {time.monotonic() - client._away_since:.0f} s")
-            client._away_since = None
+        client._patience.end()
         return result
-
-
-def _wait(client: PatientClient, error: Exception) -> None:
-    limit = client._patience_s
-    if client._away_since is None:
-        client._away_since = time.monotonic()
-        _say(f"{redact(client._uri)} does not answer ({first_line(error, 120)}); waiting up to {limit:g} s for it")
-    if time.monotonic() - client._away_since > limit:
-        raise Refused(
-            f"The tracking server {redact(client._uri)} was away for more than {limit:g} s (tracking.patience_s). "
-            "What is finished is kept; start it, and `dvc repro` goes on."
-        ) from error
-    time.sleep(PAUSE_S)
-
-
-def _say(text: str) -> None:
-    print(f"tracking: {redact(text)}", file=sys.stderr, flush=True)
 
 
 def refuse_silent(uri: str) -> None:

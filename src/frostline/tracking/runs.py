@@ -60,6 +60,15 @@ def open_study_run(store: Store, digest: str, *, params: Mapping[str, object], t
     return run_id
 
 
+def has_run(store: Store, run_id: str) -> bool:
+    """Is there such a run?"""
+    try:
+        store.client.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
 def log_trial(store: Store, parent_run_id: str, trial: TrialRecord, *, tags: Mapping[str, str], ended: float) -> str:
     """The id of a whole child run: hparams, metrics and every curve, written in one batch.
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from frostline.params import Tracking
 from frostline.process import locked
 from frostline.tracking.mending import artifact_root, refuse_unfit
 from frostline.tracking.patience import PatientClient, refuse_silent
+from frostline.tracking.postgres import advisory_lock, database_url, refuse_unusable
 
 EXPERIMENT_NOTE = (
     "A **study** is a parent run with one child run per trial; a **final** run is the winner, trained again and tested.\n\n"
@@ -113,6 +115,22 @@ def _lock_of(uri: str, root: Path) -> Path:
     if uri.startswith("sqlite:///"):
         return Path(uri.removeprefix("sqlite:///") + ".lock")
     return root / ".frostline" / "store.lock"
+
+
+@contextmanager
+def exclusive(store: Store, name: str) -> Iterator[None]:
+    """Only one process at a time is inside a block of this name; the others wait.
+
+    Of all processes of the project's folder; of all machines' where the store is a server and the environment names a database
+    that they share.
+    """
+    with locked(store.root / ".frostline" / f"{name}.lock"):
+        if not store.uri.startswith("http") or database_url() is None:
+            yield
+            return
+        refuse_unusable()
+        with advisory_lock(name):
+            yield
 
 
 def _look(client: MlflowClient, uri: str, name: str) -> str:

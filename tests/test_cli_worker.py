@@ -1,0 +1,123 @@
+"""`frostline worker`: a search whose `tune` was killed is finished by others, and `tune` takes over what they did."""
+
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from killing import change_params, make_project
+from optuna.trial import TrialState
+from servers import Cluster, cluster
+from torture import LONG
+
+from frostline.files import load_json
+from frostline.params import load_params
+from frostline.planning.closure import code_of
+from frostline.process import run_stage
+from frostline.search.places import StudyServer, digest_of
+from frostline.search.starts import begin_study
+from frostline.search.study import announce, list_killed, list_records
+from frostline.tracking.runs import open_study_run
+from frostline.tracking.store import open_store
+
+TRIALS = 8 if LONG else 4
+TUNE = [sys.executable, "pipelines/tune.py"]
+WORKER = [sys.executable, "-c", "from frostline.cli import main; main()", "worker"]
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with cluster("postgres") as made:
+        monkeypatch.setenv("FROSTLINE_STUDY_URL", made.environment["FROSTLINE_STUDY_URL"])
+        yield made
+
+
+@pytest.fixture
+def project(services: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small line that has run up to `extract`."""
+    folder = tmp_path / "project"
+    make_project(folder)
+    change_params(folder, "tune", num_trials=TRIALS)
+    monkeypatch.chdir(folder)
+    for stage in ("source", "fetch", "prepare", "augment", "extract"):
+        run_stage(stage, runpy.run_path(f"pipelines/{stage}.py")["main"])
+    return folder
+
+
+def start(command: list[str]) -> "subprocess.Popen[str]":
+    # JAX is up in a fifth of the time.
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait(process: "subprocess.Popen[str]", is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.1)
+
+
+def numbers(place: StudyServer) -> list[int]:
+    return [record.number for record in place.read(lambda study: list_records(study, TRIALS))]
+
+
+def test_a_worker_draws_what_is_left_and_ends(project: Path) -> None:
+    """In the place of `tune`, which would train, too, this test begins the study."""
+    params = load_params()
+    store, digest = open_store(params.tracking, project), digest_of(params)
+    parent = open_study_run(store, digest, params={}, tags={})
+    place = begin_study(project / "studies", digest, code_of("search/worker.py"), params)
+    announce(place, TRIALS, parent)
+    worker = start(WORKER)
+    said = worker.communicate()
+    assert worker.returncode == 0, said
+    assert numbers(place) == list(range(TRIALS))
+    runs = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    records = place.read(lambda study: list_records(study, TRIALS))
+    assert sorted(run.info.run_id for run in runs) == sorted(record.run_id for record in records)
+    assert list((project / "studies").glob("*.db")) == []
+
+
+@pytest.mark.skipif(not LONG, reason="five processes with Keras, one after the other: `make torture`")
+def test_workers_finish_what_a_killed_tune_began_and_it_takes_over_what_they_did(
+    project: Path, services: Cluster
+) -> None:
+    params = load_params()
+    place = StudyServer(params.tracking.experiment, digest_of(params), 60.0)
+
+    place.prepare()  # whoever comes first makes the tables
+    tune = start(TUNE)
+    wait(tune, lambda: place.exists() and len(numbers(place)) > 0)
+    tune.kill()
+    tune.communicate()
+
+    worker, before = start(WORKER), len(numbers(place))
+    wait(worker, lambda: len(numbers(place)) > before)
+    worker.terminate()
+    said = worker.communicate()[1]
+    assert worker.returncode == 143 and "worker was ended by SIGTERM" in said.splitlines()[-1], said
+    assert place.load().get_trials(states=(TrialState.RUNNING,)) == []
+
+    worker = start(WORKER)
+    said = worker.communicate()
+    assert worker.returncode == 0, said
+    assert numbers(place) == list(range(TRIALS))
+
+    tune = start(TUNE)
+    said = tune.communicate()
+    assert tune.returncode == 0, said
+    trials = load_json(project / "reports/tune/trials.json")["trials"]
+    assert [trial["number"] for trial in trials] == list(range(TRIALS))
+    store = open_store(params.tracking, project)
+    runs = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'trial'")
+    assert sorted(run.info.run_id for run in runs) == sorted(trial["run_id"] for trial in trials)
+    assert 1 <= len(place.read(list_killed)) <= 2
+    # The database's password is nowhere, and neither is a study beside it.
+    password = services.environment["FROSTLINE_STUDY_URL"].split(":")[2].split("@")[0].encode()
+    assert len(password) > 20
+    assert [path for path in project.rglob("*") if path.is_file() and password in path.read_bytes()] == []
+    assert list((project / "studies").glob("*.db")) == []
