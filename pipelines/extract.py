@@ -18,6 +18,7 @@ from frostline.planning.earlier import list_earlier
 from frostline.planning.notes import describe_storage
 from frostline.planning.storage import list_depths, plan_storage
 from frostline.process import UNFINISHED, project_root, run_stage
+from frostline.scale.engines import open_engine
 from frostline.tracking.messages import describe_precision, describe_source, say
 
 
@@ -60,9 +61,12 @@ def main() -> None:
     known = made_alike(list_earlier(paths.features, project_root()), facts)
     started = time.monotonic()
     folders = [*(depth_folder(depth) for depth in storage.stored), POOLED]
-    for done, (name, computed) in enumerate(extractor.save(sources, work, folders, known), 1):
-        taken = time.monotonic() - started
-        say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
+    from_where = (params.base, Path(paths.base))
+    with open_engine(params) as engine:
+        saved = extractor.save(sources, work, folders, known, engine=engine, base=from_where)
+        for done, (name, computed) in enumerate(saved, 1):
+            taken = time.monotonic() - started
+            say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
     mark_rows(work, facts)
     save_json(work / "features.json", record)
     mark_complete(work, depths=depths, stored=storage.stored, num_images=views["num_images"], views=storage.views)

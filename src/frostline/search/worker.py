@@ -1,22 +1,19 @@
 """The worker: draws trials, trains them on stored features, records them. Joins training, search and tracking."""
 
-import multiprocessing
-import multiprocessing.connection
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.context import SpawnProcess
 
 from optuna.trial import BaseTrial, Trial
 
-from frostline.devices import BACKEND, describe_device, share_memory
+from frostline.devices import BACKEND, describe_device, list_gpus, share_memory
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
 from frostline.params import Params
-from frostline.process import die_with_parent, if_stopped, shielded
+from frostline.process import if_stopped
+from frostline.scale.engines import open_engine
 from frostline.search.progress import SearchProgress
 from frostline.search.space import list_baselines, suggest
 from frostline.search.study import (
@@ -55,48 +52,24 @@ class Job:
 
 
 def run_trials(job: Job, bench: Bench) -> None:
-    """Runs trials until the study has `tune.num_trials`: on `bench` here, or in `tune.workers` processes."""
-    tune = job.params.tune
-    if tune.workers == 1:
-        with if_stopped(partial(close_stopped, job.study)), SearchProgress(tune.num_trials, tune.epochs) as progress:
-            for record in list_records(job.study.load(), tune.num_trials):
-                progress.end(record)
-            _work(job, bench, progress)
-        return
-    with if_stopped(partial(close_stopped, job.study)):
-        number = tune.workers
-        while ended := _run_workers(job, number):
+    """Runs trials until the study has `tune.num_trials`: on `bench` here, or in the workers of the params' engine."""
+    num_trials = job.params.tune.num_trials
+
+    def say_lost(reason: str) -> None:
+        close_abandoned(job.study)
+        print(f"tune: a worker ended early ({reason}); its trial is drawn again", flush=True)
+
+    with if_stopped(partial(close_stopped, job.study)), open_engine(job.params) as engine:
+        number = engine.workers
+        here, gpus = partial(_work_here, job, bench), list_gpus()
+        while ended := engine.run_workers(
+            _work_alone, (job,), number, here=here, lost=say_lost, gpus=gpus, one_machine=True
+        ):
             close_abandoned(job.study)
-            if len(ended) == number:
-                raise Refused(f"All workers of the search ended early, with exit codes {ended}. `dvc repro` goes on.")
+            if len(ended) >= number:
+                raise Refused(f"All workers of the search ended early: {'; '.join(ended)}. `dvc repro` goes on.")
             # The others may have gone before the trials came back.
-            number = 1 if len(list_records(job.study.load(), tune.num_trials)) < tune.num_trials else 0
-
-
-def _run_workers(job: Job, number: int) -> list[int]:
-    """Runs trials in so many processes until no trial is left to draw; the exit codes of those that ended early."""
-    # Spawned: a fork after TensorFlow has run hangs.
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work_alone, args=(job,)) for _ in range(number)]
-    with if_stopped(partial(_end, workers)):
-        with shielded():
-            for worker in workers:
-                worker.start()
-        ended: list[int] = []
-        while running := [worker for worker in workers if worker.exitcode is None]:
-            multiprocessing.connection.wait([worker.sentinel for worker in running])
-            if early := [code for worker in running if (code := worker.exitcode)]:
-                ended += early
-                close_abandoned(job.study)
-                print(f"tune: a worker ended early, with exit code {early[0]}; its trial is drawn again", flush=True)
-        return ended
-
-
-def _end(workers: Sequence[SpawnProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
+            number = 1 if len(list_records(job.study.load(), num_trials)) < num_trials else 0
 
 
 def draw_of(trial: BaseTrial) -> str:
@@ -107,20 +80,24 @@ def draw_of(trial: BaseTrial) -> str:
     return started
 
 
-def _work_alone(job: Job) -> None:
-    die_with_parent()
+def _work_here(job: Job, bench: Bench) -> Iterator[str]:
+    tune = job.params.tune
+    with SearchProgress(tune.num_trials, tune.epochs) as progress:
+        for record in list_records(job.study.load(), tune.num_trials):
+            progress.end(record)
+        yield from _work(job, bench, progress)
+
+
+def _work_alone(job: Job) -> Iterator[str]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     share_memory()
     tune = job.params.tune
     progress = SearchProgress(tune.num_trials, tune.epochs, shown=False)  # several bars would overwrite each other
-    try:
-        _work(job, Bench(job.params, len(job.class_names), job.heads), progress)
-    except Refused as refusal:
-        print(f"frostline: {refusal}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    yield from _work(job, Bench(job.params, len(job.class_names), job.heads), progress)
 
 
-def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
+def _work(job: Job, bench: Bench, progress: SearchProgress) -> Iterator[str]:
+    """Runs trials until none is left to draw; what is to be said of each."""
     study, tune = job.study.load(), job.params.tune
     while True:
         with job.study.locked():
@@ -131,7 +108,7 @@ def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
         keep_record(asked[0], record)
         tell(study, asked[0].number, record)
         head = max((known.score for known in list_records(study, 2) if known.score is not None), default=None)
-        print(describe_trial(record, tune.num_trials, head, len(job.class_names)), flush=True)
+        yield describe_trial(record, tune.num_trials, head, len(job.class_names))
         progress.end(record)
 
 
