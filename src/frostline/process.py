@@ -165,12 +165,13 @@ def _leave(name: str) -> None:
 
 
 def end_process(sentence: str) -> None:
-    """Ends this process with this last word, from any thread: for what a library neither raises nor survives."""
+    """Ends this process with this one word, from any thread: for what a library neither raises nor survives."""
     if _stop.leaving.acquire(blocking=False):
-        _end_all()
         with suppress(OSError, ValueError):
             sys.stdout.flush()
-            print(f"frostline: {sentence}", file=sys.stderr, flush=True)
+            os.write(2, f"frostline: {sentence}\n".encode())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library has more to say while its processes end
+        _end_all()
         os._exit(2)
 
 
