@@ -33,16 +33,17 @@ from frostline.arrays import (
     save_split,
 )
 from frostline.bases.base import load_base
+from frostline.bases.cost import flops_of
 from frostline.bases.extraction import Extractor, Source
 from frostline.bases.features import choose_dtype
 from frostline.bases.files import fetch_weights
 from frostline.errors import Refused
 from frostline.evidence.explanation import explain
 from frostline.evidence.trials import SearchRecord
-from frostline.files import mark_complete, save_json
+from frostline.files import load_json, mark_complete, save_json
 from frostline.hparams import Hparams
 from frostline.params import Params, Tracking, load_document, parse_params
-from frostline.search.outcome import run_study
+from frostline.search.outcome import estimate_deeper, run_study
 from frostline.search.places import StudyFile
 from frostline.search.space import make_baseline
 from frostline.search.study import list_records, open_study
@@ -464,6 +465,27 @@ def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Pat
     assert [record.number for record in records] == list(range(trials))
     runs = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'trial'")
     assert sorted(run.info.run_id for run in runs) == sorted(record.run_id for record in records)
+
+
+def test_one_block_deeper_costs_what_its_flops_and_its_map_say(project: Path) -> None:
+    bench = Bench(make_params(project), 2, {})
+    assert estimate_deeper(bench, 2) is None  # nothing ran whose pace could tell
+    bench.train(hparams_at(1), 0)
+    found = estimate_deeper(bench, 2)
+    assert found is not None and found["depth"] == 3
+    above, sizes = flops_of(bench.base)["suffix"], [np.prod(cut.shape) for cut in bench.base.cuts]
+    assert found["seconds"] / found["seconds_now"] == pytest.approx(above[3] / above[2])
+    pace, data = bench.pace(1), bench.data(1, "last")
+    one = 2 * (len(data.train) * pace["train"] + len(data.held_out) * pace["validate"])
+    assert found["seconds_now"] == pytest.approx(one * above[2] / above[1])
+    stored = max(load_json(project / "data/features/complete.json")["stored"])
+    assert found["bytes"] == pytest.approx(
+        sum(file.stat().st_size for file in (project / f"data/features/depth-{stored:02d}").iterdir())
+        * sizes[3]
+        / sizes[stored],
+        rel=1e-6,
+    )
+    assert estimate_deeper(bench, len(bench.base.cuts) - 1) is None
 
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:

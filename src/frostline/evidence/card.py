@@ -11,7 +11,7 @@ from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
 from frostline.evidence.strangers import Strangers, describe_strangers
 from frostline.evidence.suspicion import Suspicion, describe_suspicion
-from frostline.evidence.trials import SearchRecord, describe_edge
+from frostline.evidence.trials import SearchRecord, describe_collapsed, describe_edge
 from frostline.params import Params
 
 Record = Mapping[str, Any]
@@ -251,12 +251,12 @@ def _describe_search(records: Records) -> str:
         f"{100 * each.gain:+.2f} [{100 * each.gain_low:+.2f}, {100 * each.gain_high:+.2f}] |"
         for each in refit.candidates
     ]
-    edge = describe_edge(records.search)
+    notes = [describe_edge(records.search, records.study), describe_collapsed(records.search, len(records.class_names))]
     return "\n".join(
         [
             f"- {len(trials)} trials over depths {depths[0]} to {depths[-1]}: {states.count('COMPLETE')} finished, "
             f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed (study `{refit.study}`)",
-            *([f"- {edge}"] if edge else []),
+            *(f"- {note}" for note in notes if note),
             f"- Tails of trial {refit.trial}: {chosen}" + (f"; everything up to `{cut}` frozen" if cut else ""),
             f"- Cross-fitted on {refit.num_images} images, {refit.folds} folds: each image judged by networks that have not "
             f"seen it. Chosen by log loss: {refit.share:.0%} tails, {1 - refit.share:.0%} linear heads"

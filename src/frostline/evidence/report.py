@@ -25,7 +25,7 @@ from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
 from frostline.evidence.strangers import describe_strangers
 from frostline.evidence.suspicion import Suspect, describe_suspicion, sum_up
-from frostline.evidence.trials import describe_edge
+from frostline.evidence.trials import describe_collapsed, describe_edge
 from frostline.params import Params
 
 LISTED = 100  # mistakes and suspects in the tables, at most
@@ -224,10 +224,11 @@ def _describe_search(records: Records) -> str:
     search = records.search
     states = [trial.state for trial in search.trials]
     depths = sorted({trial.depth for trial in search.trials})
+    notes = (describe_edge(search, records.study), describe_collapsed(search, len(records.class_names)))
     return (
         f"{len(states)} trials over depths {depths[0]} to {depths[-1]}: {states.count('COMPLETE')} finished, "
         f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed. The best validation score is that of trial {search.best}, "
-        f"with {search.trial(search.best).depth} blocks unfrozen. {describe_edge(search)}"
+        f"with {search.trial(search.best).depth} blocks unfrozen. {' '.join(notes)}"
     )
 
 
