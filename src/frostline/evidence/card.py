@@ -9,6 +9,7 @@ from frostline.evidence.conformal import Promise, describe_promises
 from frostline.evidence.evaluation import Evaluation, Gain
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
+from frostline.evidence.speed import Speed, describe_speed
 from frostline.evidence.strangers import Strangers, describe_strangers
 from frostline.evidence.suspicion import Suspicion, describe_suspicion
 from frostline.evidence.trials import SearchRecord, describe_collapsed, describe_edge
@@ -25,7 +26,7 @@ class Records:
 
     prepared: data/prepared/complete.json; base: data/base/card.json; search: reports/tune/trials.json; study: study.json beside it; refit:
     models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv; promises: sets.json; strangers:
-    strangers.json, None where the model does not tell how familiar an image is.
+    strangers.json, None where the model does not tell how familiar an image is; speed: of the final model.
     """
 
     class_names: Sequence[str]
@@ -38,6 +39,7 @@ class Records:
     suspicion: Suspicion
     promises: Sequence[Promise]
     strangers: Strangers | None
+    speed: Speed
 
 
 def make_model_card(records: Records, params: Params) -> str:
@@ -47,6 +49,7 @@ def make_model_card(records: Records, params: Params) -> str:
         "## Results\n\n" + _describe_results(records.evaluation),
         "## Sets with a promise\n\n" + _describe_sets(records),
         "## Strangers\n\n" + describe_strangers(records.strangers),
+        "## Speed and size\n\n" + describe_final(records.refit).capitalize() + ". " + describe_speed(records.speed),
         "## Known weaknesses\n\n" + _describe_weaknesses(records.evaluation),
         "## Data\n\n" + _describe_data(records, params),
         "## Base\n\n" + _describe_base(records.base),
