@@ -206,7 +206,7 @@ class Project:
         save_array(Path("features") / GROUPS, [np.arange(len(every))], every.shape, np.int64)
         depths = list(range(1, DEEPEST + 1))
         mark_complete(Path("features"), stored=depths, depths=depths, num_images=len(drawn), views=VIEWS)
-        self.labels, self.tested = self.truth[every], np.flatnonzero(use == LEFT_OUT)
+        self.drawn, self.labels, self.tested = every, self.truth[every], np.flatnonzero(use == LEFT_OUT)
 
     def search(self, folder: Path, rates: str) -> "tuple[list[TrialRecord], list[dict[str, Any]], Failed]":
         """The records of a search, what its trials came to at their end, also those that it had stopped, and the diverged ones."""
