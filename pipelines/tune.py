@@ -54,8 +54,9 @@ def main() -> None:
         save_json(out / "best.json", best.to_record())
         save_json(out / "study.json", report)
         images = draw_study(search, report, out)
-        notes = [describe_edge(search, report), describe_collapsed(search, len(class_names))]
-        say("tune", [note for note in notes if note])
+        told = (describe_edge(search, report), describe_collapsed(search, len(class_names)))
+        notes = [note for note in told if note]
+        say("tune", notes)
         close_run(
             store,
             parent,
@@ -67,7 +68,10 @@ def main() -> None:
                 **{f"seconds/{phase}": taken for phase, taken in outcome.seconds.items()},
                 **({"achieved_over_limit": outcome.achieved_over_limit} if outcome.achieved_over_limit else {}),
             },
-            tags={"frostline.best_trial": str(best.number), "mlflow.note.content": "\n\n".join(filter(None, notes))},
+            tags={
+                "frostline.best_trial": str(best.number),
+                **({"mlflow.note.content": "\n\n".join(notes)} if notes else {}),
+            },
             artifacts=[*images, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
         )
 

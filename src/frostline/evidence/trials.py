@@ -105,7 +105,10 @@ def describe_edge(search: SearchRecord, study: Mapping[str, Any]) -> str:
             f"{deeper['seconds_now']:.2g} s, and {deeper['bytes'] / 1e9:.2g} GB of features."
         )
     return " ".join(
-        [*told, "Raise tune.space.unfrozen_blocks, or set it to auto; `frostline plan` says what that costs."]
+        [
+            *told,
+            "Raise tune.space.unfrozen_blocks, or its minutes where it is auto; `frostline plan` says what that costs.",
+        ]
     )
 
 
@@ -118,7 +121,7 @@ def find_collapsed(search: SearchRecord, num_classes: int) -> list[TrialRecord]:
 
 def has_collapsed(trial: TrialRecord, head: float | None, num_classes: int) -> bool:
     """Did it fall more than half of the way from `head`, the better linear head's score, to guessing?"""
-    if head is None or trial.score is None or not trial.depth:
+    if head is None or trial.score is None or trial.hparams.suffix_learning_rate is None:
         return False
     return trial.score < (head + 1 / num_classes) / 2
 
