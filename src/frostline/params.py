@@ -165,7 +165,7 @@ class Range(Section):
 
 
 class Deepest(Section):
-    """What `auto` may be told: minutes of one trial of all epochs, at a nominal speed in 1e9 operations a second.
+    """What `auto` may be told: minutes of a trial that sees every view once, at a nominal speed in 1e9 operations a second.
 
     Nominal, so that the same params mean the same search wherever and whenever it runs; see planning/depths.py.
     """

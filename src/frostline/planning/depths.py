@@ -1,8 +1,8 @@
 """How deep a search goes where `tune.space.unfrozen_blocks` says `all` or `auto`.
 
 Pure, of params, network and numbers of images: no measured second is asked, so that the same project means the same study on every
-machine and in every run. `extract` decides, because it is the first stage that has the network, and writes it down; `frostline plan`
-says it beforehand.
+machine and in every run. Numbers of trials and of epochs are not asked either: to change them is no reason for another pass over the
+prefix. `extract` decides, the first stage that has the network, and writes it down; `frostline plan` says it beforehand.
 """
 
 import math
@@ -17,7 +17,7 @@ from frostline.planning.storage import count_room, count_rows
 if TYPE_CHECKING:
     from frostline.bases.base import Base
 
-# What `auto` means unless it says otherwise: minutes of one trial of all epochs, without compiling, and 1e9 operations a second.
+# What `auto` means unless it says otherwise: minutes of a trial, and 1e9 operations a second.
 MINUTES, GFLOPS = 1.0, 20.0
 NUMBER_BYTES = 2  # of a feature: float16
 # A training step computes forward and, about twice that, backward (Hobbhahn and Sevilla, Epoch AI, 2021).
@@ -57,7 +57,7 @@ class Reach:
     """The first and the last depth of a search.
 
     limit: what ends it: `given` by params, all `cuts` of the base, the `bytes` or the `minutes` that are allowed. minutes:
-    nominal, of one trial at the last depth; deeper: one block further, None where there is none.
+    nominal, of a trial at the last depth; deeper: one block further, None where there is none.
     """
 
     first: int
@@ -90,7 +90,7 @@ def find_reach(params: Params, network: Network, images: Images) -> Reach:
     room = count_room(budget, images.trained, images.views, size) - NUMBER_BYTES * network.pooled * images.test
     allowed = last if isinstance(last, Deepest) else Deepest()
     most, speed = allowed.minutes or MINUTES, allowed.gflops or GFLOPS
-    minutes = [count_minutes(params.tune.epochs, flops, images, speed) for flops in network.suffix_flops]
+    minutes = [count_minutes(flops, images, speed) for flops in network.suffix_flops]
     limit: Literal["given", "cuts", "bytes", "minutes"] = "given"
     if last == "all":
         last, limit = blocks, "cuts"
@@ -105,9 +105,9 @@ def find_reach(params: Params, network: Network, images: Images) -> Reach:
     return Reach(first, last, limit, minutes[last], minutes[last + 1] if last < blocks else None)
 
 
-def count_minutes(epochs: int, suffix_flops: int, images: Images, gflops: float) -> float:
-    """Nominal minutes of one trial, without compiling."""
-    return epochs * (STEP * images.train + images.val) * suffix_flops / (60e9 * gflops)
+def count_minutes(suffix_flops: int, images: Images, gflops: float) -> float:
+    """Nominal minutes of a trial that sees every view once, without compiling."""
+    return images.views * (STEP * images.train + images.val) * suffix_flops / (60e9 * gflops)
 
 
 def count_bytes(network: Network, first: int, depth: int, rows: int) -> int:
