@@ -4,13 +4,14 @@
     python benchmarks/combine.py --table FILE [--write]
 
 Tails alone, without a linear head or the mirror image, with hyperparameters fixed beforehand. The models of one depth are asked in turn,
-so that whatever else the machine does slows all of them alike.
+so that whatever else the machine does slows all of them alike; processor time is told, too, which that does not change.
 """
 
 import argparse
 import contextlib
 import json
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -63,7 +64,7 @@ def main() -> None:
 
 def look(project: Project, seed: int, depths: list[int]) -> Iterator[dict[str, Any]]:
     """A line for each depth and way; speeds with the first seed alone."""
-    from frostline.evidence.speed import ALONE, BATCH, BATCHES, time_answers
+    from frostline.evidence.speed import ALONE, BATCH, BATCHES, WARM_UP, time_answers
     from frostline.evidence.trials import TrialRecord
     from frostline.hparams import Hparams
     from frostline.serving.model import load_network, predict
@@ -90,11 +91,14 @@ def look(project: Project, seed: int, depths: list[int]) -> Iterator[dict[str, A
                 save_model(build_model(bench.base, members, pooling="avg", **facts), file)
                 networks[way], sizes[way] = load_network(file, None), file.stat().st_size
         seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+        processor: dict[str, float] = defaultdict(float)
         for _ in range(ROUNDS if seed == 0 else 0):
             for way, network in networks.items():
-                for size, number in ((1, ALONE), (BATCH, BATCHES)):
-                    images = project.images[rows]
-                    seconds[way, size] += time_answers(partial(predict, network), images, size, number)
+                images, answer = project.images[rows], partial(predict, network)
+                seconds[way, 1] += time_answers(answer, images, 1, ALONE)
+                started = time.process_time()
+                seconds[way, BATCH] += time_answers(answer, images, BATCH, BATCHES)
+                processor[way] += (time.process_time() - started) / (ROUNDS * (WARM_UP + BATCHES) * BATCH)
         for way, network in networks.items():
             answers = predict(network, project.images[rows])[0].astype(np.float64)
             line = {"task": project.task, "seed": seed, "depth": depth, "way": way, "bytes": sizes[way]}
@@ -102,7 +106,12 @@ def look(project: Project, seed: int, depths: list[int]) -> Iterator[dict[str, A
             if seed == 0:
                 p50, p95 = np.percentile(seconds[way, 1], [50, 95])
                 rate = BATCH / float(np.median(seconds[way, BATCH]))
-                line |= {"p50_ms": 1000 * p50, "p95_ms": 1000 * p95, "images_per_s": rate}
+                line |= {
+                    "p50_ms": 1000 * p50,
+                    "p95_ms": 1000 * p95,
+                    "images_per_s": rate,
+                    "processor_ms": 1000 * processor[way],
+                }
             yield line
 
 
@@ -114,7 +123,12 @@ def make_table(lines: Lines) -> str:
     rows = []
     for (task, depth, way), own in groups.items():
         first, losses, rights = own[0], [line["log_loss"] for line in own], [line["accuracy"] for line in own]
-        speed = [f"{first['p50_ms']:.1f}", f"{first['p95_ms']:.1f}", f"{first['images_per_s']:.0f}"]
+        speed = [
+            f"{first['p50_ms']:.1f}",
+            f"{first['p95_ms']:.1f}",
+            f"{first['images_per_s']:.0f}",
+            f"{first['processor_ms']:.1f}",
+        ]
         told = [f"{first['bytes'] / 1e6:.1f}", *speed, f"{np.mean(rights):.3f} / {np.mean(losses):.3f}"]
         rows.append([task, depth, way, *told])
     columns = [
