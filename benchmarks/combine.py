@@ -90,17 +90,18 @@ def look(project: Project, seed: int, depths: list[int]) -> Iterator[dict[str, A
                 file = Path(work) / f"{way}.keras"
                 save_model(build_model(bench.base, members, pooling="avg", **facts), file)
                 networks[way], sizes[way] = load_network(file, None), file.stat().st_size
+        images = project.images[rows]
+        answered = {way: predict(network, images)[0].astype(np.float64) for way, network in networks.items()}
         seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
         processor: dict[str, float] = defaultdict(float)
         for _ in range(ROUNDS if seed == 0 else 0):
             for way, network in networks.items():
-                images, answer = project.images[rows], partial(predict, network)
+                answer = partial(predict, network)
                 seconds[way, 1] += time_answers(answer, images, 1, ALONE)
                 started = time.process_time()
                 seconds[way, BATCH] += time_answers(answer, images, BATCH, BATCHES)
                 processor[way] += (time.process_time() - started) / (ROUNDS * (WARM_UP + BATCHES) * BATCH)
-        for way, network in networks.items():
-            answers = predict(network, project.images[rows])[0].astype(np.float64)
+        for way, answers in answered.items():
             line = {"task": project.task, "seed": seed, "depth": depth, "way": way, "bytes": sizes[way]}
             line |= {"log_loss": log_loss(labels, answers), "accuracy": float((answers.argmax(1) == labels).mean())}
             if seed == 0:
