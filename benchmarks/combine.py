@@ -141,9 +141,8 @@ def make_table(lines: Lines) -> str:
         "p95 ms",
         "images/s in batches of 32",
     ]
-    return draw_table(
-        [*columns, f"accuracy / log loss on test, mean of {len(next(iter(groups.values())))} draws"], rows
-    )
+    columns.append("processor ms an image in batches")
+    return draw_table([*columns, f"accuracy / log loss on test, draws: {len(next(iter(groups.values())))}"], rows)
 
 
 if __name__ == "__main__":
