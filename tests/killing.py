@@ -269,7 +269,8 @@ def _session_of(process: int) -> int:
 LEFT_OUT = re.compile(r"^(src|pipelines|\.git)/|(^|/)__pycache__/|\.pyc$|^\.frostline/mlflow-revision\.json$")
 # Only their names are compared: locks, times, memories, and databases, whose rows are looked at instead.
 # How long something took is known of what this very process did.
-FREE = re.compile(r"seconds|\.phases\.|achieved_over_limit|trials_per_minute")
+# A promotion that was broken off has used the test split, too, and says so.
+FREE = re.compile(r"seconds|\.phases\.|achieved_over_limit|trials_per_minute|test_uses$|split_uses$")
 NAMES_ALONE = re.compile(r"\.(lock|owner|db)$|^\.frostline/(runs/.*\.json|survey\.json|project)$|^mlflow\.db")
 
 
@@ -334,6 +335,11 @@ def _store_of(folder: Path) -> State:
             state[f"alias/{name}/{alias}"] = str(version)
         for name, version, status in ask("select name, version, status from model_versions"):
             state[f"version/{name}/{version}"] = str(status)
+        for number, (key, value, name) in enumerate(
+            ask("select key, value, name from registered_model_tags order by key")
+        ):
+            moved = json.loads(value) | {"at": "", "who": ""} if key.startswith("frostline.mov") else value
+            state[f"model/{name}/{number}/{re.sub('[0-9]{20}', '', key)}"] = str(moved)
         for key, value, name, version in ask("select key, value, name, version from model_version_tags"):
             state[f"version/{name}/{version}/{key}"] = str(value)
     for path in (folder / "mlruns").rglob("*"):

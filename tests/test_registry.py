@@ -247,6 +247,69 @@ def test_rollback_walks_back_through_the_promotions(store, files, tmp_path):
     assert (history[3].from_version, history[3].to_version, history[3].reason) == (3, 2, "broke the shop")
 
 
+WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_registered_model_tag")
+WRITES += ("delete_registered_model_tag", "set_model_version_tag")
+
+
+@contextlib.contextmanager
+def dying_at(store: Store, number: int):
+    """The process is killed before its write of this number to the registry; yields those that it made."""
+    made: list[str] = []
+
+    def wrap(name: str, real):
+        def write(*given: object) -> object:
+            if len(made) == number:
+                raise KeyboardInterrupt
+            made.append(name)
+            return real(*given)
+
+        return write
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WRITES:
+            patch.setattr(type(store.client), name, wrap(name, getattr(type(store.client), name)))
+        yield made
+
+
+def test_a_promotion_and_a_rollback_killed_anywhere_are_finished_by_the_next(store, files, tmp_path):
+    verdict = {"outcome": "forced", "checks": [{"name": "floor", "passed": True, "message": "enough"}]}
+    one, two = (add(store, file) for file in files[:2])
+    moves.move_champion(store, one, None, "accepted", "")
+
+    def promote() -> None:
+        moves.finish_move(store, "clf")  # as the command does
+        if number_at(store, "clf", CHAMPION) == 1:
+            moves.move_champion(store, two, 1, "forced", "a test", verdict)
+
+    def history() -> list[tuple[int | None, int, str]]:
+        return [(move.from_version, move.to_version, move.verdict) for move in moves.list_moves(store, "clf")]
+
+    for number in range(20):
+        before = history()
+        store.client.set_registered_model_alias("clf", CHALLENGER, "2")
+        for tag in load_version(store, "clf", 2).tags:
+            if "verdict" in tag or "gate" in tag:
+                store.client.delete_model_version_tag("clf", "2", tag)
+        with dying_at(store, number) as made, contextlib.suppress(KeyboardInterrupt):
+            promote()
+        judged = moves.load_verdict(load_version(store, "clf", 2)) is not None
+        assert judged or number_at(store, "clf", CHAMPION) == 1  # no champion without its verdict
+        promote()
+        assert [number_at(store, "clf", alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)] == [2, None, 1], made
+        assert moves.load_verdict(load_version(store, "clf", 2))["outcome"] == "forced"
+        assert history() == [*before, (1, 2, "forced")], made
+
+        with dying_at(store, number) as rolled, contextlib.suppress(KeyboardInterrupt):
+            moves.rollback(store, "clf", None, "", tmp_path)
+        if len(rolled) == number:
+            with contextlib.suppress(Refused):  # it may have been finished but for its last word
+                assert moves.rollback(store, "clf", None, "", tmp_path).to_version == 1
+        assert history() == [*before, (1, 2, "forced"), (2, 1, "rollback")], rolled
+        if len(made) < number:  # nothing was killed
+            break
+    assert number > 6
+
+
 def test_rollback_to_a_version_with_changed_files_is_refused(store, files, tmp_path):
     one, two = (add(store, file) for file in files[:2])
     moves.move_champion(store, one, None, "accepted", "")
