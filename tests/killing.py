@@ -144,18 +144,20 @@ class Kill:
 class Slaughter:
     """Kills one victim again and again, from one state of a project."""
 
-    def __init__(self, nursery: Nursery, victim: Victim, template: Path, folder: Path) -> None:
+    def __init__(self, nursery: Nursery, victim: Victim, template: Path, folder: Path, *, calls: bool = True) -> None:
         self.nursery, self.victim, self.template, self.folder = nursery, victim, template, folder
-        self.seconds, states = math.inf, []
+        self.seconds, self.grown, states = math.inf, 0, []
         for _ in range(2):
             self._restore()
+            held = _held_by(folder)
             began = time.monotonic()
             assert self._run() == 0, log_of(folder).read_text()[-3000:]
             self.seconds = min(self.seconds, time.monotonic() - began)
+            self.grown = _held_by(folder) - held
             states.append(state_of(folder))
         self.expected = states[0]
         self.volatile = {key for key in {*states[0], *states[1]} if states[0].get(key) != states[1].get(key)}
-        self.calls = self._list_calls() if STRACE else []
+        self.calls = self._list_calls() if STRACE and calls else []
 
     def kill(self, generator: random.Random, *, by_call: bool) -> Kill:
         """One kill, the rerun and the comparison."""
@@ -183,9 +185,28 @@ class Slaughter:
             found.append(f"{key}: {want} -> {got}")
         return found
 
+    def fill(self, share: float) -> tuple[int, str, list[str]]:
+        """One run on a disk with room for this share of what it writes, and with more room another one; the folder is a mount.
+
+        Exit code and words of the first, and what differs after the second.
+        """
+        resize_disk(self.folder, ROOM)
+        self._restore()
+        held = _held_by(self.folder)
+        resize_disk(self.folder, held + int(share * self.grown))
+        code = self._run()
+        said = log_of(self.folder).read_text(errors="replace")
+        resize_disk(self.folder, ROOM)
+        log_of(self.folder).unlink()
+        again = self._run()
+        assert again == 0, log_of(self.folder).read_text()[-3000:]
+        return code, said, self._differences(state_of(self.folder))
+
     def _restore(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(self.template, self.folder, symlinks=True)
+        self.folder.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():  # it may be a mount
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        shutil.copytree(self.template, self.folder, symlinks=True, dirs_exist_ok=True)
         log_of(self.folder).unlink(missing_ok=True)
 
     def _begin(self, *, stopped: bool = False) -> int:
@@ -222,6 +243,37 @@ class Slaughter:
         for thread, call in re.findall(r"^(\d+) +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE):
             found.setdefault(thread, []).append(call)
         return max(found.values(), key=len, default=[])
+
+
+ROOM = 2 << 30  # bytes: more than any of it needs
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A disk of its own at `folder`, in memory; OSError where this user, or this container, may not mount."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)], capture_output=True, text=True
+        )
+    except FileNotFoundError as error:
+        raise OSError("there is no `mount`") from error
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def resize_disk(folder: Path, size: int) -> None:
+    """Gives the disk at `folder` so many bytes, in whole pages."""
+    subprocess.run(["mount", "-o", f"remount,size={max(size, 4096)}", str(folder)], check=True)
+
+
+def _held_by(folder: Path) -> int:
+    facts = os.statvfs(folder)
+    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
 
 
 @contextlib.contextmanager
@@ -423,7 +475,7 @@ def make_project(folder: Path, **changes: Any) -> None:
     """A project with the code of this repository, small params and a base of three convolutions."""
     from ruamel.yaml import YAML
 
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("src", "pipelines"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "locks", folder / "locks")

@@ -9,12 +9,15 @@ from optuna.trial import Trial
 from frostline.hparams import HPARAMS, Hparam, Hparams
 from frostline.params import Range, Space
 
+DRAWN = "drawn"  # of a trial: all that it tries is written down
+
 
 def suggest(trial: Trial, space: Space) -> Hparams:
     """What a trial tries. Values with nothing to choose are not drawn."""
     drawn: dict[str, Any] = {}
     for name, hparam in HPARAMS.items():
         drawn[name] = _draw(trial, name, hparam, getattr(space, name)) if hparam.used(drawn) else None
+    trial.set_user_attr(DRAWN, True)
     return Hparams(**drawn)
 
 
