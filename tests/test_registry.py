@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from samples import add_familiarity, make_evaluation, make_refit, make_trial
+from torture import LONG, promote_in_turns
 
 from frostline.arrays import load_split, save_split
 from frostline.cli import group
@@ -245,6 +246,12 @@ def test_rollback_walks_back_through_the_promotions(store, files, tmp_path):
     history = moves.list_moves(store, "clf")
     assert [move.verdict for move in history] == ["accepted"] * 3 + ["rollback"] * 3
     assert (history[3].from_version, history[3].to_version, history[3].reason) == (3, 2, "broke the shop")
+
+
+@pytest.mark.skipif(not LONG, reason="two processes and a hundred moves: `make torture`")
+def test_two_processes_that_promote_at_once_leave_one_chain_of_champions(store, files):
+    versions = [add(store, file) for file in files[:2]]
+    promote_in_turns(store, [store.root, store.root], versions, 50)
 
 
 WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_registered_model_tag")
