@@ -108,19 +108,20 @@ def test_a_worn_test_split_is_said_on_the_card(store, files, monkeypatch):
     assert store.client.get_model_version("clf", "1").description == "# card"
 
 
-def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, monkeypatch):
-    real = type(store.client).set_registered_model_alias
-
+@pytest.mark.parametrize("call", ["set_logged_model_tags", "set_registered_model_alias"])
+def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, monkeypatch, call):
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(store.client), "set_registered_model_alias", die)
-    with pytest.raises(KeyboardInterrupt):
-        add(store, files[0])
-    monkeypatch.setattr(type(store.client), "set_registered_model_alias", real)
-    add(store, files[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.client), call, die)
+        with pytest.raises(KeyboardInterrupt):
+            add(store, files[0])
+    version = add(store, files[0])
     assert [version.number for version in list_versions(store, "clf")] == [1]
     assert number_at(store, "clf", CHALLENGER) == 1
+    tags = store.client.get_logged_model(version.model_id).tags  # by which MLflow's pages lead to the version
+    assert json.loads(tags["mlflow.modelVersions"]) == [{"name": "clf", "version": 1}]
 
 
 def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, monkeypatch):
