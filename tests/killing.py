@@ -376,6 +376,11 @@ def _store_of(folder: Path) -> State:
                 kind = "killed" if status == "KILLED" and "tag/frostline.trial" not in facts else "run"
                 label = f"{kind}/{facts.get('tag/frostline.kind')}/{name}"
                 seen[label] += 1
+                steps = "select key, count(*) from metrics where run_uuid = ? and key like 'epoch/%' group by key"
+                facts |= {f"steps/{key}": str(count) for key, count in ask(steps, (run_id,)).fetchall()}
+                facts |= {
+                    "datasets": str(ask("select count(*) from inputs where destination_id = ?", (run_id,)).fetchone())
+                }
                 facts |= {"status": status, **_files_of(_place_of(uri))}
                 state |= {f"{label}/{seen[label]}/{key}": value for key, value in facts.items()}
         rows = ask("select name, status, lifecycle_stage, artifact_location, model_id from logged_models")

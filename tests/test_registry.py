@@ -108,16 +108,18 @@ def test_a_worn_test_split_is_said_on_the_card(store, files, monkeypatch):
     assert store.client.get_model_version("clf", "1").description == "# card"
 
 
-@pytest.mark.parametrize("call", ["set_logged_model_tags", "set_registered_model_alias"])
+@pytest.mark.parametrize("call", ["create_model_version", "set_logged_model_tags", "set_registered_model_alias"])
 def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, monkeypatch, call):
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    run = open_final_run(store, name="final", params={}, tags={})
     with monkeypatch.context() as patch:
         patch.setattr(type(store.client), call, die)
         with pytest.raises(KeyboardInterrupt):
-            add(store, files[0])
-    version = add(store, files[0])
+            add(store, files[0], run_id=run)
+    version = add(store, files[0], run_id=run)
+    assert [model.model_id for model in store.client.search_logged_models([store.experiment_id])] == [version.model_id]
     assert [version.number for version in list_versions(store, "clf")] == [1]
     assert number_at(store, "clf", CHALLENGER) == 1
     tags = store.client.get_logged_model(version.model_id).tags  # by which MLflow's pages lead to the version
