@@ -116,7 +116,10 @@ def _list_drawing(folder: Path, leader: int) -> set[int]:
     """The processes of the session that have signed for a trial."""
     signed: set[int] = set()
     for path in (folder / "studies").glob("*.db"):
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as database:
+        with (
+            contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as database,
+            contextlib.suppress(sqlite3.OperationalError),  # its tables are still made
+        ):
             rows = database.execute("select value_json from trial_user_attributes where key = 'signed'").fetchall()
             signed |= {json.loads(value)[1] for (value,) in rows}
     return signed & {process.pid for process in _family(leader)}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,10 +80,10 @@ MOMENTS = re.compile(r"run_id|model_id|\.at$|started|ended|pid|_ms|draw$|uuid|re
 
 
 def test_the_same_line_on_one_core_and_on_all_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    states = []
+    states, folder = [], tmp_path / PROJECT  # paths are among the values
+    make_project(tmp_path / "template")
     for cores in ({0}, os.sched_getaffinity(0)):
-        folder = tmp_path / PROJECT  # paths are among the values
-        make_project(folder)
+        shutil.copytree(tmp_path / "template", folder, symlinks=True)
         create_database(folder / "mlflow.db", folder)
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
         for name in OUTS:
