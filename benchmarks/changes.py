@@ -148,13 +148,13 @@ def measure(folder: Path, given: argparse.Namespace) -> Iterator[dict[str, Any]]
     project = make_project(folder / "project", images.folder, given)
     settings: list[dict[str, Any]] = []
     for name, change in CHANGES.items():
+        if name not in given.changes:
+            continue
         if callable(change):
             change(images)
         elif change:
             settings.append(change)
             write_params(project, change)
-        if name not in given.changes:
-            continue
         seconds, share = repro(project, given.until)
         from_nothing: dict[str, float] = {}
         if name in given.beside and name != "nothing":

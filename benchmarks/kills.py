@@ -97,17 +97,16 @@ def _describe_call() -> dict[str, str]:
 
 
 def make_table(lines: results.Lines) -> str:
-    """Kills, reruns that failed, and differences, of each victim and in all; and the calls that made them."""
-    names = dict.fromkeys(line["victim"] for line in lines)
-    rows = [_row(name, [line for line in lines if line["victim"] == name]) for name in names]
-    columns = ["what was killed", "kills", "of these at a system call", "reruns that failed", "different afterwards"]
-    table = results.draw_table(columns, [*rows, _row("all", lines)])
+    """Kills, reruns that failed, and differences, of each victim at each commit, and in all; and the calls that made them."""
+    rows = [_row(line["victim"], f"`{line['commit']}`", [line]) for line in lines]
+    columns = ["what was killed", "commit", "kills", "at a system call", "reruns that failed", "different afterwards"]
+    table = results.draw_table(columns, [*rows, _row("all", "", lines)])
     calls = dict.fromkeys(f"* `{line['command']}`, {line['date']}, commit {line['commit']}" for line in lines)
     return "\n".join([table, "", "Made by", "", *calls])
 
 
-def _row(name: str, lines: results.Lines) -> list[object]:
-    return [name, *(sum(line[key] for line in lines) for key in ("kills", "at_calls", "failed", "different"))]
+def _row(name: str, commit: str, lines: results.Lines) -> list[object]:
+    return [name, commit, *(sum(line[key] for line in lines) for key in ("kills", "at_calls", "failed", "different"))]
 
 
 if __name__ == "__main__":

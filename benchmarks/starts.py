@@ -1,6 +1,6 @@
 """How many trials a search on changed images needs where it begins with what the last one learnt, beside one from nothing.
 
-    python benchmarks/starts.py [--shared ../shared] [--sets cats ...] [--seeds 5] [--out FILE]
+    python benchmarks/starts.py [--shared ../shared] [--sets cats ...] [--changes added:0.02 ...] [--seeds 5] [--out FILE]
     python benchmarks/starts.py --table FILE [--write]
 
 Each seed draws a project's images anew. After a change they are the same whatever the change was, and all labels are right;
@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +40,7 @@ SETS = {
     "horses": 150,
     "generated": 40,
 }  # images of each class after the change; half of those it draws from
-CHANGES = (("added", 0.02), ("added", 0.2), ("relabelled", 0.2))
+CHANGES = ("added:0.02", "added:0.2", "relabelled:0.02", "relabelled:0.2")
 STARTS = (1, 3, 5)
 TRIALS, EPOCHS, VIEWS = 12, 6, 6
 BASELINES = 2  # trials that are linear heads; the others are drawn
@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--out", type=Path, default=Path("starts.jsonl"), help="a line per search; goes on where it ended"
@@ -83,7 +84,7 @@ def measure(given: argparse.Namespace) -> None:
                     continue
                 project = project or Project(name, shared)
                 started = time.monotonic()
-                lines = list(project.look(seed))
+                lines = list(project.look(seed, given.changes))
                 with out.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)
                 print(name, seed, f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
@@ -142,15 +143,16 @@ class Project:
         extractor = Extractor(self.bench.base, list(range(1, DEPTH + 1)), 64)
         list(extractor.save(list_sources(train, val, Path("views"), VIEWS, mirrored=True), Path("pool/features")))
 
-    def look(self, seed: int) -> Iterator[dict[str, Any]]:
+    def look(self, seed: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """A line for the search from nothing, and for each change and count of starts."""
+        changes = [(kind, float(share)) for kind, share in (name.split(":") for name in names)]
         after = self.draw(seed)
-        for kind, share in CHANGES:
+        for kind, share in changes:
             self.show(self.undo(after, kind, share, seed), seed)
             self.search(Path(f"studies-{seed}") / name_of(kind, share), "before", 0)
         self.show(after, seed)
         found = {("", 0.0, 0): self.search(Path(f"studies-{seed}/nothing"), "after", 0)}
-        for kind, share in CHANGES:
+        for kind, share in changes:
             for count in STARTS:
                 before = Path(f"studies-{seed}") / name_of(kind, share)
                 folder = shutil.copytree(before, before.with_name(f"{before.name}-{count}"))

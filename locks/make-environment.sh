@@ -40,6 +40,8 @@ fi
 # uv installs the lock several times faster than pip, which brings in uv alone.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/uv.txt
 say "installing $lock into $venv"
-"$venv/bin/uv" pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock" locks/uv.txt
+# Bytecode is made now, by all cores: every stage is a process of its own, and where Python may not write bytecode later
+# (PYTHONDONTWRITEBYTECODE, a read-only folder), each would compile TensorFlow's 2800 modules anew.
+"$venv/bin/uv" pip sync --quiet --compile-bytecode --python "$venv/bin/python" --require-hashes "$lock" locks/uv.txt
 # The lock holds setuptools, so building needs nothing more.
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation --editable .

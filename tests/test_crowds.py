@@ -75,8 +75,10 @@ def test_a_second_repro_beside_the_first_spoils_nothing(project: Project) -> Non
     assert project.load("reports/registration.json")["version"] == 1
 
 
-# What names a moment, a process or a draw, and what was measured in seconds.
-MOMENTS = re.compile(r"run_id|model_id|\.at$|started|ended|pid|_ms|draw$|uuid|revision|seconds|frostline\.(host|boot)")
+# What names a moment, a process or a draw, and what was measured in seconds; the figure shows them.
+MOMENTS = re.compile(
+    r"run_id|model_id|\.at$|started|ended|pid|_ms|draw$|uuid|revision|seconds|frostline\.(host|boot)|frost_line\.png"
+)
 
 
 def test_the_same_line_on_one_core_and_on_all_is_the_same_to_the_last_bit(tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ class Extractor:
             yield compute(*starts.pop(0))
             self._is_compiled = True
         with ThreadPoolExecutor(streams) as pool:
-            yield from in_order(pool, compute, starts, ahead=2 * streams)
+            # While a block is written, the next is computed.
+            yield from in_order(pool, compute, starts, ahead=2 * streams + BLOCK // size)
 
     def types(self, images: Rows) -> list[type[np.floating[Any]]]:
         """The type in which each output is stored, by the features of the first images; asked once."""

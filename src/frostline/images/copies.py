@@ -7,6 +7,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ COARSE, FINE = 24, 64  # sides of the grey images that are laid over each other
 SCALES = (1.0, 0.87, 0.75, 0.65, 0.56)  # of one image's sides within the other
 MAX_STRETCH = 0.23  # by which the two sides' scales may differ
 MIN_COARSE, MIN_FINE = 0.75, 0.7  # correlations of the grey images, and of their edges once aligned
+MIN_SQUARE = 0.6  # correlation of the grey images where both sides are scaled alike, below which no stretch is tried
+# Width and height of one image within the other's COARSE pixels, those of both sides alike first.
+_PAIRS = sorted(product(SCALES, SCALES), key=lambda scales: scales[0] != scales[1])
+SIZES = [(round(x * COARSE), round(y * COARSE)) for x, y in _PAIRS if abs(x - y) <= MAX_STRETCH]
 MIN_OVERLAP = 0.25  # of an image's area
 # Where so many of all images seem to be copies, they show one set-up, and are none: parts before one camera.
 MAX_SHARE = 0.2
@@ -206,22 +211,18 @@ def lay_over(one: Grey, other: Grey) -> tuple[float, bool]:
 def _place(outer: Grey, within: Grey) -> NDArray[np.float32] | None:
     """Where `within` lies in `outer`, as an affine map of its pixels (2, 3); None where nothing there is like it."""
     large = cv2.resize(outer, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
-    best, place = MIN_COARSE, None
-    for width, height in _sizes():
+    best, place, near = MIN_COARSE, None, False
+    for width, height in SIZES:
+        if width != height and not near:
+            break
         small = cv2.resize(within, (width, height), interpolation=cv2.INTER_AREA)
         _, value, _, (left, top) = cv2.minMaxLoc(cv2.matchTemplate(large, small, cv2.TM_CCOEFF_NORMED))
+        near |= value > MIN_SQUARE
         if value > best:
             ratio = FINE / COARSE
             best = value
             place = np.array([[width / COARSE, 0, left * ratio], [0, height / COARSE, top * ratio]], np.float32)
     return place
-
-
-def _sizes() -> Iterator[tuple[int, int]]:
-    for across in SCALES:
-        for down in SCALES:
-            if abs(across - down) <= MAX_STRETCH:
-                yield round(across * COARSE), round(down * COARSE)
 
 
 def _refine(outer: Grey, within: Grey, place: NDArray[np.float32]) -> float:
