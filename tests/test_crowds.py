@@ -41,7 +41,7 @@ def test_two_queued_experiments_at_once_lose_nothing(project: Project) -> None:
     for name, trials in (("short", 4), ("long", 5)):
         said = project.run("dvc", "queue", "logs", name)
         assert "locked" not in said and "Traceback" not in said, said
-        project.run("dvc", "exp", "apply", "--force", name)
+        project.run("dvc", "exp", "apply", name)
         found = project.load("reports/tune/trials.json")["trials"]
         assert [trial["number"] for trial in found] == list(range(trials))
         runs = project.trial_runs()
