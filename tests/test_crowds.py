@@ -75,9 +75,11 @@ def test_a_second_repro_beside_the_first_spoils_nothing(project: Project) -> Non
     assert project.load("reports/registration.json")["version"] == 1
 
 
-# What names a moment, a process or a draw, and what was measured in seconds; the figure shows them.
+# What names a moment, a process, its cores or a draw, and what was measured in seconds, which one figure and the report show; a version's
+# folder names its run.
 MOMENTS = re.compile(
-    r"run_id|model_id|\.at$|started|ended|pid|_ms|draw$|uuid|revision|seconds|frostline\.(host|boot)|frost_line\.png"
+    r"run_id|trial_run|parentRunId|model_id|\.at$|started|pid|draw$|revision|seconds|frostline\.(host|boot|device)"
+    r"|frost_line\.png|report\.html|folder\.sha256"
 )
 
 
