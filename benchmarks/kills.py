@@ -6,8 +6,11 @@ order in which trials end decides what is drawn. Linux only.
 """
 
 import argparse
+import itertools
 import math
 import random
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,9 +33,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="of all victims together; fewer kills then")
     parser.add_argument("--only", nargs="+", choices=list(VICTIMS), default=list(VICTIMS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--add",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="lines that `--json` wrote before; with --kills 0 they alone",
+    )
     results.add_options(parser)
     given = parser.parse_args()
 
+    earlier = list(itertools.chain.from_iterable(map(results.load_lines, given.add)))
+    if not given.kills:
+        results.keep("kills", earlier, given, make_table)
+        print(make_table(earlier))
+        return
     parts = {name: WEIGHTS.get(name, 2) for name in given.only}
     generator = random.Random(given.seed)
     lines: results.Lines = []
@@ -61,23 +77,36 @@ def main() -> None:
                     "compared": len(slaughter.expected),
                     "volatile": len(slaughter.volatile),
                     "minutes": (time.monotonic() - began) / 60,
+                    **_describe_call(),
                 }
             )
+            results.keep("kills", [*earlier, *lines], given, make_table)  # what comes may take hours
     nursery.close()
-    results.keep("kills", lines, given, make_table)
-    print(make_table(lines))
+    print(make_table([*earlier, *lines]))
+
+
+def _describe_call() -> dict[str, str]:
+    """Lines of several calls stand in one table, so each says what made it."""
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=results.ROOT, text=True).strip()
+    options = [argument for argument in sys.argv[1:] if argument != "--write"]
+    return {
+        "command": shlex.join(["python", "benchmarks/kills.py", *options]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit,
+    }
 
 
 def make_table(lines: results.Lines) -> str:
-    """Kills, reruns that failed, and differences, of each victim and in all."""
-    rows = [_row(line["victim"], line) for line in lines]
-    total = {key: sum(line[key] for line in lines) for key in ("kills", "at_calls", "failed", "different")}
-    columns = ["what was killed", "kills", "of these at a system call", "reruns that failed", "different afterwards"]
-    return results.draw_table(columns, [*rows, _row("all", total)])
+    """Kills, reruns that failed, and differences, of each victim at each commit, and in all; and the calls that made them."""
+    rows = [_row(line["victim"], f"`{line['commit']}`", [line]) for line in lines]
+    columns = ["what was killed", "commit", "kills", "at a system call", "reruns that failed", "different afterwards"]
+    table = results.draw_table(columns, [*rows, _row("all", "", lines)])
+    calls = dict.fromkeys(f"* `{line['command']}`, {line['date']}, commit {line['commit']}" for line in lines)
+    return "\n".join([table, "", "Made by", "", *calls])
 
 
-def _row(name: str, line: dict[str, Any]) -> list[object]:
-    return [name, line["kills"], line["at_calls"], line["failed"], line["different"]]
+def _row(name: str, commit: str, lines: results.Lines) -> list[object]:
+    return [name, commit, *(sum(line[key] for line in lines) for key in ("kills", "at_calls", "failed", "different"))]
 
 
 if __name__ == "__main__":

@@ -144,18 +144,21 @@ class Kill:
 class Slaughter:
     """Kills one victim again and again, from one state of a project."""
 
-    def __init__(self, nursery: Nursery, victim: Victim, template: Path, folder: Path) -> None:
+    def __init__(self, nursery: Nursery, victim: Victim, template: Path, folder: Path, *, calls: bool = True) -> None:
         self.nursery, self.victim, self.template, self.folder = nursery, victim, template, folder
-        self.seconds, states = math.inf, []
+        self.seconds, self.grown, states = math.inf, 0, []
         for _ in range(2):
             self._restore()
+            held = _held_by(folder)
             began = time.monotonic()
             assert self._run() == 0, log_of(folder).read_text()[-3000:]
             self.seconds = min(self.seconds, time.monotonic() - began)
+            self.grown = _held_by(folder) - held
             states.append(state_of(folder))
         self.expected = states[0]
         self.volatile = {key for key in {*states[0], *states[1]} if states[0].get(key) != states[1].get(key)}
-        self.calls = self._list_calls() if STRACE else []
+        # Under strace several processes with all their threads would take minutes.
+        self.calls = self._list_calls() if STRACE and calls and not victim.loose else []
 
     def kill(self, generator: random.Random, *, by_call: bool) -> Kill:
         """One kill, the rerun and the comparison."""
@@ -183,9 +186,28 @@ class Slaughter:
             found.append(f"{key}: {want} -> {got}")
         return found
 
+    def fill(self, share: float) -> tuple[int, str, list[str]]:
+        """One run on a disk with room for this share of what it writes, and with more room another one; the folder is a mount.
+
+        Exit code and words of the first, and what differs after the second.
+        """
+        resize_disk(self.folder, ROOM)
+        self._restore()
+        held = _held_by(self.folder)
+        resize_disk(self.folder, held + int(share * self.grown))
+        code = self._run()
+        said = log_of(self.folder).read_text(errors="replace")
+        resize_disk(self.folder, ROOM)
+        log_of(self.folder).unlink()
+        again = self._run()
+        assert again == 0, log_of(self.folder).read_text()[-3000:]
+        return code, said, self._differences(state_of(self.folder))
+
     def _restore(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(self.template, self.folder, symlinks=True)
+        self.folder.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():  # it may be a mount
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        shutil.copytree(self.template, self.folder, symlinks=True, dirs_exist_ok=True)
         log_of(self.folder).unlink(missing_ok=True)
 
     def _begin(self, *, stopped: bool = False) -> int:
@@ -222,6 +244,37 @@ class Slaughter:
         for thread, call in re.findall(r"^(\d+) +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE):
             found.setdefault(thread, []).append(call)
         return max(found.values(), key=len, default=[])
+
+
+ROOM = 2 << 30  # bytes: more than any of it needs
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A disk of its own at `folder`, in memory; OSError where this user, or this container, may not mount."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)], capture_output=True, text=True
+        )
+    except FileNotFoundError as error:
+        raise OSError("there is no `mount`") from error
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def resize_disk(folder: Path, size: int) -> None:
+    """Gives the disk at `folder` so many bytes, in whole pages."""
+    subprocess.run(["mount", "-o", f"remount,size={max(size, 4096)}", str(folder)], check=True)
+
+
+def _held_by(folder: Path) -> int:
+    facts = os.statvfs(folder)
+    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
 
 
 @contextlib.contextmanager
@@ -269,7 +322,8 @@ def _session_of(process: int) -> int:
 LEFT_OUT = re.compile(r"^(src|pipelines|\.git)/|(^|/)__pycache__/|\.pyc$|^\.frostline/mlflow-revision\.json$")
 # Only their names are compared: locks, times, memories, and databases, whose rows are looked at instead.
 # How long something took is known of what this very process did.
-FREE = re.compile(r"seconds|\.phases\.|achieved_over_limit|trials_per_minute")
+# A promotion that was broken off has used the test split, too, and says so.
+FREE = re.compile(r"seconds|\.phases\.|achieved_over_limit|trials_per_minute|test_uses$|split_uses$")
 NAMES_ALONE = re.compile(r"\.(lock|owner|db)$|^\.frostline/(runs/.*\.json|survey\.json|project)$|^mlflow\.db")
 
 
@@ -322,18 +376,30 @@ def _store_of(folder: Path) -> State:
                 kind = "killed" if status == "KILLED" and "tag/frostline.trial" not in facts else "run"
                 label = f"{kind}/{facts.get('tag/frostline.kind')}/{name}"
                 seen[label] += 1
+                steps = "select key, count(*) from metrics where run_uuid = ? and key like 'epoch/%' group by key"
+                facts |= {f"steps/{key}": str(count) for key, count in ask(steps, (run_id,)).fetchall()}
+                facts |= {
+                    "datasets": str(ask("select count(*) from inputs where destination_id = ?", (run_id,)).fetchone())
+                }
                 facts |= {"status": status, **_files_of(_place_of(uri))}
                 state |= {f"{label}/{seen[label]}/{key}": value for key, value in facts.items()}
-        rows = ask("select name, status, lifecycle_stage, artifact_location from logged_models")
-        for name, status, stage, uri in rows.fetchall():
+        rows = ask("select name, status, lifecycle_stage, artifact_location, model_id from logged_models")
+        for name, status, stage, uri, model_id in rows.fetchall():
             if stage == "active":  # of a deleted one MLflow keeps the row, and we nothing
                 known.append(_place_of(uri).parent)
                 seen[f"model/{name}/{status}"] += 1
+                tags = ask("select tag_key, tag_value from logged_model_tags where model_id = ?", (model_id,))
+                state |= {f"model/{name}/{status}/tag/{key}": str(value) for key, value in tags.fetchall()}
         state |= {label: str(number) for label, number in seen.items() if label.startswith("model/")}
         for alias, version, name in ask("select alias, version, name from registered_model_aliases"):
             state[f"alias/{name}/{alias}"] = str(version)
         for name, version, status in ask("select name, version, status from model_versions"):
             state[f"version/{name}/{version}"] = str(status)
+        for number, (key, value, name) in enumerate(
+            ask("select key, value, name from registered_model_tags order by key")
+        ):
+            moved = json.loads(value) | {"at": "", "who": ""} if key.startswith("frostline.mov") else value
+            state[f"model/{name}/{number}/{re.sub('[0-9]{20}', '', key)}"] = str(moved)
         for key, value, name, version in ask("select key, value, name, version from model_version_tags"):
             state[f"version/{name}/{version}/{key}"] = str(value)
     for path in (folder / "mlruns").rglob("*"):
@@ -394,7 +460,7 @@ PRETRAIN = (
 )
 SCREEN = "screen --candidate MobileNetV2,weights=random,alpha=0.35 --size 32 --sample 50"
 COMMANDS = {
-    "tune, two workers": Victim("tune, two workers", STAGES["tune"].command, OUTS["tune"], loose=True),
+    "tune, two workers": Victim("tune, two workers", STAGES["tune"].command, OUTS["tune"], loose=True, environment=JAX),
     "promote": Victim("promote", ("frostline", "promote", "--force", "--reason", "a test"), environment=JAX),
     "clean": Victim("clean", ("frostline", "clean", "--older-than", "0", "--yes")),
     "pretrain": Victim("pretrain", ("frostline", *PRETRAIN.split(), "--batch-size", "8")),
@@ -417,7 +483,7 @@ def make_project(folder: Path, **changes: Any) -> None:
     """A project with the code of this repository, small params and a base of three convolutions."""
     from ruamel.yaml import YAML
 
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("src", "pipelines"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "locks", folder / "locks")

@@ -43,3 +43,13 @@ def test_no_command_loads_a_network_library_to_explain_itself():
         "assert not {'tensorflow', 'keras', 'mlflow', 'optuna', 'matplotlib'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_full_disk_is_one_line_also_from_a_command(run_cli, monkeypatch):
+    def write(**_: object) -> None:
+        raise OSError(28, "No space left on device", "own/base.keras")
+
+    monkeypatch.setattr(cli, "group", write)
+    answer = run_cli("pretrain")
+    assert answer.code == 2 and answer.err.count("\n") == 1
+    assert answer.err.startswith("frostline: own/base.keras: No space left on device. Free space")

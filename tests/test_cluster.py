@@ -19,12 +19,11 @@ from ruamel.yaml import YAML
 from servers import Cluster, cluster
 from test_line import SMALL, Project, ran_in, start_project
 from test_registry import add, ask, call, encode, files, run_register, running, train_again, workspace  # noqa: F401
-from torture import LONG
+from torture import LONG, promote_in_turns
 
 from frostline.files import load_json
 from frostline.params import Tracking, load_params
-from frostline.registry.moves import list_moves
-from frostline.registry.versions import CHAMPION, download_version, load_version, number_at
+from frostline.registry.versions import download_version, load_version
 from frostline.tracking.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -85,29 +84,6 @@ def test_the_same_for_a_real_place_takes_its_secrets_from_the_environment() -> N
 
 # --- the registry -------------------------------------------------------------------------------------------------------
 
-PROMOTER = """
-import sys
-from pathlib import Path
-from frostline.errors import Refused
-from frostline.params import Tracking
-from frostline.registry.moves import move_champion
-from frostline.registry.versions import CHAMPION, load_version, number_at
-from frostline.tracking.store import open_store
-
-root, number, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-store = open_store(Tracking(), root)
-version = load_version(store, "clf", number)
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(rounds):
-    try:
-        move_champion(store, version, number_at(store, "clf", CHAMPION), "accepted", "")
-        print("moved")
-    except Refused as refusal:
-        assert "changed while this was decided" in str(refusal), refusal
-        print("refused")
-"""
-
 
 def test_promoters_on_two_machines_leave_one_chain_of_champions(
     server: Cluster,
@@ -118,29 +94,7 @@ def test_promoters_on_two_machines_leave_one_chain_of_champions(
     rounds = 50 if LONG else 6
     store = open_store(Tracking(), tmp_path / "a")
     versions = [add(store, file) for file in files[:2]]
-    command = [sys.executable, "-c", PROMOTER]
-    promoters = [
-        subprocess.Popen(
-            [*command, str(tmp_path / root), str(version.number), str(rounds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for root, version in zip("ab", versions, strict=True)
-    ]
-    for promoter in promoters:
-        assert promoter.stdout.readline() == "ready\n"
-    for promoter in promoters:
-        promoter.stdin.write("\n")
-        promoter.stdin.flush()
-    said = [promoter.communicate()[0].split() for promoter in promoters]
-    assert [promoter.returncode for promoter in promoters] == [0, 0]
-    moves = list_moves(store, "clf")
-    assert len(moves) == sum(words.count("moved") for words in said) and sum(map(len, said)) == 2 * rounds
-    chain = [None, *(move.to_version for move in moves)]
-    assert [move.from_version for move in moves] == chain[:-1]
-    assert number_at(store, "clf", CHAMPION) == chain[-1]
-    assert {move.to_version for move in moves} == {1, 2}
+    promote_in_turns(store, [tmp_path / "a", tmp_path / "b"], versions, rounds)
 
 
 @pytest.mark.skipif(not LONG, reason="starts Keras five times: `make torture`")

@@ -1,12 +1,28 @@
-"""Killed somewhere and run again, each of these leaves what an undisturbed run leaves; many more kills by `make torture`."""
+"""Killed somewhere, or out of space, and run again, each of these leaves what an undisturbed run leaves; more by `make torture`."""
 
+import contextlib
+import functools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from killing import LIGHT, LIGHT_STAGES, PROJECT, STAGES, Nursery, Slaughter, Victim, make_templates, state_of
+from killing import (
+    HEAVY,
+    LIGHT,
+    LIGHT_STAGES,
+    PROJECT,
+    STAGES,
+    VICTIMS,
+    Nursery,
+    Slaughter,
+    Victim,
+    make_templates,
+    small_disk,
+    state_of,
+)
+from torture import LONG
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions and processes are read from /proc")
 KILLS = 3  # of each stage; the draw is the same each time, so that a failure can be looked into
@@ -20,8 +36,13 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kills")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the project is a disk of its own, if this user may mount one."""
+    folder = tmp_path_factory.mktemp("kills")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(small_disk(folder / PROJECT))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +54,50 @@ def test_a_fork_of_the_nursery_has_one_thread(nursery):
     assert nursery.threads == 1  # or a lock that another one held would be held for ever
 
 
+@pytest.fixture(scope="module")
+def slaughter_of(nursery: Nursery, templates: dict[str, Path], folder: Path) -> Callable[[str], Slaughter]:
+    return functools.cache(lambda name: Slaughter(nursery, STAGES[name], templates[name], folder / PROJECT))
+
+
 @pytest.mark.parametrize("name", LIGHT_STAGES)
-def test_a_killed_stage_that_is_run_again_leaves_what_an_undisturbed_one_leaves(nursery, templates, folder, name):
-    slaughter = Slaughter(nursery, STAGES[name], templates[name], folder / PROJECT)
+def test_a_killed_stage_that_is_run_again_leaves_what_an_undisturbed_one_leaves(slaughter_of, name):
+    slaughter = slaughter_of(name)
     generator = random.Random(name)
     kills = [slaughter.kill(generator, by_call=bool(number % 2)) for number in range(KILLS)]
     assert [(kill.where, kill.code, kill.differences) for kill in kills if kill.code or kill.differences] == []
     assert any(kill.fell for kill in kills)
+
+
+def check_full_disk(slaughter: Slaughter, share: float) -> None:
+    """With room for this share of what it writes: one line, and with more room as if nothing had been."""
+    code, said, differences = slaughter.fill(share)
+    last = said.splitlines()[-1]
+    assert code == 2 and "Traceback" not in said, said
+    assert last.startswith("frostline: ") and ("No space left on device" in last or "GB free" in last), said
+    assert differences == []
+
+
+@pytest.mark.parametrize("name", ["fetch", "augment"])
+def test_a_full_disk_is_one_line_and_with_more_room_the_stage_goes_on(slaughter_of, folder, name):
+    if not (folder / PROJECT).is_mount():
+        pytest.skip("needs a disk of its own: this user, or this container, may not mount one")
+    check_full_disk(slaughter_of(name), 0.7)
+
+
+@pytest.mark.skipif(not LONG, reason="all stages, several times: `make torture`")
+def test_a_full_disk_at_any_stage_is_one_line_and_nothing_is_corrupt(tmp_path):
+    names = [*STAGES, "promote"]
+    nursery = Nursery(HEAVY)
+    try:
+        with small_disk(tmp_path / PROJECT):
+            templates = make_templates(nursery, tmp_path, names)
+            for name in names:
+                slaughter = Slaughter(nursery, VICTIMS[name], templates[name], tmp_path / PROJECT, calls=False)
+                for share in (0.1, 0.7):
+                    print(name, share, slaughter.grown, flush=True)
+                    check_full_disk(slaughter, share)
+    finally:
+        nursery.close()
 
 
 WRITER = """

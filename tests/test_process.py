@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from frostline.errors import Refused
-from frostline.process import ask_git, project_root, work_folder
+from frostline.process import ask_git, describe_disk_error, project_root, work_folder
 
 STAGE = """
 import ctypes, json, signal, sys, time
@@ -98,6 +100,32 @@ def test_a_full_disk_is_one_line_that_names_the_file(folder):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2
     assert err.startswith("frostline: data/raw/cats/1.jpg: No space left on device.") and err.count("\n") == 1
+
+
+def behind(told: BaseException, system: BaseException) -> BaseException:
+    """As a library raises it, with the system's word behind its own."""
+    try:
+        raise told from system
+    except type(told) as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "models"), "models: Permission denied"),
+        (
+            behind(RuntimeError("cannot save"), OSError(errno.ENOSPC, "No space left on device", "a.keras")),
+            "a.keras: No space",
+        ),
+        (behind(RuntimeError("tell"), sqlite3.OperationalError("database or disk is full")), "No space left on device"),
+        (behind(RuntimeError("no such layer"), PermissionError(errno.EACCES, "Permission denied", "x")), None),
+        (ValueError("a mistake of ours"), None),
+    ],
+)
+def test_that_the_disk_is_full_is_heard_behind_a_librarys_words(error, said):
+    found = describe_disk_error(error)
+    assert found is None if said is None else said in found and "\n" not in found
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(folder):

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from samples import add_familiarity, make_evaluation, make_refit, make_trial
+from torture import LONG, promote_in_turns
 
 from frostline.arrays import load_split, save_split
 from frostline.cli import group
@@ -107,19 +108,22 @@ def test_a_worn_test_split_is_said_on_the_card(store, files, monkeypatch):
     assert store.client.get_model_version("clf", "1").description == "# card"
 
 
-def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, monkeypatch):
-    real = type(store.client).set_registered_model_alias
-
-    def die(*_: object) -> None:
+@pytest.mark.parametrize("call", ["create_model_version", "set_logged_model_tags", "set_registered_model_alias"])
+def test_a_version_killed_before_its_alias_gets_it_the_next_time(store, files, monkeypatch, call):
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(store.client), "set_registered_model_alias", die)
-    with pytest.raises(KeyboardInterrupt):
-        add(store, files[0])
-    monkeypatch.setattr(type(store.client), "set_registered_model_alias", real)
-    add(store, files[0])
+    run = open_final_run(store, name="final", params={}, tags={})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.client), call, die)
+        with pytest.raises(KeyboardInterrupt):
+            add(store, files[0], run_id=run)
+    version = add(store, files[0], run_id=run)
+    assert [model.model_id for model in store.client.search_logged_models([store.experiment_id])] == [version.model_id]
     assert [version.number for version in list_versions(store, "clf")] == [1]
     assert number_at(store, "clf", CHALLENGER) == 1
+    tags = store.client.get_logged_model(version.model_id).tags  # by which MLflow's pages lead to the version
+    assert json.loads(tags["mlflow.modelVersions"]) == [{"name": "clf", "version": 1}]
 
 
 def test_a_model_that_was_killed_while_written_is_never_a_version(store, files, monkeypatch):
@@ -245,6 +249,75 @@ def test_rollback_walks_back_through_the_promotions(store, files, tmp_path):
     history = moves.list_moves(store, "clf")
     assert [move.verdict for move in history] == ["accepted"] * 3 + ["rollback"] * 3
     assert (history[3].from_version, history[3].to_version, history[3].reason) == (3, 2, "broke the shop")
+
+
+@pytest.mark.skipif(not LONG, reason="two processes and a hundred moves: `make torture`")
+def test_two_processes_that_promote_at_once_leave_one_chain_of_champions(store, files):
+    versions = [add(store, file) for file in files[:2]]
+    promote_in_turns(store, [store.root, store.root], versions, 50)
+
+
+WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_registered_model_tag")
+WRITES += ("delete_registered_model_tag", "set_model_version_tag")
+
+
+@contextlib.contextmanager
+def dying_at(store: Store, number: int):
+    """The process is killed before its write of this number to the registry; yields those that it made."""
+    made: list[str] = []
+
+    def wrap(name: str, real):
+        def write(*given: object) -> object:
+            if len(made) == number:
+                raise KeyboardInterrupt
+            made.append(name)
+            return real(*given)
+
+        return write
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WRITES:
+            patch.setattr(type(store.client), name, wrap(name, getattr(type(store.client), name)))
+        yield made
+
+
+def test_a_promotion_and_a_rollback_killed_anywhere_are_finished_by_the_next(store, files, tmp_path):
+    verdict = {"outcome": "forced", "checks": [{"name": "floor", "passed": True, "message": "enough"}]}
+    one, two = (add(store, file) for file in files[:2])
+    moves.move_champion(store, one, None, "accepted", "")
+
+    def promote() -> None:
+        moves.finish_move(store, "clf")  # as the command does
+        if number_at(store, "clf", CHAMPION) == 1:
+            moves.move_champion(store, two, 1, "forced", "a test", verdict)
+
+    def history() -> list[tuple[int | None, int, str]]:
+        return [(move.from_version, move.to_version, move.verdict) for move in moves.list_moves(store, "clf")]
+
+    for number in range(20):
+        before = history()
+        store.client.set_registered_model_alias("clf", CHALLENGER, "2")
+        for tag in load_version(store, "clf", 2).tags:
+            if "verdict" in tag or "gate" in tag:
+                store.client.delete_model_version_tag("clf", "2", tag)
+        with dying_at(store, number) as made, contextlib.suppress(KeyboardInterrupt):
+            promote()
+        judged = moves.load_verdict(load_version(store, "clf", 2)) is not None
+        assert judged or number_at(store, "clf", CHAMPION) == 1  # no champion without its verdict
+        promote()
+        assert [number_at(store, "clf", alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)] == [2, None, 1], made
+        assert moves.load_verdict(load_version(store, "clf", 2))["outcome"] == "forced"
+        assert history() == [*before, (1, 2, "forced")], made
+
+        with dying_at(store, number) as rolled, contextlib.suppress(KeyboardInterrupt):
+            moves.rollback(store, "clf", None, "", tmp_path)
+        if len(rolled) == number:
+            with contextlib.suppress(Refused):  # it may have been finished but for its last word
+                assert moves.rollback(store, "clf", None, "", tmp_path).to_version == 1
+        assert history() == [*before, (1, 2, "forced"), (2, 1, "rollback")], rolled
+        if len(made) < number:  # nothing was killed
+            break
+    assert number > 6
 
 
 def test_rollback_to_a_version_with_changed_files_is_refused(store, files, tmp_path):

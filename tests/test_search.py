@@ -13,6 +13,7 @@ from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
 from frostline.hparams import Hparams
 from frostline.params import Tune, parse_params
+from frostline.search import space
 from frostline.search import study as search_study
 from frostline.search.places import SIGNED, StudyFile
 from frostline.search.space import list_baselines, suggest
@@ -90,6 +91,29 @@ def test_a_killed_and_resumed_study_has_the_trials_of_an_uninterrupted_one(tmp_p
         resumed = open_study(folder)
         run(resumed, tune)
         assert records(resumed) == records(whole)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_killed_while_it_draws_a_trial_draws_the_same_again(
+    tmp_path: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, draws: int
+) -> None:
+    whole = open_study(tmp_path / "whole")
+    run(whole, tune)
+    run(open_study(tmp_path), more(tune, num_trials=4))
+    real, made = space._draw, []
+
+    def die(*given: Any) -> Any:
+        made.append(given)
+        if len(made) > draws:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(space, "_draw", die)
+        run(open_study(tmp_path), tune)
+    resumed = open_study(tmp_path)
+    run(resumed, tune)
+    assert records(resumed) == records(whole)
 
 
 @pytest.mark.parametrize("lost", [(0,), (0, 1)])

@@ -16,7 +16,15 @@ from frostline.params import Tracking
 from frostline.tracking import runs
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.owners import sweep_dead_runs
-from frostline.tracking.runs import close_run, delete_trials, log_to_run, log_trial, open_final_run, open_study_run
+from frostline.tracking.runs import (
+    close_run,
+    delete_trials,
+    log_to_run,
+    log_trial,
+    open_final_run,
+    open_study_run,
+    reopen_final_run,
+)
 from frostline.tracking.store import Store, open_store
 
 
@@ -102,6 +110,24 @@ def test_study_run_is_reopened_not_doubled(store):
     assert open_study_run(store, "d1", params={"epochs": 3}, tags={}) == first
     assert store.client.get_run(first).info.status == "RUNNING"
     assert open_study_run(store, "d2", params={}, tags={}) != first
+
+
+def test_a_final_run_that_was_killed_is_whole_when_it_is_gone_on_with_and_has_each_step_once(store, monkeypatch):
+    sha256, params = {"frostline.sha256": "s" * 64, "frostline.md5.prepared": "d.dir"}, {"dropout": 0.3}
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_log", die)
+        with pytest.raises(KeyboardInterrupt):
+            open_final_run(store, name="final", params=params, tags=sha256)
+    for _ in range(2):  # the second after a kill behind the curves
+        run = reopen_final_run(store, "s" * 64, sha256, params)
+        log_to_run(store, run, curves={"loss": [0.5, 0.25]}, at=1000.0)
+    found = store.client.get_run(run)
+    assert found.data.params == {"dropout": "0.3"} and len(found.inputs.dataset_inputs) == 1
+    assert [metric.step for metric in store.client.get_metric_history(run, "epoch/loss")] == [1, 2]
 
 
 def test_more_metrics_than_one_batch_takes_are_all_logged(store):

@@ -1,12 +1,18 @@
 """The core of the line on a tiny base: features, receipt, trials, refit."""
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -415,11 +421,12 @@ def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {f"{name}.keras" for name in first.sha256}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, *([4] if LONG else [])])
 def test_workers_run_the_asked_number_of_trials_and_log_each_once(
     project: Path, mlflow_root: Path, workers: int
 ) -> None:
-    params = make_params(project, workers=workers, num_trials=4, pruning="halving" if workers > 1 else "none")
+    asked = 4 if workers < 4 else 16
+    params = make_params(project, workers=workers, num_trials=asked, pruning="halving" if workers > 1 else "none")
     space = params.tune.space.model_copy(update={"unfrozen_blocks": (0, 0)})
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"space": space})})
     study = open_study(StudyFile(mlflow_root / "studies" / "d.db", "d"), "c", "ask")
@@ -428,11 +435,11 @@ def test_workers_run_the_asked_number_of_trials_and_log_each_once(
     bench = Bench(params, 2, {})
     bench.heads = fit_shared_heads(bench)
     run_trials(Job(params, study, store, parent, ("dark", "bright"), bench.heads), bench)
-    records = list_records(study.load(), 4)
-    assert [record.number for record in records] == [0, 1, 2, 3]
+    records = list_records(study.load(), asked)
+    assert [record.number for record in records] == list(range(asked))
     children = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert sorted(run.info.run_id for run in children) == sorted(record.run_id for record in records)
-    assert {run.data.tags["frostline.trial"] for run in children} == {"0", "1", "2", "3"}
+    assert sorted(int(run.data.tags["frostline.trial"]) for run in children) == list(range(asked))
 
 
 def open_trials(store: Store, study: StudyFile) -> list[str]:
@@ -486,6 +493,62 @@ def test_one_block_deeper_costs_what_its_flops_and_its_map_say(project: Path) ->
         rel=1e-6,
     )
     assert estimate_deeper(bench, len(bench.base.cuts) - 1) is None
+
+
+@contextlib.contextmanager
+def serving_runs(root: Path, port: int) -> Iterator[None]:
+    """MLflow's own server on the database in `root`, with one worker; killed with the block."""
+    place = ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}", "--artifacts-destination", str(root / "served")]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *place, "--port", str(port), "--workers", "1"],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.5)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.skipif(not LONG, reason="MLflow's server is away for a minute: `make torture`")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_is_killed_for_a_minute_is_waited_for_and_every_step_is_there_once(
+    project: Path, mlflow_root: Path, workers: int
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    tracking = Tracking(uri=f"http://127.0.0.1:{port}", patience_s=600)
+    asked = 12
+    params = make_params(project, num_trials=asked, workers=workers).model_copy(update={"tracking": tracking})
+    with serving_runs(mlflow_root, port):
+        search = Search(params, mlflow_root)
+        search.wait_for_records(3)
+    time.sleep(60)
+    assert search.process.poll() is None and len(search.trials_with("record")) < asked
+    with serving_runs(mlflow_root, port):
+        said = search.process.communicate(timeout=1200)[1]
+        assert search.process.returncode == 0, said
+        assert "Traceback" not in said and len(re.findall("does not answer", said)) == workers, said
+        assert len(re.findall(r"is back after (\d+) s", said)) == workers
+        store = open_store(tracking, mlflow_root)
+        study = StudyFile(mlflow_root / "studies" / "d.db", "d")
+        assert open_trials(store, study) == []
+        records = list_records(study.load(), asked)
+        assert [record.number for record in records] == list(range(asked))
+        runs = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'trial'")
+        assert sorted(run.info.run_id for run in runs) == sorted(record.run_id for record in records)
+        for record in records:
+            for name in ("epoch/loss", "epoch/val_loss"):
+                steps = [metric.step for metric in store.client.get_metric_history(record.run_id, name)]
+                assert len(steps) == len({*steps}) == len(record.curves["loss"]), (record.number, name, steps)
 
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:

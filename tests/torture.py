@@ -14,6 +14,9 @@ from pathlib import Path
 import psutil
 
 from frostline.params import Params
+from frostline.registry.moves import list_moves
+from frostline.registry.versions import CHAMPION, Version, number_at
+from frostline.tracking.store import Store
 
 # The long form, by `make torture`: more rounds of what the suite does once.
 LONG = os.environ.get("FROSTLINE_TORTURE") == "1"
@@ -51,6 +54,59 @@ def write_together(folder: Path, projects: int, each: int, runs: int) -> list[tu
     for root in roots:
         root.mkdir()
     return run_together(WRITER, [[str(root), uri, str(runs)] for root in roots for _ in range(each)])
+
+
+# Makes version argv[2] the champion of the store of the project in argv[1], argv[3] times, as fast as it can.
+PROMOTER = """
+import sys
+from pathlib import Path
+from frostline.errors import Refused
+from frostline.params import Tracking
+from frostline.registry.moves import move_champion
+from frostline.registry.versions import CHAMPION, load_version, number_at
+from frostline.tracking.store import open_store
+
+root, number, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+store = open_store(Tracking(), root)
+version = load_version(store, "clf", number)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(rounds):
+    try:
+        move_champion(store, version, number_at(store, "clf", CHAMPION), "accepted", "")
+        print("moved")
+    except Refused as refusal:
+        assert "changed while this was decided" in str(refusal), refusal
+        print("refused")
+"""
+
+
+def promote_in_turns(store: Store, roots: Sequence[Path], versions: Sequence[Version], rounds: int) -> None:
+    """A process for each version makes it champion again and again; what they leave is one chain of moves, with none lost."""
+    promoters = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTER, str(root), str(version.number), str(rounds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for root, version in zip(roots, versions, strict=True)
+    ]
+    for promoter in promoters:
+        assert promoter.stdout is not None and promoter.stdout.readline() == "ready\n"
+    for promoter in promoters:
+        assert promoter.stdin is not None
+        promoter.stdin.write("\n")
+        promoter.stdin.flush()
+    said = [promoter.communicate()[0].split() for promoter in promoters]
+    assert [promoter.returncode for promoter in promoters] == [0] * len(promoters)
+    moves = list_moves(store, "clf")
+    assert len(moves) == sum(words.count("moved") for words in said)
+    assert sum(map(len, said)) == len(promoters) * rounds
+    chain = [None, *(move.to_version for move in moves)]
+    assert [move.from_version for move in moves] == chain[:-1]
+    assert number_at(store, "clf", CHAMPION) == chain[-1]
+    assert {move.to_version for move in moves} == {version.number for version in versions}
 
 
 # A search by the params in argv[1], as a stage, below argv[2].

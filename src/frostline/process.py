@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A process that is told to end has so long to come out of a library's call; and so long in all.
 YIELD_SECONDS, STOP_SECONDS = 2.0, 4.5
 # What the user mends, not we: a full, read-only or closed disk.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_SAID = re.compile(r"database or disk is full|No space left on device")
+DISK_ERRORS = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def count_cores() -> int:
@@ -92,18 +95,30 @@ def ending_in_words(name: str) -> Iterator[None]:
             _leave(name)
         if isinstance(error, Refused):
             print(f"frostline: {redact(str(error))}", file=sys.stderr)
-        elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            place = error.filename or Path.cwd()
-            print(
-                f"frostline: {place}: {error.strerror}. Free space, or change the rights, and run again.",
-                file=sys.stderr,
-            )
+        elif said := describe_disk_error(error):
+            print(f"frostline: {redact(said)}", file=sys.stderr)
         elif isinstance(error, Exception):  # whatever it quotes, a log is kept and shown to others
             print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="")
             sys.exit(1)
         else:
             raise
         sys.exit(2)
+
+
+def describe_disk_error(error: BaseException) -> str | None:
+    """What the disk did not allow, in one line; None where that is not what happened.
+
+    That it is full, libraries say in exceptions of their own, with the system's somewhere behind.
+    """
+    told: BaseException | None = error
+    while told is not None:
+        allowed = DISK_ERRORS if told is error else FULL
+        if isinstance(told, OSError) and told.errno in allowed:
+            return f"{told.filename or Path.cwd()}: {told.strerror}. Free space, or change the rights, and run again."
+        if FULL_SAID.search(str(told)):
+            return f"{Path.cwd()}: {os.strerror(errno.ENOSPC)}. Free space, and run again."
+        told = told.__cause__ or told.__context__
+    return None
 
 
 # --- being told to end ------------------------------------------------------------------------------------------------

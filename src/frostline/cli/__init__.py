@@ -61,9 +61,14 @@ def group() -> None:
 
 
 def main() -> None:
-    """Runs the command; a refusal is one line on stderr and exit code 2."""
+    """Runs the command; a refusal, and what the disk does not allow, is one line on stderr and exit code 2."""
     try:
         group(prog_name="frostline")
-    except Refused as refusal:
-        click.echo(f"frostline: {redact(str(refusal))}", err=True)
+    except Exception as error:
+        from frostline.process import describe_disk_error
+
+        said = str(error) if isinstance(error, Refused) else describe_disk_error(error)
+        if said is None:
+            raise
+        click.echo(f"frostline: {redact(said)}", err=True)
         sys.exit(2)

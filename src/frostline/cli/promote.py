@@ -23,7 +23,7 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     """
     from frostline.errors import Refused
     from frostline.files import save_json
-    from frostline.registry.moves import move_champion, record_refusal, record_verdict
+    from frostline.registry.moves import finish_move, load_verdict, move_champion, record_refusal, record_verdict
     from frostline.registry.promotion import find_challenger, judge
     from frostline.registry.versions import CHAMPION, describe_wear, number_at
 
@@ -33,7 +33,10 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     params, store = project.params, project.store
     challenger = find_challenger(store, params, number)
     name = f"{challenger.name} version {challenger.number}"
+    finish_move(store, challenger.name)
     if number_at(store, challenger.name, CHAMPION) == challenger.number:
+        if record := load_verdict(challenger):  # a killed promotion may not have come to that
+            save_json(REPORT, record)
         click.echo(f"{name} is the champion already.")
         return
     click.echo(f"Scoring {name} in a fresh process ...", err=True)
@@ -61,11 +64,11 @@ def command(number: int | None, dry_run: bool, force: bool, reason: str) -> None
     before = judgement.champion.number if judgement.champion else None
     record = {"outcome": outcome, "reason": why, **judgement.to_record()}
     if outcome != "refused":
-        # First the alias: when another was promoted meanwhile, this verdict was against the wrong champion.
-        record["at"] = move_champion(store, challenger, before, outcome, why).at
+        # Refused when another was promoted meanwhile: this verdict was against the wrong champion.
+        record["at"] = move_champion(store, challenger, before, outcome, why, record).at
     else:
         record["at"] = record_refusal(store, challenger, before, why).at
-    record_verdict(store, challenger, outcome, why, record)
+        record_verdict(store, challenger, outcome, why, record)
     save_json(REPORT, record)
     if outcome == "refused":
         click.echo(f"Refused ({', '.join(failed)}). The champion stays; all numbers are in {REPORT}.")

@@ -23,6 +23,8 @@ from frostline.tracking.lineage import user_name
 from frostline.tracking.store import Store, exclusive
 
 HISTORY = "frostline.move."  # tags of the registered model: the prefix, then the time
+MOVING = "frostline.moving"  # and while a move is made, that move: what a killed process began, the next one finishes
+RECORD = "frostline.verdict.record"  # tag of a version
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def record_verdict(store: Store, version: Version, verdict: str, reason: str, re
     tags = {
         "frostline.verdict": f"{verdict} {_now()}",
         "frostline.verdict.reason": reason,
-        "frostline.verdict.record": json.dumps(record),
+        RECORD: json.dumps(record),
         **{
             f"frostline.gate.{check['name']}": f"{'passed' if check['passed'] else 'FAILED'}: {check['message']}"
             for check in record["checks"]
@@ -59,6 +61,12 @@ def record_verdict(store: Store, version: Version, verdict: str, reason: str, re
         store.client.set_model_version_tag(version.name, str(version.number), key, value)
 
 
+def load_verdict(version: Version) -> dict[str, Any] | None:
+    """The last verdict on the version with all its numbers; None where it was not judged yet."""
+    written = version.tags.get(RECORD)
+    return None if written is None else json.loads(written)
+
+
 def count_test_use(store: Store, version: Version) -> int:
     """How often the test split has now been used on this version, this time included."""
     uses = version.test_uses + 1
@@ -66,42 +74,85 @@ def count_test_use(store: Store, version: Version) -> int:
     return uses
 
 
-def move_champion(store: Store, version: Version, expected: int | None, verdict: str, reason: str) -> Move:
+def move_champion(
+    store: Store,
+    version: Version,
+    expected: int | None,
+    verdict: str,
+    reason: str,
+    record: Mapping[str, Any] | None = None,
+) -> Move:
     """Points `champion` at the version, and `previous` at the one before.
 
     Args:
         expected: the champion the decision was made against. Raises Refused where another has taken its place since.
+        record: the verdict's numbers, which are on the version before the alias is.
     """
     with exclusive(store, "registry"):
+        _finish(store, version.name)
         now = number_at(store, version.name, CHAMPION)
         if now != expected:
             raise Refused(
                 f"The champion of {version.name} changed while this was decided: it was {expected or 'none'}, now it "
                 f"is version {now or 'none'}. Nothing was moved; run the command again to decide against that one."
             )
-        move = _record(store, version.name, now, version.number, verdict, reason)
-        client = store.client
-        if now is not None and now != version.number:
-            client.set_registered_model_alias(version.name, PREVIOUS, str(now))
-        client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
-        if number_at(store, version.name, CHALLENGER) == version.number:
-            client.delete_registered_model_alias(version.name, CHALLENGER)
+        key, move = _decide(now, version.number, verdict, reason)
+        if record is not None:
+            record_verdict(store, version, verdict, reason, {**record, "at": move.at})
+        written = json.dumps({"key": key, **asdict(move)})
+        store.client.set_registered_model_tag(version.name, MOVING, written)
+        _carry_out(store, version.name, key, move)
     return move
+
+
+def finish_move(store: Store, name: str) -> Move | None:
+    """Finishes the move of the champion that a killed process began, if there is one."""
+    with exclusive(store, "registry"):
+        return _finish(store, name)
+
+
+def _finish(store: Store, name: str) -> Move | None:
+    written = store.client.get_registered_model(name).tags.get(MOVING)
+    if written is None:
+        return None
+    begun = json.loads(written)
+    key, move = begun.pop("key"), Move(**begun)
+    _carry_out(store, name, key, move)
+    return move
+
+
+def _carry_out(store: Store, name: str, key: str, move: Move) -> None:
+    """Each step may have been made before."""
+    client = store.client
+    if move.from_version not in (None, move.to_version):
+        client.set_registered_model_alias(name, PREVIOUS, str(move.from_version))
+    client.set_registered_model_alias(name, CHAMPION, str(move.to_version))
+    if number_at(store, name, CHALLENGER) == move.to_version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    client.set_registered_model_tag(name, key, json.dumps(asdict(move)))
+    client.delete_registered_model_tag(name, MOVING)
 
 
 def record_refusal(store: Store, version: Version, champion: int | None, reason: str) -> Move:
     """Enters a refused promotion in the history; no alias moves."""
-    return _record(store, version.name, champion, version.number, "refused", reason)
+    key, move = _decide(champion, version.number, "refused", reason)
+    store.client.set_registered_model_tag(version.name, key, json.dumps(asdict(move)))
+    return move
 
 
 def rollback(store: Store, name: str, to: int | None, reason: str, folder: Path) -> Move:
     """Moves `champion` back: to the version it came from, or to the one given.
 
-    The version's files are checked first. Raises Refused where there is nothing to go back to.
+    The version's files are checked first. One that was killed is finished, and goes no further. Raises Refused where there is
+    nothing to go back to.
     """
     current = number_at(store, name, CHAMPION)
     if current is None:
         raise Refused(f"{name} has no champion, so there is nothing to roll back.")
+    if begun := finish_move(store, name):
+        if begun.verdict == "rollback" and to in (None, begun.to_version):
+            return begun
+        current = begun.to_version
     if to is None:
         to = next(
             (
@@ -128,10 +179,10 @@ def list_moves(store: Store, name: str) -> list[Move]:
     return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(HISTORY)]
 
 
-def _record(store: Store, name: str, before: int | None, after: int, verdict: str, reason: str) -> Move:
+def _decide(before: int | None, after: int, verdict: str, reason: str) -> tuple[str, Move]:
+    """A move, and the tag under which the history has it."""
     move = Move(_now(), f"{user_name()}@{socket.gethostname()}", before, after, verdict, reason)
-    store.client.set_registered_model_tag(name, f"{HISTORY}{time.time_ns():020d}", json.dumps(asdict(move)))
-    return move
+    return f"{HISTORY}{time.time_ns():020d}", move
 
 
 def _now() -> str:

@@ -106,10 +106,11 @@ def register(
                     model_id=model_id,
                     await_creation_for=0,  # it is ready at once; waiting is announced as news
                 )
-            client.set_logged_model_tags(
-                model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(made.version)}])}
-            )
             found = _version(made)
+        with contextlib.suppress(MlflowException):  # its model may have been deleted in MLflow's pages
+            client.set_logged_model_tags(
+                found.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": found.number}])}
+            )
         if number_at(store, name, CHAMPION) != found.number:
             client.set_registered_model_alias(name, CHALLENGER, str(found.number))
     return found

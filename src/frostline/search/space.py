@@ -19,11 +19,15 @@ def with_found_depths(params: Params) -> Params:
     return params.with_depths(*require_complete(Path(params.paths.features))["searched"])
 
 
+DRAWN = "drawn"  # of a trial: all that it tries is written down
+
+
 def suggest(trial: Trial, space: Space) -> Hparams:
     """What a trial tries. Values with nothing to choose are not drawn."""
     drawn: dict[str, Any] = {}
     for name, hparam in HPARAMS.items():
         drawn[name] = _draw(trial, name, hparam, getattr(space, name)) if hparam.used(drawn) else None
+    trial.set_user_attr(DRAWN, True)
     return Hparams(**drawn)
 
 

@@ -17,7 +17,7 @@ from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
 from frostline.params import Tune
 from frostline.search.places import CODE, SIGNED, Place, StudyServer
-from frostline.search.space import list_baselines
+from frostline.search.space import DRAWN, list_baselines
 from frostline.seeding import derive_seed
 from frostline.tracking.messages import say
 
@@ -117,8 +117,10 @@ def _close_open(study: optuna.Study, is_abandoned: Callable[[FrozenTrial], bool]
 
 def _close_killed(study: optuna.Study, trial: FrozenTrial) -> None:
     _mark_killed(study, trial)
-    # What it was given counts too: a trial may die before it has drawn.
-    if drawn := {**trial.system_attrs.get("fixed_params", {}), **trial.params}:
+    # What it was given counts too: a trial may die before it has drawn. And of half a draw nothing counts: the sampler's
+    # numbers for the rest would be those that it drew the first half with.
+    known = trial.params if DRAWN in trial.user_attrs else {}
+    if drawn := {**trial.system_attrs.get("fixed_params", {}), **known}:
         study.enqueue_trial(
             drawn, user_attrs={key: trial.user_attrs[key] for key in (STARTED,) if key in trial.user_attrs}
         )

@@ -37,7 +37,7 @@ def log_final(
         "frostline.trial_run": refit.trial_run,
         "frostline.sha256": refit.sha256["final"],
     }
-    run_id = reopen_final_run(store, refit.sha256["final"], tags) or open_final_run(
+    run_id = reopen_final_run(store, refit.sha256["final"], tags, params) or open_final_run(
         store, name=name, params=params, tags=tags
     )
     metrics = {f"test_{name}": evaluation.score(name).value for name, metric in METRICS.items() if metric.logged}
@@ -47,5 +47,8 @@ def log_final(
     written = ["model_card.md", "report.html", "evaluation.json", "predictions.csv", "suspicious.csv"]
     written += ["sets.json", "strangers.json"]
     texts += [reports / file for file in written]
-    log_to_run(store, run_id, metrics=metrics, curves=refit.curves, artifacts=[*texts, *sorted(reports.glob("*.png"))])
+    # Of its beginning, or a run that is gone on with would have each step of its curves twice.
+    begun = store.client.get_run(run_id).info.start_time / 1000
+    files = [*texts, *sorted(reports.glob("*.png"))]
+    log_to_run(store, run_id, metrics=metrics, curves=refit.curves, artifacts=files, at=begun)
     return run_id

@@ -71,17 +71,21 @@ def remove_leftovers(leftovers: Iterable[Leftover], root: Path, store: Store | N
 
 
 def remove_unfinished_models(store: Store, name: str, run_id: str) -> None:
-    """Removes the models that killed processes were writing: those of this run, and of runs that do not run any more.
+    """Removes the models that killed processes were writing: those of this run, and of runs that do not run any more; and
+    those of this run that were written, and of which no version was made.
 
     Call it where nobody else writes a model of this project's.
     """
+    versions = pages(store.client.search_model_versions, f"run_id = '{run_id}'")
+    registered = {str(version.source).rpartition("/")[2] for version in versions}
     for model in pages(store.client.search_logged_models, experiment_ids=[store.experiment_id]):
-        if model.name == name and model.status == LoggedModelStatus.PENDING:
-            source = model.source_run_id
-            if source is None:  # not ours
-                continue
-            if source == run_id or store.client.get_run(source).info.status != "RUNNING":
-                _remove_model(store, model, store.root)
+        source = model.source_run_id
+        if model.name != name or source is None or model.model_id in registered:  # of no run is not ours
+            continue
+        if source == run_id or (
+            model.status == LoggedModelStatus.PENDING and store.client.get_run(source).info.status != "RUNNING"
+        ):
+            _remove_model(store, model, store.root)
 
 
 def _remove_model(store: Store, model: LoggedModel, root: Path) -> None:

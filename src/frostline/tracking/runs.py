@@ -27,8 +27,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 # A bar for each file of a model that lies on this very disk.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# The creation of the database is not news.
+# The creation of the database is not news, and errors are raised, too.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").addFilter(lambda record: record.levelno < logging.ERROR)
 
 DRAW = "frostline.draw"  # tag of a trial's run: which draw of the study it is of
 STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}
@@ -128,8 +129,10 @@ def open_final_run(store: Store, *, name: str, params: Mapping[str, object], tag
     return run_id
 
 
-def reopen_final_run(store: Store, sha256: str, tags: Mapping[str, str]) -> str | None:
-    """The id of the `final` run of this very model, RUNNING again, or None where this store has none.
+def reopen_final_run(
+    store: Store, sha256: str, tags: Mapping[str, str], params: Mapping[str, object] | None = None
+) -> str | None:
+    """The id of the `final` run of this very model, RUNNING again and whole, or None where this store has none.
 
     Results that came from a teammate through DVC have their runs in the teammate's store, and a person may have deleted one.
     """
@@ -142,7 +145,11 @@ def reopen_final_run(store: Store, sha256: str, tags: Mapping[str, str]) -> str 
         return None
     run_id: str = found[0].info.run_id
     store.client.update_run(run_id, status="RUNNING")
-    _log(store, run_id, tags={**tags, **owner_tags()})
+    # A process may have been killed when it had only just made it.
+    known = found[0].data.params
+    missing = {key: value for key, value in flatten(params or {}).items() if _allowed(key) not in known}
+    _log(store, run_id, params=missing, tags={**tags, **owner_tags()})
+    _log_dataset(store, run_id, tags, "training")
     return run_id
 
 
@@ -181,13 +188,15 @@ def log_to_run(
     curves: Mapping[str, Sequence[float]] | None = None,
     tags: Mapping[str, str] | None = None,
     artifacts: Mapping[Path, str] | Sequence[Path] = (),
+    at: float | None = None,
 ) -> None:
     """Adds to a run, open or closed.
 
     Args:
+        at: seconds since 1970; what is measured at the same moment, and is the same, MLflow keeps once.
         artifacts: files, or file -> folder in the run ("" is its top). Images go to `figures` unless told otherwise.
     """
-    _log(store, run_id, params=params or {}, metrics=metrics or {}, curves=curves or {}, tags=tags or {})
+    _log(store, run_id, params=params or {}, metrics=metrics or {}, curves=curves or {}, tags=tags or {}, at=at)
     placed = artifacts if isinstance(artifacts, Mapping) else {path: _folder_of(path) for path in artifacts}
     for path, folder in placed.items():
         store.client.log_artifact(run_id, str(path), folder or None)
