@@ -16,6 +16,7 @@ from frostline.evidence.figures.search import learning_curves
 from frostline.evidence.predictions import Predictions, load_predictions, pick_examples, save_predictions
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.report import Findings, make_report
+from frostline.evidence.speed import measure_speed
 from frostline.evidence.strangers import meet_strangers
 from frostline.evidence.suspicion import find_suspects, save_suspects, sum_up
 from frostline.evidence.trials import SearchRecord
@@ -47,18 +48,18 @@ def main() -> None:
     )
     assert predictions is not None and plain is not None
     drawn = {"resamples": rules.resamples, "confidence": rules.confidence, "seed": derive_seed(params.seed, "evaluate")}
-    told = {"search_score": search.trial(search.best).score, "temperature": refit.temperature}
-    evaluation = make_evaluation(predictions, plain, every_cut, **told, **drawn)
+    drawn |= {"search_score": search.trial(search.best).score, "temperature": refit.temperature}
+    evaluation = make_evaluation(predictions, plain, every_cut, **drawn)
     unseen = load_predictions(models / "out_of_fold.csv")
     promises = keep_promises(find_thresholds(unseen.labels, unseen.probabilities), predictions, rules.confidence)
     strangers = meet_strangers(predictions, partial(predict, final), test.images.shape[1], params)
     suspects = find_suspects([unseen, predictions], splits, partial(predict_probabilities, final))
     examples = pick_examples(predictions, rules.explained)
     heatmaps = explain(final, np.asarray(test.images[np.sort(examples)]), predictions.predicted[np.sort(examples)])
-
-    found_out = (refit, evaluation, sum_up(suspects), promises, strangers)
+    speed = measure_speed(partial(predict, final), test.images, models / "final.keras")
     base, known = load_json(Path(paths.base) / "card.json"), load_json(study / "study.json")
-    records = Records(class_names, facts, base, search, known, *found_out)
+    findings = (refit, evaluation, sum_up(suspects), promises, strangers, speed)
+    records = Records(class_names, facts, base, search, known, *findings)
     save_json(out / "evaluation.json", evaluation.to_record())
     save_promises(out / "sets.json", promises)
     save_json(out / "strangers.json", strangers and strangers.to_record())
@@ -71,8 +72,7 @@ def main() -> None:
     if refit.curves:
         learning_curves({f"first fold, trial {refit.trial}": refit.curves}, out / "learning_curves.png")
     figures = [*sorted(out.glob("*.png")), study / "frost_line.png", study / "search_history.png"]
-    findings = Findings(predictions, suspects, figures, (models / "final.keras").stat().st_size)
-    (out / "report.html").write_text(make_report(records, params, findings), encoding="utf-8")
+    (out / "report.html").write_text(make_report(records, params, Findings(predictions, suspects, figures)), "utf-8")
     say("evaluate", describe_test(evaluation))
 
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from frostline.arrays import JoinedRows, load_split
-from frostline.bases.base import check_depth, load_base
+from frostline.bases.base import load_base
 from frostline.bases.cost import flops_of
 from frostline.bases.extraction import choose_extractor, describe_features, feature_facts, list_sources
 from frostline.bases.features import POOLED, depth_folder
@@ -15,8 +15,9 @@ from frostline.images.rows import made_alike, mark_rows
 from frostline.params import load_params
 from frostline.planning.checks import refuse_problems
 from frostline.planning.closure import code_of
+from frostline.planning.depths import Images, describe_network, find_reach
 from frostline.planning.earlier import list_earlier
-from frostline.planning.notes import describe_storage
+from frostline.planning.notes import describe_reach, describe_storage
 from frostline.planning.storage import list_depths, plan_storage
 from frostline.process import UNFINISHED, project_root, run_stage
 from frostline.tracking.messages import describe_copies, describe_precision, describe_source, say
@@ -29,28 +30,24 @@ def main() -> None:
     views_folder, prepared = Path(paths.views), Path(paths.prepared)
     views = require_complete(views_folder)
     base = load_base(params.base, Path(paths.base))
-    depths = list_depths(params.tune)
-    check_depth(base, max(depths, default=0))
     splits = {split: load_split(prepared / split) for split in ("train", "val", "test")}
     train, val, test = splits.values()
+    flops = flops_of(base)
+    sizes = [len(split.labels) for split in splits.values()]
+    images = Images(*sizes, views["num_images"], views["num_views"], views["mirrored"])
+    reach = find_reach(params, describe_network(base, flops), images)
+    say("extract", describe_reach(reach))
+    depths = list_depths(params.with_depths(reach.first, reach.last).tune)
     if extract.check_input and params.base.weights != "random":
         say("extract", check_input(base, train.images))
     probe = train.images[: extract.batch_size]
-    num_rows = (len(train.labels) + len(val.labels)) * views["num_views"]
+    num_rows = sum(sizes[:2]) * views["num_views"]
     extractor, reason = choose_extractor(extract.precision, base, depths, probe, extract.batch_size, num_rows)
     say("extract", describe_precision(extractor.precision, reason))
     row_bytes = extractor.row_bytes(probe)
-    storage = plan_storage(
-        {depth: row_bytes[depth_folder(depth)] for depth in depths},
-        row_bytes[POOLED],
-        flops_of(base)["prefix"],
-        num_images=views["num_images"],
-        num_plain=len(train.labels) + len(val.labels) - views["num_images"],
-        views=views["num_views"],
-        image_size=base.image_size,
-        budget_gb=params.storage.budget_gb - len(test.labels) * row_bytes[POOLED] / 1e9,
-        mirrored=views["mirrored"],
-    )
+    maps, pooled = {depth: row_bytes[depth_folder(depth)] for depth in depths}, row_bytes[POOLED]
+    room = {"budget_gb": params.storage.budget_gb - len(test.labels) * pooled / 1e9, "image_size": base.image_size}
+    storage = plan_storage(maps, pooled, flops["prefix"], *images.stored, **room, mirrored=images.mirrored)
     say("extract", describe_storage(storage, views["num_views"], params.storage.budget_gb))
 
     sources = list_sources(train, val, views_folder, storage.views, mirrored=views["mirrored"])
@@ -72,7 +69,8 @@ def main() -> None:
         record |= marked.to_record()
     mark_rows(work, facts)
     save_json(work / "features.json", record)
-    mark_complete(work, depths=depths, stored=storage.stored, num_images=views["num_images"], views=storage.views)
+    counts = {"stored": storage.stored, "num_images": views["num_images"], "views": storage.views}
+    mark_complete(work, depths=depths, searched=[reach.first, reach.last], **counts)
     publish(work, Path(paths.features))
 
 

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from frostline.evidence.figures.search import draw_study
 from frostline.evidence.ranking import choose_best
-from frostline.evidence.trials import SearchRecord
+from frostline.evidence.trials import SearchRecord, describe_collapsed, describe_edge
 from frostline.files import load_json, save_json, size_of
 from frostline.params import load_params
 from frostline.planning.closure import code_of
 from frostline.process import held, if_stopped, project_root, run_stage
 from frostline.search.outcome import run_study
 from frostline.search.places import digest_of
+from frostline.search.space import with_found_depths
 from frostline.search.starts import begin_study
 from frostline.tracking.lineage import lineage_tags
+from frostline.tracking.messages import say
 from frostline.tracking.owners import close_own_runs, sweep_dead_runs
 from frostline.tracking.runs import close_run, open_study_run
 from frostline.tracking.server import check_writing, refuse_server
@@ -21,7 +23,7 @@ from frostline.tracking.store import open_store
 
 
 def main() -> None:
-    params = load_params()
+    params = with_found_depths(load_params())
     paths, tune, root = params.paths, params.tune, project_root()
     prepared, out = Path(paths.prepared), Path(paths.study)
     digest = digest_of(params)
@@ -52,6 +54,9 @@ def main() -> None:
         save_json(out / "best.json", best.to_record())
         save_json(out / "study.json", report)
         images = draw_study(search, report, out)
+        told = (describe_edge(search, report), describe_collapsed(search, len(class_names)))
+        notes = [note for note in told if note]
+        say("tune", notes)
         close_run(
             store,
             parent,
@@ -63,7 +68,10 @@ def main() -> None:
                 **{f"seconds/{phase}": taken for phase, taken in outcome.seconds.items()},
                 **({"achieved_over_limit": outcome.achieved_over_limit} if outcome.achieved_over_limit else {}),
             },
-            tags={"frostline.best_trial": str(best.number)},
+            tags={
+                "frostline.best_trial": str(best.number),
+                **({"mlflow.note.content": "\n\n".join(notes)} if notes else {}),
+            },
             artifacts=[*images, Path(paths.views) / "preview.png", out / "trials.json", out / "study.json"],
         )
 

@@ -52,3 +52,11 @@ def test_splits_that_are_too_small_to_tell_are_said(project, run_cli):
     assert answer.code == 0
     assert "test: about 64 images, so that an accuracy of 0.9 is known to ±0.073" in answer.out
     assert "val: about 32 images of 8 classes" in answer.out
+
+
+def test_words_for_the_depth_are_said_in_numbers(project, run_cli):
+    text = (project / "params.yaml").read_text()
+    for words, said in (("[0, all]", "0 to 18, all blocks of MobileNetV2"), ("auto", "0 to 18 at most")):
+        (project / "params.yaml").write_text(text.replace("unfrozen_blocks: [0, 4]", f"unfrozen_blocks: {words}"))
+        answer = run_cli("check")
+        assert answer.code == 0 and f"tune.space.unfrozen_blocks: {said}" in answer.out

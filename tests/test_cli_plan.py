@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from frostline.arrays import load_array
 from frostline.cli import group
-from frostline.files import load_json
+from frostline.files import load_json, require_complete
 from frostline.params import load_params
 from frostline.process import UNFINISHED, run_stage
 from frostline.training.data import load_features
@@ -40,7 +40,7 @@ def project(weights, params_document, tmp_path, monkeypatch):
     params_document["fetch"] |= {"source": "generated", "images_per_class": 16}
     params_document["base"] |= {"name": "custom", "weights": str(weights), "image_size": 32, "options": {}}
     params_document["augment"]["views"] = 3
-    params_document["tune"]["space"]["unfrozen_blocks"] = [0, 3]
+    params_document["tune"]["space"]["unfrozen_blocks"] = [0, "all"]
     write(params_document)
     return params_document
 
@@ -83,6 +83,10 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
         run(root, stage)
     said = capsys.readouterr().out
     assert all(note in said for note in planned["notes"] if "BUDGET" in note)
+    assert any(
+        "depths 0 to 3 are searched, all blocks of the base" in note and note in said for note in planned["notes"]
+    )
+    assert require_complete(tmp_path / "data/features")["searched"] == [0, 3]
     sizes = {step["stage"]: step["bytes"] for step in planned["steps"]}
     for stage, pattern in (
         ("prepare", "prepared/*/images.npy"),

@@ -122,7 +122,10 @@ def test_the_stage_writes_its_files_and_logs_them_and_two_runs_can_be_compared(p
     assert 0.6 < record["accuracy"]["value"] < 1.0
     assert record["selection_optimism"] == pytest.approx(0.97 - answers.correct.mean(), abs=1e-6)
     assert record["gain"]["wins"] > 0 and record["every_cut_gain"]["wins"] > 0
-    assert "# frostline" in (out / "model_card.md").read_text()
+    card = (out / "model_card.md").read_text()
+    assert (
+        "# frostline" in card and f"The file has {(project / 'models/final.keras').stat().st_size / 1e6:.1f} MB" in card
+    )
 
     # The sets' thresholds are of predictions out of fold: ten of them can promise nothing above 0.9.
     sets = {each["promised"]: each for each in json.loads((out / "sets.json").read_text())}

@@ -29,7 +29,7 @@ SMALL = {
     "augment.views": 2,
     "tune.num_trials": 3,
     "tune.epochs": 2,
-    "tune.space.unfrozen_blocks": [0, 1],
+    "tune.space.unfrozen_blocks": "auto",  # both blocks of the base
     "refit.folds": 2,
     "refit.candidates": 1,
     "evaluate.resamples": 100,
@@ -161,6 +161,7 @@ def test_the_whole_line_from_clone_to_teammate(project: Project, tmp_path: Path)
     calls = tmp_path / "calls.log"
     assert ran_in(project.run(*watched(("dvc", "repro"), calls))) == STAGES
     assert list_calls(calls) == []
+    assert project.load("data/features/complete.json")["searched"] == [0, 2]
     trials = project.load("reports/tune/trials.json")
     assert [trial["number"] for trial in trials["trials"]] == [0, 1, 2]
     assert [trial["hparams"]["head_input"] for trial in trials["trials"][:2]] == ["last", "all"]

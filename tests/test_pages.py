@@ -45,7 +45,7 @@ def report(params_document, tmp_path):
     for figure in figures:
         images = np.stack([make_image(n, 48, 48) for n in range(6)])
         draw_gallery(images, [("is a", "like b", f"{n}.jpg") for n in range(6)], figure)
-    html = make_report(records, parse_params(params_document), Findings(predictions, suspects, figures, 12_345_678))
+    html = make_report(records, parse_params(params_document), Findings(predictions, suspects, figures))
     path = tmp_path / "report.html"
     path.write_text(html, encoding="utf-8")
     return path

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from frostline.errors import Refused
 from frostline.hparams import HPARAMS
-from frostline.params import Range, defaults, load_params, parse_params
+from frostline.params import Deepest, Range, defaults, load_params, parse_params
 
 
 def refusal(document) -> str:
@@ -68,6 +68,13 @@ def test_every_problem_is_reported_at_once(params_document):
         ("tune.space.dropout", float("nan"), ["finite", "nan"]),
         ("tune.space.head_learning_rate", {"low": 0, "high": 1, "log": True}, ["logarithmic", "above 0"]),
         ("tune.space.unfrozen_blocks", [4, 0], ["first depth is above the second", "[4, 0]"]),
+        ("tune.space.unfrozen_blocks", [0, "al"], ["tune.space.unfrozen_blocks.1: ", "did you mean all?", "auto"]),
+        (
+            "tune.space.unfrozen_blocks",
+            {"minute": 1},
+            ["unfrozen_blocks.1.minute: unknown key", "did you mean minutes?"],
+        ),
+        ("tune.space.unfrozen_blocks", ["all", 3], ["unfrozen_blocks.0", "'all'"]),
         ("tune.space.unfrozen_blocks", -1, ["unfrozen_blocks", "greater than or equal to 0"]),
         ("tune.space.optimizer", "adamw", ["optimizer", "adamw", "adam"]),
         ("seed", -1, ["seed", "greater than or equal to 0"]),
@@ -100,6 +107,25 @@ def test_one_depth_and_one_optimiser_stand_for_themselves(params_document):
     space = parse_params(with_value(document, "tune.space.optimizer", "sgd")).tune.space
     assert space.unfrozen_blocks == (2, 2)
     assert space.optimizer == ["sgd"]
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "last"),
+    [
+        ([0, "all"], 0, "all"),
+        ("all", 0, "all"),
+        ("auto", 0, "auto"),
+        ([2, "auto"], 2, "auto"),
+        ([0, {"minutes": 2}], 0, Deepest(minutes=2.0)),
+        ({"minutes": 3, "gflops": 100}, 0, Deepest(minutes=3.0, gflops=100.0)),
+    ],
+)
+def test_the_last_depth_may_be_a_word_or_limits(params_document, given, first, last):
+    params = parse_params(with_value(params_document, "tune.space.unfrozen_blocks", given))
+    assert params.tune.space.unfrozen_blocks == (first, last)
+    assert params.with_depths(first, 7).tune.space.depths == (first, 7)
+    with pytest.raises(AssertionError, match="not resolved"):
+        _ = params.tune.space.depths
 
 
 def test_numbers_and_words_mean_what_dvc_takes_them_for(tmp_path, root):

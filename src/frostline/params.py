@@ -11,7 +11,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     create_model,
     model_validator,
@@ -162,19 +164,35 @@ class Range(Section):
         return self
 
 
+class Deepest(Section):
+    """What `auto` may be told: minutes of a trial that sees every view once, at a nominal speed in 1e9 operations a second.
+
+    Nominal, so that the same params mean the same search wherever and whenever it runs; see planning/depths.py.
+    """
+
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    gflops: Annotated[float, Field(gt=0)] | None = None
+
+
 def _read_depths(given: Any) -> Any:
-    """One depth, or the first and the last."""
+    """One depth, or the first and the last; a word or limits alone are those of the last."""
     if isinstance(given, int) and not isinstance(given, bool):
         return (given, given)
+    if isinstance(given, (str, dict, Deepest)):
+        return (0, given)
     return tuple(given) if isinstance(given, list) else given
+
+
+def _kind_of_last(given: Any) -> str:
+    return "word" if isinstance(given, str) else "limits" if isinstance(given, (dict, Deepest)) else "number"
 
 
 def _read_choices(given: Any) -> Any:
     return given if isinstance(given, list) else [given]
 
 
-def _check_depths(depths: tuple[int, int]) -> tuple[int, int]:
-    if depths[0] > depths[1]:
+def _check_depths(depths: tuple[int, Any]) -> tuple[int, Any]:
+    if isinstance(depths[1], int) and depths[0] > depths[1]:
         raise ValueError(f"the first depth is above the second: {list(depths)}")
     return depths
 
@@ -192,18 +210,35 @@ def _domain_of(hparam: Hparam) -> Any:
         case "real":
             return Annotated[Range, AfterValidator(partial(_check_within, hparam))]
         case "depth":
-            return Annotated[tuple[depth, depth], BeforeValidator(_read_depths), AfterValidator(_check_depths)]
+            last = Annotated[
+                Annotated[depth, Tag("number")]
+                | Annotated[Literal["all", "auto"], Tag("word")]
+                | Annotated[Deepest, Tag("limits")],
+                Discriminator(_kind_of_last),
+            ]
+            return Annotated[tuple[depth, last], BeforeValidator(_read_depths), AfterValidator(_check_depths)]
         case "choice":
             one: Any = Literal[hparam.allowed] if hparam.allowed else depth
             return Annotated[list[one], Field(min_length=1), BeforeValidator(_read_choices)]
 
 
+class Depths(Section):
+    """A space's depths."""
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """The first and the last, once `extract` has made numbers of `all` and `auto` (planning/depths.py)."""
+        first, last = self.unfrozen_blocks  # type: ignore[attr-defined]
+        assert isinstance(last, int), f"{last} is not resolved"
+        return first, last
+
+
 if TYPE_CHECKING:
 
-    class Space(Section):
+    class Space(Depths):
         """What a trial tries: for each hyperparameter a number, [low, high], {low, high, log} or a list of choices."""
 
-        unfrozen_blocks: tuple[int, int]
+        unfrozen_blocks: tuple[int, int | str | Deepest]
         head_units: list[int]
         optimizer: list[str]
 
@@ -213,7 +248,7 @@ else:
     # A field for each hyperparameter that hparams.py declares.
     Space = create_model(
         "Space",
-        __base__=Section,
+        __base__=Depths,
         **{
             name: (_domain_of(hparam), ... if hparam.default is None else hparam.default)
             for name, hparam in HPARAMS.items()
@@ -324,6 +359,11 @@ class Params(Section):
     promote: Promote
     tracking: Tracking
 
+    def with_depths(self, first: int, last: int) -> "Params":
+        """These params with the depths of the search in numbers."""
+        space = self.tune.space.model_copy(update={"unfrozen_blocks": (first, last)})
+        return self.model_copy(update={"tune": self.tune.model_copy(update={"space": space})})
+
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """The checked params.
@@ -409,6 +449,8 @@ def _locked_outs(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(name, out) for name, stage in stages.items() for out in stage.get("outs", [])]
 
 
+# Parts of pydantic's places that are no keys.
+TAGS = ("tuple", "number", "word", "limits")
 # Keys that have another name since; a params.yaml of before is told where its value belongs.
 MOVED = {
     "extract.budget_gb": "storage.budget_gb",
@@ -418,7 +460,7 @@ MOVED = {
 
 
 def _describe(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("tuple",))
+    place = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
     given = problem["input"]
     match problem["type"]:
         case "extra_forbidden" if place in MOVED:
@@ -438,6 +480,8 @@ def _describe(problem: Any) -> str:
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
     model: type[BaseModel] = Params
     for part in location:
+        if part == "limits":
+            model = Deepest
         for key, field in model.model_fields.items():
             kind = field.annotation
             if part in (key, field.alias) and isinstance(kind, type) and issubclass(kind, BaseModel):

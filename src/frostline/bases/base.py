@@ -99,15 +99,6 @@ def load_base(base: params.Base, folder: Path) -> Base:
     )
 
 
-def check_depth(base: Base, depth: int) -> None:
-    """Raises Refused where the base has not so many blocks."""
-    if depth >= len(base.cuts):
-        raise Refused(
-            f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks between its first cut and "
-            f"{base.cuts[0].name}; given was {depth}."
-        )
-
-
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
     """Initial weights of layers made in this block depend on `seed` alone; Python's generator is left as it was."""

@@ -14,7 +14,7 @@ def command() -> None:
     from frostline.cli.changes import show_changes
     from frostline.errors import Refused
     from frostline.params import load_params
-    from frostline.planning.checks import refuse_problems
+    from frostline.planning.checks import describe_depths, refuse_problems
     from frostline.planning.defaults import describe_splits
     from frostline.planning.pace import count_images
     from frostline.planning.settings import ignored_settings
@@ -26,6 +26,6 @@ def command() -> None:
         counts = count_images(params)
         for line in describe_splits(counts.test, counts.val, counts.num_classes):
             click.echo(line)
-    for line in ignored_settings():
+    for line in [*describe_depths(params.base, params.tune), *ignored_settings()]:
         click.echo(line)
     click.echo("params.yaml: no problem")

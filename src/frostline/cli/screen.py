@@ -244,14 +244,21 @@ def plan_of(params: Params, counts: "Counts", found: "Screened", basics: Basics)
     """About what the whole line would store and take: the plan, with a tail's pace from its FLOPs and the prefix's pace."""
     from frostline.bases.cost import flops_of
     from frostline.images.views import POOL_FROM
+    from frostline.planning.depths import describe_network
     from frostline.planning.estimate import make_plan
-    from frostline.planning.pace import Facts, Pace, Tail
+    from frostline.planning.pace import Facts, Pace, Tail, reach_of
     from frostline.planning.storage import list_depths
     from frostline.process import count_cores
 
     params = params.model_copy(update={"base": found.base})
     cuts, flops = found.network.cuts, flops_of(found.network)
-    depths = [depth for depth in list_depths(params.tune) if depth < len(cuts)]
+    first, last = params.tune.space.unfrozen_blocks
+    if isinstance(last, int):  # that of another base, perhaps
+        params = params.with_depths(min(first, len(cuts) - 1), min(last, len(cuts) - 1))
+    else:
+        reach = reach_of(params, describe_network(found.network, flops), counts)
+        params = params.with_depths(reach.first, reach.last)
+    depths = list_depths(params.tune)
     prefix = 1 / found.images_per_second
     # A step takes about three times as long as the way forward alone (Hobbhahn and Sevilla, Epoch AI, 2021).
     tails = {
@@ -355,7 +362,8 @@ def apply_choice(best: "Screened") -> None:
     settings = {f"base.{name}": value for name, value in base.model_dump(mode="json").items()}
     depth = {"tune.space.unfrozen_blocks": [0, len(best.network.cuts) - 1]}
     text = path.read_text(encoding="utf-8")
-    if load_params().tune.space.unfrozen_blocks[1] >= len(best.network.cuts):
+    last = load_params().tune.space.unfrozen_blocks[1]
+    if isinstance(last, int) and last >= len(best.network.cuts):
         settings |= depth
     text = apply_settings(text, settings)
     with replacing(path) as temporary:

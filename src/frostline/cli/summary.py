@@ -49,7 +49,8 @@ def command() -> None:
 
     show_changes()
     changes = changes_since(Path(paths.prepared), Path())
-    rows = summarize(search, final, evaluation, registration)
+    report = Path(paths.study) / "study.json"
+    rows = summarize(search, final, evaluation, registration, load_json(report) if report.is_file() else {})
     suspicious = Path(paths.evaluation) / "suspicious.csv"
     if suspicious.is_file():
         rows.insert(-1, ("labels", tell_labels(suspicious)))
@@ -73,10 +74,11 @@ def summarize(
     refit: "RefitRecord | None",
     evaluation: Mapping[str, Any],
     registration: Mapping[str, Any],
+    study: Mapping[str, Any],
 ) -> list[tuple[str, str]]:
     """(name, value) of each line of the table; without `refit` where only the results were pulled, not the model."""
     from frostline.evidence.card import describe_final
-    from frostline.evidence.trials import describe_edge
+    from frostline.evidence.trials import describe_collapsed, describe_edge
 
     best, finished = search.trial(search.best), len(search.in_state("COMPLETE"))
     rows: list[tuple[str, str]] = [
@@ -94,8 +96,8 @@ def summarize(
         rows.append(("bare head", _interval(evaluation["baseline"]["accuracy"])))
     if evaluation.get("every_cut"):
         rows.append(("head on every cut", _interval(evaluation["every_cut"]["accuracy"])))
-    if edge := describe_edge(search):
-        rows.append(("note", edge))
+    told = [describe_edge(search, study), describe_collapsed(search, len(evaluation["per_class"]))]
+    rows += [("note", note) for note in told if note]
     if registration["version"] is None:
         registered = f"not registered: {registration.get('reason', 'unknown')}"
     else:

@@ -9,9 +9,10 @@ from frostline.evidence.conformal import Promise, describe_promises
 from frostline.evidence.evaluation import Evaluation, Gain
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
+from frostline.evidence.speed import Speed, describe_speed
 from frostline.evidence.strangers import Strangers, describe_strangers
 from frostline.evidence.suspicion import Suspicion, describe_suspicion
-from frostline.evidence.trials import SearchRecord, describe_edge
+from frostline.evidence.trials import SearchRecord, describe_collapsed, describe_edge
 from frostline.params import Params
 
 Record = Mapping[str, Any]
@@ -25,7 +26,7 @@ class Records:
 
     prepared: data/prepared/complete.json; base: data/base/card.json; search: reports/tune/trials.json; study: study.json beside it; refit:
     models/refit.json; evaluation: evaluation.json; suspicion: of suspicious.csv; promises: sets.json; strangers:
-    strangers.json, None where the model does not tell how familiar an image is.
+    strangers.json, None where the model does not tell how familiar an image is; speed: of the final model.
     """
 
     class_names: Sequence[str]
@@ -38,6 +39,7 @@ class Records:
     suspicion: Suspicion
     promises: Sequence[Promise]
     strangers: Strangers | None
+    speed: Speed
 
 
 def make_model_card(records: Records, params: Params) -> str:
@@ -47,6 +49,7 @@ def make_model_card(records: Records, params: Params) -> str:
         "## Results\n\n" + _describe_results(records.evaluation),
         "## Sets with a promise\n\n" + _describe_sets(records),
         "## Strangers\n\n" + describe_strangers(records.strangers),
+        "## Speed and size\n\n" + describe_final(records.refit).capitalize() + ". " + describe_speed(records.speed),
         "## Known weaknesses\n\n" + _describe_weaknesses(records.evaluation),
         "## Data\n\n" + _describe_data(records, params),
         "## Base\n\n" + _describe_base(records.base),
@@ -251,12 +254,12 @@ def _describe_search(records: Records) -> str:
         f"{100 * each.gain:+.2f} [{100 * each.gain_low:+.2f}, {100 * each.gain_high:+.2f}] |"
         for each in refit.candidates
     ]
-    edge = describe_edge(records.search)
+    notes = [describe_edge(records.search, records.study), describe_collapsed(records.search, len(records.class_names))]
     return "\n".join(
         [
             f"- {len(trials)} trials over depths {depths[0]} to {depths[-1]}: {states.count('COMPLETE')} finished, "
             f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed (study `{refit.study}`)",
-            *([f"- {edge}"] if edge else []),
+            *(f"- {note}" for note in notes if note),
             f"- Tails of trial {refit.trial}: {chosen}" + (f"; everything up to `{cut}` frozen" if cut else ""),
             f"- Cross-fitted on {refit.num_images} images, {refit.folds} folds: each image judged by networks that have not "
             f"seen it. Chosen by log loss: {refit.share:.0%} tails, {1 - refit.share:.0%} linear heads"

@@ -23,9 +23,10 @@ from frostline.evidence.pages import embed, render
 from frostline.evidence.predictions import Predictions, pick_mistakes
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.scores import METRICS, Score
+from frostline.evidence.speed import BATCH
 from frostline.evidence.strangers import describe_strangers
 from frostline.evidence.suspicion import Suspect, describe_suspicion, sum_up
-from frostline.evidence.trials import describe_edge
+from frostline.evidence.trials import describe_collapsed, describe_edge
 from frostline.params import Params
 
 LISTED = 100  # mistakes and suspects in the tables, at most
@@ -48,12 +49,11 @@ CONTENTS = (
 
 @dataclass(frozen=True)
 class Findings:
-    """What `evaluate` found besides the records. figures: PNG files, in any folder; models: bytes of the final model."""
+    """What `evaluate` found besides the records. figures: PNG files, in any folder."""
 
     predictions: Predictions
     suspects: Sequence[Suspect]
     figures: Sequence[Path]
-    model_bytes: int
 
 
 def make_report(records: Records, params: Params, findings: Findings) -> str:
@@ -99,7 +99,7 @@ def make_report(records: Records, params: Params, findings: Findings) -> str:
         sets=describe_promises(records.promises, records.refit.num_images),
         classes_of_sets=_list_sets(records.promises),
         strangers=describe_strangers(records.strangers),
-        cost=_list_cost(records, findings.model_bytes),
+        cost=_list_cost(records),
         lineage=_list_lineage(records, params),
         size=records.prepared["image_size"],
         figures={path.name: embed(path) for path in findings.figures if path.is_file()},
@@ -224,10 +224,11 @@ def _describe_search(records: Records) -> str:
     search = records.search
     states = [trial.state for trial in search.trials]
     depths = sorted({trial.depth for trial in search.trials})
+    notes = (describe_edge(search, records.study), describe_collapsed(search, len(records.class_names)))
     return (
         f"{len(states)} trials over depths {depths[0]} to {depths[-1]}: {states.count('COMPLETE')} finished, "
         f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed. The best validation score is that of trial {search.best}, "
-        f"with {search.trial(search.best).depth} blocks unfrozen. {describe_edge(search)}"
+        f"with {search.trial(search.best).depth} blocks unfrozen. {' '.join(notes)}"
     )
 
 
@@ -246,14 +247,16 @@ def _list_sets(promises: Sequence[Promise]) -> list[tuple[str, list[Interval]]]:
     return [(name, [each.by_class[name] for each in promises]) for name in promises[0].by_class]
 
 
-def _list_cost(records: Records, model_bytes: int) -> list[tuple[str, str]]:
-    search, study = records.search, records.study
+def _list_cost(records: Records) -> list[tuple[str, str]]:
+    search, study, speed = records.search, records.study, records.speed
     stored = study.get("cache_bytes", {})
     return [
         ("trials", f"{len(search.trials)} in {sum(trial.seconds for trial in search.trials):.0f} s"),
         *((f"seconds of the search: {name}", f"{taken:.1f}") for name, taken in study.get("seconds", {}).items()),
         *((f"{name} on disk", f"{size / 1e6:.0f} MB") for name, size in stored.items()),
-        ("size of the model", f"{model_bytes / 1e6:.1f} MB"),
+        ("size of the model", f"{speed.bytes / 1e6:.1f} MB"),
+        ("one image", f"{speed.p50_ms:.1f} ms, 95 % within {speed.p95_ms:.1f} ms"),
+        (f"batches of {BATCH}", f"{speed.images_per_s:.0f} images/s on {speed.cores} cores"),
     ]
 
 

@@ -41,7 +41,7 @@ COARSE, FINE = 24, 64  # sides of the grey images that are laid over each other
 SCALES = (1.0, 0.87, 0.75, 0.65, 0.56)  # of one image's sides within the other
 MAX_STRETCH = 0.23  # by which the two sides' scales may differ
 MIN_COARSE, MIN_FINE = 0.75, 0.7  # correlations of the grey images, and of their edges once aligned
-MIN_SQUARE = 0.6  # correlation of the grey images where both sides are scaled alike, below which no stretch is tried
+MIN_SQUARE = 0.5  # correlation of the grey images where both sides are scaled alike, below which no stretch is tried
 # Width and height of one image within the other's COARSE pixels, those of both sides alike first.
 _PAIRS = sorted(product(SCALES, SCALES), key=lambda scales: scales[0] != scales[1])
 SIZES = [(round(x * COARSE), round(y * COARSE)) for x, y in _PAIRS if abs(x - y) <= MAX_STRETCH]

@@ -158,7 +158,9 @@ def check_depth(base: Base, tune: Tune) -> list[str]:
     family = FAMILIES.get(base.name)
     if family is None or base_problems(base.name, base.image_size, base.options):
         return []
-    deepest = tune.space.unfrozen_blocks[1]
+    first, last = tune.space.unfrozen_blocks
+    # `all` and `auto` are no deeper than the base is; what they begin at may be.
+    deepest = last if isinstance(last, int) else first
     if family.head_only_reason and deepest > 0:
         return [
             f"tune.space.unfrozen_blocks: {base.name} offers depth 0 only, because {family.head_only_reason}; given was {deepest}"
@@ -170,6 +172,24 @@ def check_depth(base: Base, tune: Tune) -> list[str]:
     return [
         f"tune.space.unfrozen_blocks: {base.name} has {cuts.index(output)} blocks between its first cut and {output}; "
         f"given was {deepest}. `frostline blocks {base.name}` lists them"
+    ]
+
+
+def describe_depths(base: Base, tune: Tune) -> list[str]:
+    """What `all` and `auto` can mean, a line; empty where the depths are numbers or only the base's graph can tell."""
+    first, last = tune.space.unfrozen_blocks
+    if isinstance(last, int):
+        return []
+    if base.name not in FAMILIES:
+        return [
+            f"tune.space.unfrozen_blocks: as deep as the graph of {base.weights} is; `frostline plan` says how deep"
+        ]
+    cuts = cuts_of(base.name, base.options)
+    blocks = cuts.index(base.output_layer or cuts[-1])
+    if last == "all":
+        return [f"tune.space.unfrozen_blocks: {first} to {blocks}, all blocks of {base.name}"]
+    return [
+        f"tune.space.unfrozen_blocks: {first} to {blocks} at most, by bytes and minutes; `frostline plan` says how deep"
     ]
 
 

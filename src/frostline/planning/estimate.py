@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from frostline.params import Params
-from frostline.planning.notes import describe_storage
+from frostline.planning.notes import describe_reach, describe_storage
 from frostline.planning.pace import Counts, Facts, Pace, count_trained
 from frostline.planning.reuse import Fresh
 from frostline.planning.storage import Storage, fit_views, flips, plan_storage, view_bytes
@@ -105,7 +105,7 @@ def _extract(trained: int, plain: int, storage: Storage, pace: Pace, mirrored: b
 
 
 def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pace: Pace) -> list[Step]:
-    tune, first = params.tune, params.tune.space.unfrozen_blocks[0]
+    tune, first = params.tune, params.tune.space.unfrozen_blocks[0]  # the last may be a word; `pace` knows it
     depths = [depth for depth in pace.tails if depth >= first]
     epoch = {depth: _epoch_seconds(depth, counts, facts, storage, pace) for depth in pace.tails}
     shapes = len(tune.space.optimizer) * len(tune.space.head_units)
@@ -145,7 +145,8 @@ def _epoch_seconds(depth: int, counts: Counts, facts: Facts, storage: Storage, p
 
 
 def _notes(params: Params, counts: Counts, facts: Facts, storage: Storage) -> list[str]:
-    notes = describe_storage(storage, params.augment.views, params.storage.budget_gb)
+    notes = describe_reach(facts.reach) if facts.reach else []
+    notes += describe_storage(storage, params.augment.views, params.storage.budget_gb)
     notes.append(f"The prefix computes in {facts.precision}: {facts.reason}.")
     if params.tune.pruning != "none":
         notes.append(f"tune: if pruning ({params.tune.pruning}) ends half of the trials that it judges at each rung.")

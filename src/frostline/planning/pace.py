@@ -21,7 +21,8 @@ from frostline.images.sources import count_layout, shown_source, source_of
 from frostline.images.survey import describe_changes
 from frostline.params import Params, Prepare, Refit, Tune
 from frostline.planning.closure import code_of
-from frostline.planning.storage import list_depths, trains_on_val
+from frostline.planning.depths import Images, Network, Reach, describe_network, find_reach
+from frostline.planning.storage import fit_views, flips, list_depths, trains_on_val
 from frostline.process import work_folder
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Facts:
     reason: str
     # What the rows of features are made from, which tells whether there are some already.
     rows: dict[str, Any] = field(default_factory=dict)
+    reach: Reach | None = None  # how deep the search goes; None where params are of numbers
 
 
 @contextmanager
@@ -111,6 +113,14 @@ def count_trained(refit: Refit, counts: Counts) -> tuple[int, int]:
     """(images that the final model is trained on, others of train and val)."""
     with_val = trains_on_val(refit.train_on_val, counts.val_is_drawn)
     return counts.train + (counts.val if with_val else 0), 0 if with_val else counts.val
+
+
+def reach_of(params: Params, network: Network, counts: Counts) -> Reach:
+    """How deep a search on so many images goes, as `extract` will find."""
+    trained = count_trained(params.refit, counts)[0]
+    views = fit_views(trained, params.base.image_size, params.augment.views, params.storage.budget_gb)
+    images = Images(counts.train, counts.val, counts.test, trained, views, flips(params.augment))
+    return find_reach(params, network, images)
 
 
 def _shares(files: int, splits: dict[str, int], prepare: Prepare) -> tuple[int, int, int]:
@@ -208,13 +218,12 @@ def _measure_network(
     from frostline.bases.features import POOLED, depth_folder
 
     size = params.extract.batch_size
-    depths = list_depths(params.tune)
     with timed() as built:
         base = _load_base(params, work)
-        if depths and depths[-1] >= len(base.cuts):
-            raise Refused(
-                f"tune.space.unfrozen_blocks: {base.name} has {len(base.cuts) - 1} blocks; given was {depths[-1]}."
-            )
+        flops = flops_of(base)
+        reach = reach_of(params, describe_network(base, flops), counts)
+        params = params.with_depths(reach.first, reach.last)
+        depths = list_depths(params.tune)
         num_rows = sum(count_trained(params.refit, counts)) * params.augment.views
         extractor, reason = choose_extractor(params.extract.precision, base, depths, images[:size], size, num_rows)
         row_bytes = extractor.row_bytes(images[:size])
@@ -222,7 +231,6 @@ def _measure_network(
     with timed() as passed:
         for _ in extractor.run(images[rows]):
             pass
-    flops = flops_of(base)
     tried = sorted({0, *depths})
     measured = sorted({tried[0], tried[len(tried) // 2], tried[-1]})
     known = [
@@ -237,7 +245,7 @@ def _measure_network(
     by_depth = {depth: row_bytes[depth_folder(depth)] for depth in depths}
     card = load_json((Path(params.paths.base) if params.base.weights == "imagenet" else work / "base") / "card.json")
     made_from = feature_facts(card, base, extractor, code_of("bases/extraction.py"))
-    facts = Facts(by_depth, row_bytes[POOLED], flops["prefix"], extractor.precision, reason, made_from)
+    facts = Facts(by_depth, row_bytes[POOLED], flops["prefix"], extractor.precision, reason, made_from, reach)
     return facts, built[0], passed[0] / len(rows), tails
 
 

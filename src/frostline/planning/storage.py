@@ -76,10 +76,10 @@ def plan_storage(
     """
     depths = sorted(row_bytes)
     needed = {depths[0], depths[-1]} if depths else set()
-    room = budget_gb * 1e9 - (views - 1) * view_bytes(num_images, image_size)
+    room = count_room(budget_gb, num_images, views, image_size)
 
     def rows(views: int) -> int:
-        return num_images * views + num_plain + mirrored * (num_images + num_plain)
+        return count_rows(num_images, num_plain, views, mirrored=mirrored)
 
     def size(chosen: Collection[int]) -> int:
         return (pooled_bytes + sum(row_bytes[depth] for depth in chosen)) * rows(views)
@@ -107,6 +107,16 @@ def plan_storage(
     return Storage(views, find_sources(depths, stored), by_depth, pooled_bytes * rows(views))
 
 
+def count_rows(num_images: int, num_plain: int, views: int, *, mirrored: bool) -> int:
+    """Rows of features: of every view of the images, of the others' plain image, and of the plain ones mirrored."""
+    return num_images * views + num_plain + mirrored * (num_images + num_plain)
+
+
+def count_room(budget_gb: float, num_images: int, views: int, image_size: int) -> float:
+    """Bytes of the budget that views of the images leave."""
+    return budget_gb * 1e9 - (views - 1) * view_bytes(num_images, image_size)
+
+
 def find_sources(depths: Collection[int], stored: Collection[int]) -> dict[int, int]:
     """For each depth the nearest stored one that is not above it in the network.
 
@@ -118,7 +128,7 @@ def find_sources(depths: Collection[int], stored: Collection[int]) -> dict[int, 
 
 def list_depths(tune: Tune) -> list[int]:
     """The depths whose maps a search starts from: those of its space from 1 on, and 0 where the head is not pooled."""
-    first, last = tune.space.unfrozen_blocks
+    first, last = tune.space.depths
     return [*([0] if tune.pooling == "flatten" else []), *range(max(1, first), last + 1)]
 
 

@@ -5,11 +5,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frostline.bases.cost import flops_of
+from frostline.bases.features import depth_folder
 from frostline.evidence.trials import TrialRecord
+from frostline.files import require_complete, size_of
 from frostline.params import Params
 from frostline.search.places import Place
 from frostline.search.space import make_baseline
@@ -29,7 +33,7 @@ class Outcome:
 
     seconds: by phase; `trace`, `train` and `validate` are those of all trials, whenever they ran, the rest those of this
     run. limit_seconds: what the epochs of all trials take at the best pace seen per image, with nothing between; None
-    where a depth did not run this time.
+    where a depth did not run this time. deeper: what one block more than was searched would cost; see `estimate_deeper`.
     """
 
     trials: list[TrialRecord]
@@ -40,6 +44,7 @@ class Outcome:
     bookkeeping_per_trial: float | None
     pace: dict[int, dict[str, float]]
     limit_seconds: float | None
+    deeper: Mapping[str, float] | None
 
     @property
     def trials_per_minute(self) -> float:
@@ -60,6 +65,7 @@ class Outcome:
             "bookkeeping_seconds_per_trial": self.bookkeeping_per_trial,
             "seconds_per_image": {str(depth): pace for depth, pace in self.pace.items()},
             "limit_seconds": self.limit_seconds,
+            "deeper": self.deeper,
             "achieved_over_limit": self.achieved_over_limit,
         }
 
@@ -74,7 +80,7 @@ def run_study(params: Params, study: Place, store: Store, parent_run_id: str, cl
     bench.heads = fit_shared_heads(bench)
     laps.append(time.monotonic())
     space, num_trials = params.tune.space, params.tune.num_trials
-    receipts = [bench.receipt(make_baseline(space, depth)) for depth in sorted({0, space.unfrozen_blocks[1]})]
+    receipts = [bench.receipt(make_baseline(space, depth)) for depth in sorted({0, space.depths[1]})]
     laps.append(time.monotonic())
     known = {trial.number for trial in study.read(partial(list_records, num_trials=num_trials))}
     run_trials(Job(params, study, store, parent_run_id, class_names, bench.heads), bench)
@@ -99,7 +105,28 @@ def run_study(params: Params, study: Place, store: Store, parent_run_id: str, cl
         bookkeeping_per_trial=bookkeeping / len(new) if new else None,
         pace={depth: pace for depth, pace in paces.items() if math.isfinite(pace["train"])},
         limit_seconds=_limit(trials, bench),
+        deeper=estimate_deeper(bench, space.depths[1]),
     )
+
+
+def estimate_deeper(bench: Bench, deepest: int) -> dict[str, float] | None:
+    """What a search one block deeper than `deepest` would cost, as the plan has it: seconds of a whole trial by the FLOPs above
+    the cut, beside those at `deepest`, and bytes of its features.
+
+    None where the base has no further cut, or no trial here was nearly so deep that its pace could tell.
+    """
+    depth, paces = deepest + 1, {known: bench.pace(known) for known in range(1, deepest + 1)}
+    known = max((known for known, pace in paces.items() if math.isfinite(pace["train"])), default=0)
+    if depth >= len(bench.base.cuts) or not known:
+        return None
+    above, data, tune = flops_of(bench.base)["suffix"], bench.data(known, "last"), bench.params.tune
+    epoch = len(data.train) * paces[known]["train"] + len(data.held_out) * paces[known]["validate"]
+    seconds = [tune.epochs * epoch * above[each] / above[known] for each in (deepest, depth)]
+    features = Path(bench.params.paths.features)
+    stored = max(require_complete(features)["stored"])
+    numbers = [math.prod(bench.base.cuts[each].shape) for each in (stored, depth)]
+    size = size_of(features / depth_folder(stored)) * numbers[1] / numbers[0]
+    return {"depth": depth, "seconds": seconds[1], "seconds_now": seconds[0], "bytes": round(size)}
 
 
 def _limit(trials: list[TrialRecord], bench: Bench) -> float | None:

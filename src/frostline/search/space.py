@@ -2,12 +2,22 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial
 
+from frostline.files import require_complete
 from frostline.hparams import HPARAMS, Hparam, Hparams
-from frostline.params import Range, Space
+from frostline.params import Params, Range, Space
+
+
+def with_found_depths(params: Params) -> Params:
+    """The params with the depths that `extract` decided on, where they say `all` or `auto`."""
+    if isinstance(params.tune.space.unfrozen_blocks[1], int):
+        return params
+    return params.with_depths(*require_complete(Path(params.paths.features))["searched"])
+
 
 DRAWN = "drawn"  # of a trial: all that it tries is written down
 

@@ -16,7 +16,7 @@ from optuna.trial import BaseTrial, Trial
 
 from frostline.devices import BACKEND, describe_device, share_memory
 from frostline.errors import Refused
-from frostline.evidence.trials import TrialRecord
+from frostline.evidence.trials import HEADS, TrialRecord, describe_collapse, has_collapsed
 from frostline.files import load_json
 from frostline.params import Params
 from frostline.process import die_with_parent, if_stopped, shielded
@@ -180,9 +180,7 @@ def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
                 f"tune: trial {number} was given to another process, as this one was out of reach for long", flush=True
             )
             continue
-        records = place.call(partial(list_records, study, 2))
-        head = max((known.score for known in records if known.score is not None), default=None)
-        print(describe_trial(record, tune.num_trials, head, len(job.class_names)), flush=True)
+        print(describe_trial(record, tune.num_trials, _head_of(job), len(job.class_names)), flush=True)
         progress.end(record)
 
 
@@ -209,7 +207,15 @@ def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProg
     if origin := trial.user_attrs.get(STARTED):
         record = replace(record, started_from=origin)
         tags["frostline.started_from"] = origin
+    if has_collapsed(record, _head_of(job), len(job.class_names)):
+        tags["frostline.collapsed"] = describe_collapse(record)
     return replace(record, run_id=log_trial(job.store, job.parent_run_id, record, tags=tags, ended=time.time()))
+
+
+def _head_of(job: Job) -> float | None:
+    """The score of the better linear head, where every tail begins; None before there is one."""
+    records = job.study.read(partial(list_records, num_trials=HEADS))
+    return max((known.score for known in records if known.score is not None), default=None)
 
 
 def _is_behind(trial: Trial, best: float, epoch: int) -> bool:

@@ -130,11 +130,8 @@ def describe_trial(trial: "TrialRecord", num_trials: int, head: float | None = N
 
 
 def _tell_collapse(trial: "TrialRecord", head: float | None, num_classes: int) -> str:
-    rate = trial.hparams.suffix_learning_rate
-    if head is None or trial.score is None or not trial.depth or rate is None:
+    from frostline.evidence.trials import describe_collapse, has_collapsed
+
+    if not has_collapsed(trial, head, num_classes):
         return ""
-    if trial.score >= (head + 1 / num_classes) / 2:
-        return ""
-    return (
-        f"; collapsed: a suffix rate of {rate:.2g} is too high for {trial.depth} blocks, whose head began at {head:.4f}"
-    )
+    return f"; collapsed: {describe_collapse(trial)}, whose head began at {head:.4f}"

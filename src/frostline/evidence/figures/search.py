@@ -1,5 +1,6 @@
 """Images of a search: what each trial scored, what it cost, and which choices mattered."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,22 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from frostline.evidence.figures.canvas import BLACK, BLUE, COLOURS, GREY, MARKERS, ORANGE, VERMILION, sheet, shorten
-from frostline.evidence.trials import SearchRecord, TrialRecord
+from frostline.evidence.trials import SearchRecord, TrialRecord, describe_edge
 from frostline.hparams import HPARAMS
 
 Record = Mapping[str, Any]
 PERCENT = PercentFormatter(1.0, decimals=None)
+LINE = 125  # letters of a line below the title
 UNUSED = -0.14  # height in the parallel coordinates of a choice that a trial did not use
 
 
 def draw_study(search: SearchRecord, report: Record, folder: Path) -> list[Path]:
     """Draws all that a study shows into `folder` and returns the files, in the order a person would look.
 
-    report: the record of `study.json`, whose `cuts` and `importances` are used.
+    report: the record of `study.json`, whose `cuts`, `deeper` and `importances` are used.
     """
     files = [folder / f"{name}.png" for name in ("frost_line", "search_history", "importance", "parallel_coordinates")]
-    frost_line(search, files[0], cuts=report.get("cuts", ()))
+    frost_line(search, files[0], cuts=report.get("cuts", ()), note=describe_edge(search, report))
     search_history(search, files[1])
     importance(report.get("importances") or {}, files[2])
     parallel_coordinates(search, files[3])
@@ -36,10 +38,10 @@ def draw_study(search: SearchRecord, report: Record, folder: Path) -> list[Path]
     return [*files, curves]
 
 
-def frost_line(search: SearchRecord, path: Path, *, cuts: Sequence[Record] = ()) -> None:
+def frost_line(search: SearchRecord, path: Path, *, cuts: Sequence[Record] = (), note: str = "") -> None:
     """Validation score by depth: every trial, the best and the middle of each depth; below, the seconds a trial took.
 
-    cuts: {depth, name} of each candidate cut; its name stands under the depth.
+    cuts: {depth, name} of each candidate cut; its name stands under the depth. note: a sentence below the title.
     """
     finished, pruned = _by_state(search)
     names = {cut["depth"]: cut["name"] for cut in cuts}
@@ -47,6 +49,7 @@ def frost_line(search: SearchRecord, path: Path, *, cuts: Sequence[Record] = ())
     depths = range(min(tried, default=0), max(tried, default=0) + 1)
     title = "The frost line: how deep to unfreeze"
     with sheet(path, title, 6.0, nrows=2, sharex=True, height_ratios=[3, 1]) as (_, (scores, cost)):
+        scores.set_title(textwrap.fill(note, LINE), loc="left", fontsize=10)
         _draw_scores(scores, finished, pruned, depths)
         best = next((trial for trial in finished if trial.number == search.best), None)
         if best is not None:
