@@ -65,6 +65,7 @@ def _stop(project: Any, number: signal.Signals, target: str, workers: int) -> di
             stderr=log,
             start_new_session=True,
         )
+        began: float | None = None
         try:
             _wait_until(lambda: len(_list_drawing(project.folder, process.pid)) == workers, START_S)
             time.sleep(1)  # into the training
@@ -86,11 +87,12 @@ def _stop(project: Any, number: signal.Signals, target: str, workers: int) -> di
         log.seek(0)
         said = log.read()
     return {
+        "started": began is not None,
         "seconds": seconds,
         "code": process.returncode if seconds is not None else None,
         "running": _count_running(project.folder),
         "tracebacks": said.count("Traceback"),
-        "words": [line for line in said.splitlines() if "ended by" in line],
+        "words": [line for line in said.splitlines() if "ended by" in line] if began else said[-3000:].splitlines(),
     }
 
 
@@ -148,7 +150,7 @@ def make_table(lines: results.Lines) -> str:
     """A row for each signal and whom it was sent to."""
     rows = []
     for line in lines:
-        seconds = "goes on" if line["seconds"] is None else f"{line['seconds']:.1f}"
+        seconds = f"{line['seconds']:.1f}" if line["seconds"] else "goes on" if line["started"] else "had not begun"
         row = [line["signal"], line["to"], line["workers"], seconds, line["running"], line["tracebacks"]]
         rows.append(row)
     columns = ["signal", "sent to", "workers", "seconds to the end", "runs and trials left RUNNING", "tracebacks"]

@@ -474,27 +474,6 @@ def test_a_search_outlives_its_worker_ends_when_told_to_and_goes_on(project: Pat
     assert sorted(run.info.run_id for run in runs) == sorted(record.run_id for record in records)
 
 
-def test_one_block_deeper_costs_what_its_flops_and_its_map_say(project: Path) -> None:
-    bench = Bench(make_params(project), 2, {})
-    assert estimate_deeper(bench, 2) is None  # nothing ran whose pace could tell
-    bench.train(hparams_at(1), 0)
-    found = estimate_deeper(bench, 2)
-    assert found is not None and found["depth"] == 3
-    above, sizes = flops_of(bench.base)["suffix"], [np.prod(cut.shape) for cut in bench.base.cuts]
-    assert found["seconds"] / found["seconds_now"] == pytest.approx(above[3] / above[2])
-    pace, data = bench.pace(1), bench.data(1, "last")
-    one = 2 * (len(data.train) * pace["train"] + len(data.held_out) * pace["validate"])
-    assert found["seconds_now"] == pytest.approx(one * above[2] / above[1])
-    stored = max(load_json(project / "data/features/complete.json")["stored"])
-    assert found["bytes"] == pytest.approx(
-        sum(file.stat().st_size for file in (project / f"data/features/depth-{stored:02d}").iterdir())
-        * sizes[3]
-        / sizes[stored],
-        rel=1e-6,
-    )
-    assert estimate_deeper(bench, len(bench.base.cuts) - 1) is None
-
-
 @contextlib.contextmanager
 def serving_runs(root: Path, port: int) -> Iterator[None]:
     """MLflow's own server on the database in `root`, with one worker; killed with the block."""
@@ -549,6 +528,27 @@ def test_a_server_that_is_killed_for_a_minute_is_waited_for_and_every_step_is_th
             for name in ("epoch/loss", "epoch/val_loss"):
                 steps = [metric.step for metric in store.client.get_metric_history(record.run_id, name)]
                 assert len(steps) == len({*steps}) == len(record.curves["loss"]), (record.number, name, steps)
+
+
+def test_one_block_deeper_costs_what_its_flops_and_its_map_say(project: Path) -> None:
+    bench = Bench(make_params(project), 2, {})
+    assert estimate_deeper(bench, 2) is None  # nothing ran whose pace could tell
+    bench.train(hparams_at(1), 0)
+    found = estimate_deeper(bench, 2)
+    assert found is not None and found["depth"] == 3
+    above, sizes = flops_of(bench.base)["suffix"], [np.prod(cut.shape) for cut in bench.base.cuts]
+    assert found["seconds"] / found["seconds_now"] == pytest.approx(above[3] / above[2])
+    pace, data = bench.pace(1), bench.data(1, "last")
+    one = 2 * (len(data.train) * pace["train"] + len(data.held_out) * pace["validate"])
+    assert found["seconds_now"] == pytest.approx(one * above[2] / above[1])
+    stored = max(load_json(project / "data/features/complete.json")["stored"])
+    assert found["bytes"] == pytest.approx(
+        sum(file.stat().st_size for file in (project / f"data/features/depth-{stored:02d}").iterdir())
+        * sizes[3]
+        / sizes[stored],
+        rel=1e-6,
+    )
+    assert estimate_deeper(bench, len(bench.base.cuts) - 1) is None
 
 
 def test_a_study_says_where_its_time_went(project: Path, mlflow_root: Path) -> None:
