@@ -75,11 +75,11 @@ def test_a_second_repro_beside_the_first_spoils_nothing(project: Project) -> Non
     assert project.load("reports/registration.json")["version"] == 1
 
 
-# What names a moment, a process, its cores or a draw, and what was measured in seconds, which one figure and the report show; a version's
-# folder names its run.
+# What names a moment, a process, its cores or a draw, and what was measured in seconds, which one figure, report and card show; a
+# version's folder names its run.
 MOMENTS = re.compile(
     r"run_id|trial_run|parentRunId|model_id|\.at$|started|pid|draw$|revision|seconds|frostline\.(host|boot|device)"
-    r"|frost_line\.png|report\.html|folder\.sha256"
+    r"|frost_line\.png|report\.html|model_card\.md|folder\.sha256"
 )
 
 
