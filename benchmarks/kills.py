@@ -26,7 +26,7 @@ WEIGHTS = {"promote": 1, "tune": 3, "tune, two workers": 2, "refit": 3, "registe
 
 
 def main() -> None:
-    from killing import HEAVY, LIGHT, LIGHT_STAGES, PROJECT, STAGES, VICTIMS, Nursery, Slaughter, make_templates
+    from killing import HEAVY, LIGHT, LIGHT_STAGES, PROJECT, STAGES, VICTIMS, Nursery, Slaughter, log_of, make_templates
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300, help="of all victims together")
@@ -41,6 +41,14 @@ def main() -> None:
         metavar="FILE",
         help="lines that `--json` wrote before; with --kills 0 they alone",
     )
+    parser.add_argument(
+        "--pause-while",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="wait before each kill while one is there",
+    )
     results.add_options(parser)
     given = parser.parse_args()
 
@@ -52,7 +60,7 @@ def main() -> None:
     parts = {name: WEIGHTS.get(name, 2) for name in given.only}
     generator = random.Random(given.seed)
     lines: results.Lines = []
-    nursery = Nursery(LIGHT if {*given.only} <= {*LIGHT_STAGES} else HEAVY)
+    nursery = Nursery(LIGHT if {*given.only} <= {*LIGHT_STAGES} else HEAVY, given.pause_while)
     with tempfile.TemporaryDirectory() as folder:
         templates = make_templates(nursery, Path(folder), given.only)
         for name in given.only:
@@ -65,6 +73,8 @@ def main() -> None:
                 kill = slaughter.kill(generator, by_call=bool(len(kills) % 2))
                 kills.append(kill)
                 print(f"{name}\t{kill.where}\t{kill.fell}\t{kill.code}\t{list(kill.differences)}", flush=True)
+                if kill.code or kill.differences:  # of both runs; a line of the table tells nothing of it
+                    print(log_of(slaughter.folder).read_text(errors="replace")[-20_000:], file=sys.stderr, flush=True)
             lines.append(
                 {
                     "victim": name,

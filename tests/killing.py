@@ -75,9 +75,10 @@ HEAVY += f",frostline.bases.pretraining,frostline.tracking.leftovers,{LIGHT}"
 
 
 class Nursery:
-    """A process that has loaded these modules and forks others."""
+    """A process that has loaded these modules and forks others; between kills it waits while one of `pauses` is there."""
 
-    def __init__(self, modules: str) -> None:
+    def __init__(self, modules: str, pauses: Sequence[Path] = ()) -> None:
+        self.pauses = pauses
         # A fork keeps one thread of all: others' locks would be held for ever.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT / "src")}
@@ -98,6 +99,11 @@ class Nursery:
         self.process.stdin.write(json.dumps({**task, "stopped": stopped}) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
+
+    def wait_for_quiet(self) -> None:
+        """Returns when none of `pauses` is there, so that others can measure on this machine."""
+        while any(path.exists() for path in self.pauses):
+            time.sleep(1)
 
     def wait(self) -> int:
         """How the process that was started last ended: its exit code, or minus the signal."""
@@ -204,6 +210,7 @@ class Slaughter:
         return code, said, self._differences(state_of(self.folder))
 
     def _restore(self) -> None:
+        self.nursery.wait_for_quiet()
         self.folder.mkdir(exist_ok=True)
         for path in self.folder.iterdir():  # it may be a mount
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -531,6 +538,7 @@ def make_templates(nursery: Nursery, folder: Path, names: Sequence[str]) -> dict
     templates = {name: folder / "templates" / re.sub(r"\W+", "-", name) for name in names}
 
     def run(stage: str) -> None:
+        nursery.wait_for_quiet()
         nursery.start(STAGES[stage].command, line, {}, stopped=False)
         assert nursery.wait() == 0, log_of(line).read_text()[-3000:]
 
