@@ -23,8 +23,11 @@ from frostline.cli.pretrain import command
 from frostline.errors import Refused
 from frostline.files import load_json, sha256_of
 from frostline.images.generated.sets import draw_source, source_digest
+from frostline.params import Tracking
 from frostline.process import UNFINISHED
 from frostline.seeding import derive_seed
+from frostline.tracking import runs
+from frostline.tracking.store import open_store
 
 RECIPE = Recipe("MobileNet", {"alpha": 0.25}, image_size=32, epochs=2, batch_size=8, learning_rate=1e-3)
 
@@ -184,34 +187,55 @@ def test_an_unknown_architecture_is_refused():
         pretraining.build_stock(Recipe(architecture="MobileNetV"), 96)
 
 
-def test_the_command_writes_a_base_and_refuses_to_overwrite_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small = [
-        "--base",
-        "MobileNet",
-        "--option",
-        "alpha=0.25",
-        "--image-size",
-        "32",
-        "--epochs",
-        "1",
-        "--classes",
-        "3",
-        "--images-per-class",
-        "4",
-    ]
-    arguments = ["generated", "--out", "mine", *small, "--batch-size", "4", "--no-track"]
+SMALL = ("--base", "MobileNet", "--option", "alpha=0.25", "--image-size", "32", "--epochs", "1")
+ARGUMENTS = ("generated", "--out", "mine", *SMALL, "--classes", "3", "--images-per-class", "4", "--batch-size", "4")
+
+
+def run(*arguments):
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    assert "epoch 1/1" in result.output
+    return result.output
+
+
+def test_the_command_writes_a_base_and_overwrites_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "epoch 1/1" in run(*ARGUMENTS, "--no-track")
     card = json.loads((tmp_path / "mine" / "card.json").read_text())
     assert card["file"] == "base.weights.h5"
     keras.applications.MobileNet(
         include_top=False, weights=tmp_path / "mine" / card["file"], input_shape=(32, 32, 3), alpha=0.25
     )
     assert not list((tmp_path / UNFINISHED).iterdir()), "finished work is removed"
+    assert run(*ARGUMENTS, "--no-track").startswith("mine holds this very base already")
+    assert load_json(tmp_path / "mine" / "card.json") == card
     with pytest.raises(Refused, match="holds a base already"):
-        CliRunner().invoke(command, arguments, catch_exceptions=False)
+        run(*ARGUMENTS, "--no-track", "--seed", "8")
+    (tmp_path / "mine" / "card.json").write_text("{}")  # from elsewhere
+    with pytest.raises(Refused, match="holds a base already"):
+        run(*ARGUMENTS, "--no-track")
+
+
+def test_a_training_killed_when_its_base_was_whole_is_ended_by_the_same_command(tiny, mlflow_root, monkeypatch):
+    monkeypatch.chdir(mlflow_root)
+    (mlflow_root / "dvc.yaml").touch()
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "close_run", die)  # its curves are written already
+        with pytest.raises(Killed):
+            run(*ARGUMENTS)
+    assert list((mlflow_root / UNFINISHED).iterdir())
+    assert len(run(*ARGUMENTS).splitlines()) == 1
+    assert not list((mlflow_root / UNFINISHED).iterdir())
+    store = open_store(Tracking(), mlflow_root)
+    (found,) = store.client.search_runs([store.experiment_id])
+    assert found.info.status == "FINISHED" and found.data.tags["frostline.kind"] == "pretraining"
+    assert len(store.client.get_metric_history(found.info.run_id, "epoch/loss")) == 1
 
 
 def test_an_option_without_a_number_is_refused(tmp_path):

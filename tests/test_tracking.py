@@ -268,3 +268,38 @@ def test_a_screening_that_writes_is_not_taken_for_a_dead_one_and_a_killed_one_is
     store.client.set_tag(left.info.run_id, "frostline.pid", str(process.pid))
     assert sweep_dead_runs(store) == 1
     assert store.client.get_run(left.info.run_id).info.status == "KILLED"
+
+
+def test_a_look_whose_process_was_killed_is_taken_up_and_what_was_half_uploaded_goes(store, tmp_path, monkeypatch):
+    found = tmp_path / "screen.json"
+    found.write_text("{}")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+
+    def look(loss: float) -> str:
+        facts = {"params": {"fetch.source": "mine"}, "metrics": {"log_loss": loss}, "tags": {"frostline.seed": "7"}}
+        return runs.log_look(store, "screen", "screen", **facts, artifacts=[found])
+
+    def leave_half(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "close_run", leave_half)
+        with pytest.raises(KeyboardInterrupt):
+            look(0.5)
+    (left,) = store.client.search_runs([store.experiment_id])
+    folder = Path(left.info.artifact_uri.removeprefix("file://"))
+    (folder / "figures").mkdir(parents=True)
+    for place in (folder, folder / "figures"):
+        (place / ".artifact.uploading.x1y2").write_bytes(b"half")
+    store.client.set_tag(left.info.run_id, "frostline.pid", str(process.pid))
+    assert sweep_dead_runs(store) == 1
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+    assert look(0.5) == left.info.run_id  # half written
+    assert look(0.5) == left.info.run_id  # whole, but its process could not say so any more
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.tags["frostline.state"] == "COMPLETE"
+    assert run.data.tags["frostline.pid"] == str(os.getpid())
+    assert (folder / "screen.json").is_file()
+    assert look(0.25) != left.info.run_id

@@ -6,18 +6,21 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from frostline.errors import Refused
+from frostline.files import load_json, save_json
 from frostline.process import UNFINISHED, ask_git, held, keep_freed_memory, project_root
 
 if TYPE_CHECKING:
-    from frostline.bases.pretraining import Epoch, Progress, Recipe, SourceSet
+    from frostline.bases.pretraining import Progress, Recipe, SourceSet
 
 EVERY = 10.0  # seconds between two lines of progress
+RUN = "run.json"  # in the work folder while the run in MLflow is open
 
 
 @click.command()
@@ -58,11 +61,12 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
     """Train a network from scratch on SOURCE and write it as a base: weights and a card.
 
     SOURCE is `generated` (formula-driven images, nothing to download), a folder of class folders, an archive, a URL
-    or tfds:NAME. A killed run goes on where it stopped when the same command is given again. Afterwards set
-    `base.weights: OUT/base.weights.h5` in params.yaml.
+    or tfds:NAME. A killed run goes on where it stopped when the same command is given again; a base that is there already,
+    made from the same, is left as it is. Afterwards set `base.weights: OUT/base.weights.h5` in params.yaml.
     """
-    if (out / "card.json").exists():
-        raise Refused(f"{out} holds a base already. Give another --out, or remove it.")
+    card = load_json(out / "card.json") if (out / "card.json").exists() else None
+    if card is not None and "inputs" not in card:
+        _refuse_base(out)
     started = time.time()
     keep_freed_memory()
     from frostline.bases.pretraining import (
@@ -85,7 +89,14 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
         **{name: settings[name] for name in (*names, "small_size", "small_share", "seed")},
         mixed_precision=bfloat16,
     )
-    work = UNFINISHED / f"pretrain-{_digest(source, recipe, settings)}"
+    inputs = _digest(source, recipe, settings)
+    work = UNFINISHED / f"pretrain-{inputs}"
+    if card is not None:
+        if card["inputs"] != inputs:
+            _refuse_base(out)
+        _end_killed(work, out)
+        click.echo(f"{out} holds this very base already: validation accuracy {card['val_accuracy']:.3f}")
+        return
     work.mkdir(parents=True, exist_ok=True)
     with held(work / "lock", f"this very training (its work is in {work})"):
         click.echo(f"source: {source}; work: {work}")
@@ -103,16 +114,19 @@ def command(source: str, out: Path, architecture: str, options: tuple[str, ...],
                 source, work, size=recipe.image_size, seed=recipe.seed, sha256=settings["sha256"]
             )
         click.echo(f"{images.description}; {len(images.val_labels)} more for validation")
-        run = _Run(work, recipe, images) if settings["track"] else None
+        run = _Run(work) if settings["track"] else None
+        if run:
+            run.open(recipe, images)
         base, history = pretrain(images, recipe, work, _Printer().show)
         facts = {
             "command": shlex.join(["frostline", *sys.argv[1:]]),
             "commit": (ask_git(Path(), "rev-parse", "HEAD")[0] or "").strip() or None,
             "notes": list(settings["notes"]),
+            "inputs": inputs,
         }
         path = save_base(out, base, make_card(recipe, images, history, licence="yours", **facts))
         if run:
-            run.close(history, out)
+            run.close(load_json(work / "history.json"), out)
     shutil.rmtree(work)
     click.echo(f"{path}: validation accuracy {history[-1].val_accuracy:.3f}, {time.time() - started:.0f} s")
 
@@ -137,37 +151,59 @@ class _Printer:
 class _Run:
     """The MLflow run of one training, reopened when the training goes on."""
 
-    def __init__(self, work: Path, recipe: "Recipe", source: "SourceSet") -> None:
-        from dataclasses import asdict
-
-        from frostline.files import load_json, save_json
+    def __init__(self, work: Path) -> None:
         from frostline.params import Tracking, load_params
-        from frostline.tracking.lineage import lineage_tags
-        from frostline.tracking.runs import log_to_run, open_final_run
+        from frostline.tracking.owners import sweep_dead_runs
         from frostline.tracking.store import open_store
 
         root = project_root()
         section = load_params(root / "params.yaml").tracking if (root / "params.yaml").is_file() else Tracking()
-        self.store = open_store(section, root)
-        record = work / "run.json"
-        if record.is_file():
-            self.run_id: str = load_json(record)["run_id"]
-            return
-        tags = lineage_tags(f"seed: {recipe.seed}\n", root)
-        params = {**asdict(recipe), "source": source.description}
-        self.run_id = open_final_run(self.store, name=f"pretrain {recipe.architecture}", params=params, tags=tags)
-        # `compare` and `promote` look for finals; this is none.
-        log_to_run(self.store, self.run_id, tags={"frostline.kind": "pretraining"})
-        save_json(record, {"run_id": self.run_id})
+        self.store, self.record = open_store(section, root), work / RUN
+        sweep_dead_runs(self.store)
 
-    def close(self, history: "list[Epoch]", out: Path) -> None:
-        """Writes curves, card and result, and ends the run."""
+    def open(self, recipe: "Recipe", source: "SourceSet") -> None:
+        """The run that a killed process of this training began, else a new one."""
+        from dataclasses import asdict
+
+        from frostline.tracking.lineage import lineage_tags
+        from frostline.tracking.runs import open_final_run, reopen_run
+
+        if self.record.is_file():
+            reopen_run(self.store, load_json(self.record)["run_id"])
+            return
+        # `compare` and `promote` look for finals; this is none.
+        tags = {**lineage_tags(f"seed: {recipe.seed}\n", self.store.root), "frostline.kind": "pretraining"}
+        params = {**asdict(recipe), "source": source.description}
+        run_id = open_final_run(self.store, name=f"pretrain {recipe.architecture}", params=params, tags=tags)
+        save_json(self.record, {"run_id": run_id})
+
+    def close(self, history: Sequence[Mapping[str, float]], out: Path) -> None:
+        """Writes curves, card and result, and ends the run; done twice, it is done once.
+
+        history: `asdict` of each Epoch.
+        """
         from frostline.tracking.runs import close_run, log_to_run
 
-        names = ("loss", "accuracy", "val_loss", "val_accuracy")
-        curves = {name: [getattr(epoch, name) for epoch in history] for name in names}
-        log_to_run(self.store, self.run_id, curves=curves, artifacts={out / "card.json": ""})
-        close_run(self.store, self.run_id, metrics={"val_accuracy": history[-1].val_accuracy})
+        run_id = load_json(self.record)["run_id"]
+        begun = self.store.client.get_run(run_id).info.start_time / 1000
+        curves = {name: [epoch[name] for epoch in history] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        log_to_run(self.store, run_id, curves=curves, artifacts={out / "card.json": ""}, at=begun)
+        close_run(self.store, run_id, metrics={"val_accuracy": history[-1]["val_accuracy"]})
+        self.record.unlink()
+
+
+def _refuse_base(out: Path) -> NoReturn:
+    raise Refused(f"{out} holds a base already. Give another --out, or remove it.")
+
+
+def _end_killed(work: Path, out: Path) -> None:
+    """Does what is left of a training whose process was killed when its base was whole: its run is closed, its work removed."""
+    if not work.exists():
+        return
+    with held(work / "lock", f"this very training (its work is in {work})"):
+        if (work / RUN).is_file():
+            _Run(work).close(load_json(work / "history.json"), out)
+    shutil.rmtree(work)
 
 
 def _parse_options(given: tuple[str, ...]) -> dict[str, int | float | bool]:

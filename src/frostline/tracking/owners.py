@@ -5,11 +5,14 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import psutil
 from mlflow.entities import Run, ViewType
 
 from frostline.tracking.store import Store
+
+UPLOADING = ".artifact.uploading.*"  # mlflow/store/artifact/local_artifact_repo.py
 
 
 def owner_tags() -> dict[str, str]:
@@ -36,9 +39,18 @@ def close_own_runs(store: Store) -> None:
 
 def _close(store: Store, run_ids: Sequence[str]) -> int:
     for run_id in run_ids:
+        _remove_uploads(store.client.get_run(run_id).info.artifact_uri)
         store.client.set_tag(run_id, "frostline.state", "DEAD")
         store.client.set_terminated(run_id, "KILLED")
     return len(run_ids)
+
+
+def _remove_uploads(uri: str) -> None:
+    """Removes what MLflow had begun to write in a run's folder: a file has a name of its own there until it is whole."""
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file"):  # a server's own files are the server's
+        for left in Path(unquote(parts.path)).rglob(UPLOADING):
+            left.unlink(missing_ok=True)
 
 
 def find_dead_runs(store: Store) -> list[str]:

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from frostline.errors import Refused, redact
 from frostline.evidence.trials import TrialRecord
+from frostline.files import digest_facts
 from frostline.tracking.owners import owner_tags
 from frostline.tracking.store import Store, pages
 
@@ -32,6 +33,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").addFilter(lambda record: record.levelno < logging.ERROR)
 
 DRAW = "frostline.draw"  # tag of a trial's run: which draw of the study it is of
+LOOK = "frostline.look"  # tag of a look's run: the digest of what it found
 STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}
 # Prefixes of the tags that say where a run comes from.
 LINEAGE = (
@@ -50,7 +52,7 @@ def open_study_run(store: Store, digest: str, *, params: Mapping[str, object], t
     tags = {**tags, **owner_tags(), "frostline.study": digest, "frostline.kind": "study"}
     if found:
         run_id: str = found[0].info.run_id
-        store.client.update_run(run_id, status="RUNNING")
+        reopen_run(store, run_id)
         # Params cannot change; what may grow (the number of trials) is logged as a tag by the caller.
         known = found[0].data.params
         params = {key: value for key, value in flatten(params).items() if _allowed(key) not in known}
@@ -59,6 +61,13 @@ def open_study_run(store: Store, digest: str, *, params: Mapping[str, object], t
     _log(store, run_id, params=params, tags=tags)
     _log_dataset(store, run_id, tags, "training")
     return run_id
+
+
+def reopen_run(store: Store, run_id: str) -> None:
+    """Makes the run RUNNING again, as this process's."""
+    # The owner first: of one that runs and whose owner is dead, another process's sweep would make a killed one.
+    _log(store, run_id, tags=owner_tags())
+    store.client.update_run(run_id, status="RUNNING")
 
 
 def has_run(store: Store, run_id: str) -> bool:
@@ -121,8 +130,8 @@ def _lineage_of(store: Store, run_id: str) -> dict[str, str]:
 
 
 def open_final_run(store: Store, *, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
-    """The id of a new `final` run; RUNNING until `close_run`."""
-    tags = {**tags, **owner_tags(), "frostline.kind": "final"}
+    """The id of a new `final` run, or of what kind the tags say; RUNNING until `close_run`."""
+    tags = {"frostline.kind": "final", **tags, **owner_tags()}
     run_id = _create(store, name, tags, {})
     _log(store, run_id, params=params)
     _log_dataset(store, run_id, tags, "training")
@@ -144,11 +153,11 @@ def reopen_final_run(
     if not found:
         return None
     run_id: str = found[0].info.run_id
-    store.client.update_run(run_id, status="RUNNING")
+    reopen_run(store, run_id)
     # A process may have been killed when it had only just made it.
     known = found[0].data.params
     missing = {key: value for key, value in flatten(params or {}).items() if _allowed(key) not in known}
-    _log(store, run_id, params=missing, tags={**tags, **owner_tags()})
+    _log(store, run_id, params=missing, tags=tags)
     _log_dataset(store, run_id, tags, "training")
     return run_id
 
@@ -163,8 +172,18 @@ def log_look(
     tags: Mapping[str, str],
     artifacts: Sequence[Path],
 ) -> str:
-    """The id of a whole run that tells what was found: by a screening of bases (`screen`), or of a version in use (`monitor`)."""
-    run_id = _create(store, name, {**tags, **owner_tags(), "frostline.kind": kind}, {})
+    """The id of a whole run that tells what was found: by a screening of bases (`screen`), or of a version in use (`monitor`).
+
+    A look that found the very same in the same project is taken up, whole or not: its process was killed, or asked again.
+    """
+    facts = {"kind": kind, "name": name, "params": params, "metrics": metrics, "tags": tags}
+    tags = {**tags, **owner_tags(), "frostline.kind": kind, LOOK: digest_facts(facts)}
+    found = store.client.search_runs([store.experiment_id], f"tags.`{LOOK}` = '{tags[LOOK]}'", max_results=1)
+    if found:
+        run_id: str = found[0].info.run_id
+        reopen_run(store, run_id)
+    else:
+        run_id = _create(store, name, tags, {})
     _log(store, run_id, params=params)
     close_run(store, run_id, metrics=metrics, artifacts=artifacts)
     return run_id
