@@ -67,7 +67,11 @@ def _stop(project: Any, number: signal.Signals, target: str, workers: int) -> di
         )
         began: float | None = None
         try:
-            _wait_until(lambda: len(_list_drawing(project.folder, process.pid)) == workers, START_S)
+            _wait_until(
+                lambda: len(_list_drawing(project.folder, process.pid)) == workers or process.poll() is not None, START_S
+            )
+            if process.poll() is not None:
+                raise TimeoutError
             time.sleep(1)  # into the training
             began = time.monotonic()
             if target == "all":
@@ -92,7 +96,9 @@ def _stop(project: Any, number: signal.Signals, target: str, workers: int) -> di
         "code": process.returncode if seconds is not None else None,
         "running": _count_running(project.folder),
         "tracebacks": said.count("Traceback"),
-        "words": [line for line in said.splitlines() if "ended by" in line] if began else said[-3000:].splitlines(),
+        "words": [line for line in said.splitlines() if "ended by" in line]
+        if began and "Traceback" not in said
+        else said[-10_000:].splitlines(),
     }
 
 

@@ -5,12 +5,13 @@ import multiprocessing.connection
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import BaseTrial, Trial
 
@@ -113,25 +114,40 @@ def _run_workers(job: Job, number: int) -> list[int]:
     # Spawned: a fork after TensorFlow has run hangs.
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work_for_parent, args=(job,)) for _ in range(number)]
-    with if_stopped(partial(_end, workers)):
-        with shielded():
-            for worker in workers:
-                worker.start()
-        ended: list[int] = []
-        while running := [worker for worker in workers if worker.exitcode is None]:
-            multiprocessing.connection.wait([worker.sentinel for worker in running])
-            if early := [code for worker in running if (code := worker.exitcode)]:
-                ended += early
-                job.study.call(partial(close_abandoned, job.study))
-                print(f"tune: a worker ended early, with exit code {early[0]}; its trial is drawn again", flush=True)
-        return ended
+    with if_stopped(_end_workers):
+        try:
+            with shielded():
+                for worker in workers:
+                    worker.start()
+            ended: list[int] = []
+            while running := [worker for worker in workers if worker.exitcode is None]:
+                multiprocessing.connection.wait([worker.sentinel for worker in running])
+                if early := [code for worker in running if (code := worker.exitcode)]:
+                    ended += early
+                    job.study.call(partial(close_abandoned, job.study))
+                    print(
+                        f"tune: a worker ended early, with exit code {early[0]}; its trial is drawn again", flush=True
+                    )
+            return ended
+        except BaseException:
+            _end_workers()  # or the interpreter, at its end, would wait for them without a word
+            raise
 
 
-def _end(workers: Sequence[SpawnProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
+def _end_workers() -> None:
+    """Kills the processes that were spawned here, and returns when they are gone.
+
+    Asked of the system: a worker whose start was broken off is none of `multiprocessing`'s.
+    """
+    spawned = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "--multiprocessing-fork" in process.cmdline():
+                process.kill()
+                spawned.append(process)
+    for worker in multiprocessing.active_children():
         worker.join()
+    psutil.wait_procs(spawned)
 
 
 def draw_of(trial: BaseTrial) -> str:
