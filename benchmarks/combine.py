@@ -86,7 +86,7 @@ def look(project: Project, seed: int, depths: list[int]) -> Iterator[dict[str, A
             networks, sizes = {}, {}
             for way in WAYS:
                 members: Members = make_members(bench, choice, way, judge.rows, Path(work))
-                facts: dict[str, Any] = {"num_classes": bench.num_classes, "temperature": 1.0, "mirrored": False}
+                facts: dict[str, Any] = {"temperature": 1.0, "mirrored": False}
                 file = Path(work) / f"{way}.keras"
                 save_model(build_model(bench.base, members, pooling="avg", **facts), file)
                 networks[way], sizes[way] = load_network(file, None), file.stat().st_size

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from results import Lines, add_options, draw_table, keep
 from workloads import list_files
 
+from frostline.arrays import digest_rows
 from frostline.images.copies import find_copies
 
 Image = Any  # uint8 (height, width, 3), as OpenCV has them
@@ -147,7 +148,7 @@ def measure(name: str, size: int, folder: Path, given: argparse.Namespace) -> di
     truth = write_raw(files, folder / "raw", draw)
     ids, images, groups, descriptors = prepare(folder, size)
     started = time.monotonic()
-    pairs = find_copies(descriptors, images)
+    pairs = find_copies(descriptors, images, digest_rows(images), folder / "pairs")
     seconds = time.monotonic() - started
     by_pixels = join(groups, [(pair.one, pair.other) for pair in pairs])
     line: dict[str, Any] = {"images": len(files), "all": len(ids), "seconds": seconds, "found": {}}

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from frostline.evidence.evaluation import make_evaluation
 from frostline.evidence.explanation import explain
 from frostline.evidence.figures.evaluation import draw_evaluation, draw_suspects
 from frostline.evidence.figures.search import learning_curves
-from frostline.evidence.predictions import Predictions, load_predictions, pick_examples, save_predictions
+from frostline.evidence.predictions import BASELINES, Predictions, load_predictions, pick_examples, save_predictions
 from frostline.evidence.refits import RefitRecord
 from frostline.evidence.report import Findings, make_report
 from frostline.evidence.speed import measure_speed
@@ -24,7 +23,7 @@ from frostline.files import load_json, require_complete, save_json
 from frostline.params import load_params
 from frostline.process import run_stage
 from frostline.seeding import derive_seed
-from frostline.serving.model import load_network, predict, predict_probabilities
+from frostline.serving.model import load_network, predict, predict_outputs, predict_probabilities
 from frostline.tracking.messages import describe_test, say
 
 
@@ -37,16 +36,14 @@ def main() -> None:
     refit = RefitRecord.from_record(load_json(models / "refit.json"))
     search = SearchRecord.from_record(load_json(study / "trials.json"))
     test, labels = splits["test"], np.asarray(splits["test"].labels)
-    networks: dict[str, Any] = {}  # by sha256: where no tail had a share, the final model is one of the baselines
-    for name, sha256 in refit.sha256.items():
-        networks.setdefault(sha256, load_network(models / f"{name}.keras", sha256))
-    found = {sha256: predict(network, test.images) for sha256, network in networks.items()}
-    final = networks[refit.sha256["final"]]
-    predictions, plain, every_cut = (
-        Predictions(test.ids, labels, found[sha256][0], class_names, "test", found[sha256][1]) if sha256 else None
-        for sha256 in map(refit.sha256.get, ("final", "baseline", "every_cut"))
+    final, baselines = (load_network(models / f"{name}.keras", refit.sha256[name]) for name in ("final", "baselines"))
+    probabilities, familiarity = predict(final, test.images)
+    predictions = Predictions(test.ids, labels, probabilities, class_names, "test", familiarity)
+    found = predict_outputs(baselines, test.images)
+    plain, every_cut = (
+        Predictions(test.ids, labels, found[name], class_names, "test") if name in found else None for name in BASELINES
     )
-    assert predictions is not None and plain is not None
+    assert plain is not None
     drawn = {"resamples": rules.resamples, "confidence": rules.confidence, "seed": derive_seed(params.seed, "evaluate")}
     drawn |= {"search_score": search.trial(search.best).score, "temperature": refit.temperature}
     evaluation = make_evaluation(predictions, plain, every_cut, **drawn)

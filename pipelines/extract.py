@@ -1,7 +1,10 @@
 """Stage `extract`: prepared images and views -> features of the frozen prefix, for every depth of the search."""
 
 import time
+from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
 
 from frostline.arrays import JoinedRows, load_split
 from frostline.bases.base import load_base
@@ -10,7 +13,7 @@ from frostline.bases.extraction import choose_extractor, describe_features, feat
 from frostline.bases.features import POOLED, depth_folder
 from frostline.bases.statistics import check_input
 from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
-from frostline.images.copies import LISTED, find_copies, mark_copies
+from frostline.images.copies import LISTED, PAIRS, find_copies, mark_copies
 from frostline.images.rows import made_alike, mark_rows
 from frostline.params import load_params
 from frostline.planning.checks import refuse_problems
@@ -56,14 +59,20 @@ def main() -> None:
     inputs = {"prepared": require_complete(prepared), "views": views, "base": card, "extract": extract.model_dump()}
     work = UNFINISHED / f"extract-{digest_facts({**inputs, **record})}"
     facts = feature_facts(card, base, extractor, code_of("bases/extraction.py"))
-    known = made_alike(list_earlier(paths.features, project_root()), facts)
+    before = list_earlier(paths.features, project_root())
+    known = made_alike(before, facts)
     folders, started = [*(depth_folder(depth) for depth in storage.stored), POOLED], time.monotonic()
     for done, (name, computed) in enumerate(extractor.save(sources, work, folders, known), 1):
         taken = time.monotonic() - started
         say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
     if extract.near_duplicates:
         last = extractor.describe_plain(test, work, known)
-        copies = find_copies(last, JoinedRows(*(split.images for split in splits.values())))
+        digests = np.concatenate([split.digests for split in splits.values()])
+        compared_by = {"code": code_of("images/copies.py"), "opencv": version("opencv-python-headless")}
+        compared = made_alike([folder / PAIRS for folder in before], compared_by)
+        every = JoinedRows(*(split.images for split in splits.values()))
+        copies = find_copies(last, every, digests, work / PAIRS, compared)
+        mark_rows(work / PAIRS, compared_by)
         marked = mark_copies(work, splits, copies)
         say("extract", describe_copies(marked, Path(paths.features) / LISTED))
         record |= marked.to_record()

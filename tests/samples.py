@@ -96,7 +96,7 @@ def make_refit(trial: int = 0, sha256: str = "f" * 64, **facts: Any) -> RefitRec
         "diverged": (),
         "curves": {name: [0.5, 0.4] for name in ("loss", "val_loss", "accuracy", "val_accuracy")},
         "strengths": {"all": {"strength": 0.1, "edge": None, "log_loss": 0.35, "accuracy": 0.88}},
-        "sha256": {"final": sha256, "baseline": "b" * 64, "every_cut": "c" * 64},
+        "sha256": {"final": sha256, "baselines": "b" * 64},
         "join_difference": 0.001,
     }
     return RefitRecord(trial=trial, hparams=make_hparams(**drawn), **{**known, **facts})

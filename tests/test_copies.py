@@ -7,7 +7,18 @@ import cv2
 import numpy as np
 import pytest
 
-from frostline.arrays import ALL, FINAL_ONLY, GROUPS, LEFT_OUT, USE, ImageSplit, load_array, load_split
+from frostline.arrays import (
+    ALL,
+    FINAL_ONLY,
+    GROUPS,
+    LEFT_OUT,
+    USE,
+    ImageSplit,
+    digest_rows,
+    load_array,
+    load_split,
+    save_array,
+)
 from frostline.bases.base import load_base
 from frostline.bases.cuts import find_means
 from frostline.bases.extraction import Extractor
@@ -15,7 +26,9 @@ from frostline.bases.files import fetch_weights
 from frostline.images.copies import (
     COLUMNS,
     LISTED,
+    VERDICTS,
     Copy,
+    Grey,
     find_copies,
     find_neighbours,
     lay_over,
@@ -182,7 +195,8 @@ def test_edited_copies_among_images_are_found_and_few_others(prepared: Path, tmp
     fetch_weights(base, tmp_path / "base", 7)
     network = load_base(base, tmp_path / "base")
     pooled = np.concatenate([batch[-1] for batch in Extractor(network, [], 32).run(images)])
-    copies = find_copies(pooled[:, find_means(network)], images)
+    descriptors, digests = pooled[:, find_means(network)], digest_rows(images)
+    copies = find_copies(descriptors, images, digests, tmp_path / "pairs")
     found = {tuple(sorted((ids[copy.one], ids[copy.other]))): copy for copy in copies}
     truth = {
         (image_id, image_id.replace("copy-", "").replace(".jpg", ".png")) for image_id in ids if "copy-" in image_id
@@ -200,3 +214,54 @@ def test_edited_copies_among_images_are_found_and_few_others(prepared: Path, tmp
     crossing = [each for each in truth & found.keys() if len(tests & {*each}) == 1]
     assert crossing and not any(used & {*each} for each in crossing)
     assert set(rows.train) <= set(rows.both) and rows.num_train == len(splits["train"].ids)
+
+
+def test_a_pair_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(7)
+    scenes = [draw_scene(seed).astype(np.uint8)[..., None].repeat(3, -1) for seed in range(40)]
+    images = np.stack([*scenes, *(scene[:, ::-1] for scene in scenes[:3])])
+    descriptors = draw.normal(size=(43, 8))
+    descriptors[40:] = descriptors[:3] + 0.01
+    digests = digest_rows(images)
+    compared: list[None] = []
+
+    def count(one: Grey, other: Grey) -> tuple[float, bool]:
+        compared.append(None)
+        return lay_over(one, other)
+
+    monkeypatch.setattr("frostline.images.copies.lay_over", count)
+    first = find_copies(descriptors, images, digests, tmp_path / "first")
+    assert {(copy.one, copy.other) for copy in first} == {(0, 40), (1, 41), (2, 42)}
+    assert all(copy.mirrored for copy in first)
+    everything = len(compared)
+    # The same images in another order: the same pairs, none compared again, and each as before.
+    order = draw.permutation(43)
+    again = find_copies(descriptors[order], images[order], digests[order], tmp_path / "again", [tmp_path / "first"])
+    assert len(compared) == everything
+    row_of = {(copy.one, copy.other): copy for copy in first}
+    assert len(again) == 3
+    for copy in again:
+        before = row_of[tuple(sorted((int(order[copy.one]), int(order[copy.other]))))]
+        assert (copy.correlation, copy.mirrored) == (before.correlation, before.mirrored)
+    # A pair with a new image is compared, and one whose verdict was damaged.
+    verdicts = np.array(load_array(tmp_path / "first" / VERDICTS))
+    damaged = int(verdicts[:, 0].argmax())
+    verdicts[damaged] = 0.1
+    save_array(tmp_path / "first" / VERDICTS, [verdicts], verdicts.shape, np.float32)
+    assert find_copies(descriptors, images, digests, tmp_path / "mended", [tmp_path / "first"]) == first
+    assert len(compared) == everything + 1
+    other = images.copy()
+    other[5, 0, 0] ^= 1
+    find_copies(descriptors, other, digest_rows(other), tmp_path / "other", [tmp_path / "mended"])
+    pairs = find_neighbours(descriptors)
+    assert len(compared) == everything + 1 + int((pairs == 5).any(1).sum())
+    # From nothing: the same bytes.
+    for folder in ("from-nothing", "kept"):
+        find_copies(
+            descriptors, other, digest_rows(other), tmp_path / folder, [tmp_path / "first"] * (folder == "kept")
+        )
+    files = [path.relative_to(tmp_path / "kept") for path in sorted((tmp_path / "kept").rglob("*.npy"))]
+    assert len(files) == 3
+    assert all(
+        (tmp_path / "kept" / file).read_bytes() == (tmp_path / "from-nothing" / file).read_bytes() for file in files
+    )

@@ -41,14 +41,20 @@ def make_images(num_images, seed):
     return images, labels.astype(np.int32)
 
 
-def save_model(path, error):
-    """Weighs red against blue; `error` shifts the balance, so that more answers are wrong."""
+def save_model(path, *errors):
+    """Weighs red against blue; an error shifts the balance, so that more answers are wrong. With two it is that of the baselines."""
     pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     maps = layers.AveragePooling2D(4)(layers.Rescaling(1 / 255, dtype="float32")(pixels))
-    dense = layers.Dense(2)
-    model = keras.Model(pixels, layers.Softmax()(dense(layers.GlobalAveragePooling2D()(maps))))
-    dense.set_weights([np.array([[-60, 60], [0, 0], [60, -60]], np.float32), np.array([error, 0], np.float32)])
-    (add_familiarity(model) if path.stem == "final" else model).save(path)
+    answers = []
+    for error in errors:
+        dense = layers.Dense(2)
+        answers.append(layers.Softmax()(dense(layers.GlobalAveragePooling2D()(maps))))
+        dense.set_weights([np.array([[-60, 60], [0, 0], [60, -60]], np.float32), np.array([error, 0], np.float32)])
+    if len(answers) == 1:
+        model = add_familiarity(keras.Model(pixels, answers[0]))
+    else:
+        model = keras.Model(pixels, dict(zip(("baseline", "every_cut"), answers, strict=True)))
+    model.save(path)
     return sha256_of(path)
 
 
@@ -84,8 +90,8 @@ def refit_models(root, error):
     save_json(study / "trials.json", make_search(trial, best=3).to_record())
     save_json(study / "study.json", {"cuts": []})
     sha256 = {
-        name: save_model(models / f"{name}.keras", its)
-        for name, its in (("final", error), ("baseline", 4.0), ("every_cut", 2.0))
+        name: save_model(models / f"{name}.keras", *its)
+        for name, its in (("final", [error]), ("baselines", [4.0, 2.0]))
     }
     refit = make_refit(3, dropout=0.1, unfrozen_blocks=1, temperature=2.0, curves=curves)
     save_json(models / "refit.json", replace(refit, sha256=sha256).to_record())

@@ -268,7 +268,15 @@ def test_the_whole_model_is_the_mean_of_its_parts_in_stock_layers(
     images, search = val_images(project), make_search_of(2)
     record, probabilities = refitter.run(search, search.trials[1:], tmp_path, images)
     assert record.join_difference < 1e-2 and (record.share, record.mirrored) == (0.5, True)
-    assert set(record.sha256) == {"final", "baseline", "every_cut"}
+    assert set(record.sha256) == {"final", "baselines"}
+    baselines = keras.saving.load_model(tmp_path / "baselines.keras", safe_mode=True)(images, training=False)
+    for name, sees in (("baseline", "last"), ("every_cut", "all")):
+        bench, rows = refitter.bench, np.arange(NUM["train"], NUM["train"] + NUM["val"])
+        kernel, bias = bench.heads[sees].whole
+        views = [np.asarray(view[rows], float) for view in (bench.data(0, sees).views[0], bench.data(0, sees).mirror)]
+        wanted = np.mean([softmax(view @ kernel + bias, axis=1) for view in views], axis=0)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(baselines[name]), wanted, atol=5e-3)
+    assert set(baselines) == {"baseline", "every_cut"}
     model = keras.saving.load_model(tmp_path / "final.keras", safe_mode=True)
     answers = keras.ops.convert_to_numpy(model(images, training=False))
     assert answers.shape == (NUM["val"], 2)
@@ -402,7 +410,9 @@ def test_flattened_maps_are_learnt_and_joined(project: Path, tmp_path: Path) -> 
     search = make_search_of(1, "last")
     record, _ = refitter.run(search, search.trials[1:], tmp_path, val_images(project))
     assert record.join_difference < 1e-2 and record.share == 1.0
-    assert set(record.sha256) == {"final", "baseline"}
+    assert set(record.sha256) == {"final", "baselines"}
+    baselines = keras.saving.load_model(tmp_path / "baselines.keras", safe_mode=True)
+    assert set(baselines.output) == {"baseline"}
 
 
 def test_the_same_training_gives_the_same_file_whenever_and_wherever_it_is_saved(

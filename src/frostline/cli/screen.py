@@ -343,7 +343,6 @@ def save_first(screening: Screening) -> Path:
         best.network,
         members,
         pooling="avg",
-        num_classes=len(screening.sample.classes),
         temperature=1.0,
         mirrored=flips(screening.params.augment),
     )

@@ -14,6 +14,8 @@ from frostline.files import replacing
 
 # The outputs of a model that also tells how familiar an image is; others have the probabilities alone.
 PROBABILITIES, FAMILIARITY = "probabilities", "familiarity"
+# Those of the model that final models are compared with: linear heads on the last cut and on every cut.
+BASELINES = ("baseline", "every_cut")
 
 
 @dataclass(frozen=True)

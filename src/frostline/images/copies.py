@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from frostline.arrays import (
     ALL,
+    DIGESTS,
     FINAL_ONLY,
     GROUPS,
     LEFT_OUT,
     USE,
+    Digests,
     ImageSplit,
     Rows,
     digest_rows,
@@ -29,6 +31,7 @@ from frostline.arrays import (
     take_rows,
 )
 from frostline.files import replacing
+from frostline.images.rows import EarlierRows
 from frostline.process import count_cores
 
 MAX_AXES, MIN_VARIANCE = 128, 1e-4  # of the features' axes; of one, as a part of the first's
@@ -49,6 +52,8 @@ MIN_OVERLAP = 0.25  # of an image's area
 # Where so many of all images seem to be copies, they show one set-up, and are none: parts before one camera.
 MAX_SHARE = 0.2
 LISTED = "near_duplicates.csv"
+# Among the features: what comparing came to, float32 (num_pairs, 2), correlation and 1 where mirrored; by both images' pixels.
+PAIRS, KEYS, VERDICTS = "pairs", "keys.npy", "verdicts.npy"
 COLUMNS = ("image", "split", "other", "other_split", "correlation", "mirrored")
 Grey = NDArray[np.float32]
 
@@ -63,20 +68,36 @@ class Copy:
     mirrored: bool
 
 
-def find_copies(descriptors: NDArray[np.floating[Any]], images: Rows) -> list[Copy]:
+def find_copies(
+    descriptors: NDArray[np.floating[Any]], images: Rows, digests: Digests, folder: Path, earlier: Sequence[Path] = ()
+) -> list[Copy]:
     """The pairs of images that show the same photograph, by row.
 
-    descriptors: (num_images, num_features), what a network's last layer says of each; images: uint8 (num_images, size, size, 3).
+    descriptors: (num_images, num_features), what a network's last layer says of each; images: uint8 (num_images, size, size, 3);
+    digests: of their pixels; folder: what each pair came to is written there; earlier: such folders, made by the same code: what
+    stands there is not compared again.
     """
-    greys = GreyImages(images)
-
-    def compare(pair: list[int]) -> Copy | None:
-        one, other = pair
-        correlation, mirrored = lay_over(greys[one], greys[other])
-        return Copy(one, other, correlation, mirrored) if correlation >= MIN_FINE else None
-
+    pairs, greys = find_neighbours(descriptors), GreyImages(images)
+    ordered = _order_pairs(pairs, digests)
+    keys = digest_rows(digests[ordered].reshape(len(pairs), -1))
+    known = EarlierRows((2,), np.float32)
+    for other in earlier:
+        known.add(other / VERDICTS, other / DIGESTS / KEYS, other / DIGESTS / VERDICTS)
+    places = known.find(keys)
+    there = known.check(places)
+    verdicts = np.empty((len(pairs), 2), np.float32)
+    verdicts[there] = known.take(places[there])
     with ThreadPoolExecutor(count_cores()) as pool:
-        return [copy for copy in pool.map(compare, find_neighbours(descriptors).tolist()) if copy is not None]
+        made = pool.map(lambda pair: lay_over(greys[pair[0]], greys[pair[1]]), ordered[~there].tolist())
+        verdicts[~there] = np.reshape(list(made), (-1, 2))
+    save_array(folder / VERDICTS, [verdicts], verdicts.shape, np.float32)
+    for file, rows in ((KEYS, keys), (VERDICTS, digest_rows(verdicts))):
+        save_array(folder / DIGESTS / file, [rows], rows.shape, np.uint8)
+    return [
+        Copy(one, other, float(correlation), bool(mirrored))
+        for (one, other), (correlation, mirrored) in zip(pairs.tolist(), verdicts, strict=True)
+        if correlation >= MIN_FINE
+    ]
 
 
 @dataclass(frozen=True)
@@ -173,6 +194,13 @@ def find_neighbours(descriptors: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
         nearest = rank < NEIGHBOURS
         found.append(np.sort(np.stack([start + left[nearest], right[nearest]], axis=1), axis=1))
     return np.unique(np.concatenate(found), axis=0)
+
+
+def _order_pairs(pairs: NDArray[np.intp], digests: Digests) -> NDArray[np.intp]:
+    """The pairs, in each the image with the smaller digest first: what is laid over what does not depend on their rows."""
+    left, right = (np.ascontiguousarray(digests[column]).view(">u8") for column in pairs.T)
+    swapped = (left[:, 0] > right[:, 0]) | ((left[:, 0] == right[:, 0]) & (left[:, 1] > right[:, 1]))
+    return np.where(swapped[:, None], pairs[:, ::-1], pairs)
 
 
 def whiten(descriptors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

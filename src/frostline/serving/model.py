@@ -216,6 +216,12 @@ def predict(network: Any, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32
 
     In batches of at most 32.
     """
+    found = predict_outputs(network, images)
+    return found[PROBABILITIES], found[FAMILIARITY][:, 0] if FAMILIARITY in found else None
+
+
+def predict_outputs(network: Any, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Every output by its name, float32 (num_images, length), in batches of at most 32."""
     outputs = network.output if isinstance(network.output, dict) else {PROBABILITIES: network.output}
     parts = {name: [np.zeros((0, output.shape[-1]), np.float32)] for name, output in outputs.items()}
     # Every size is compiled anew: of many images even the last batch is filled up.
@@ -227,8 +233,7 @@ def predict(network: Any, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32
             answers = network.predict_on_batch(padded)
         for name, answer in (answers if isinstance(answers, dict) else {PROBABILITIES: answers}).items():
             parts[name].append(np.asarray(answer, np.float32)[: len(batch)])
-    found = {name: np.concatenate(each) for name, each in parts.items()}
-    return found[PROBABILITIES], found[FAMILIARITY][:, 0] if FAMILIARITY in found else None
+    return {name: np.concatenate(each) for name, each in parts.items()}
 
 
 def make_answers(

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,6 @@ def build_model(
     members: Members,
     *,
     pooling: str,
-    num_classes: int,
     temperature: float,
     mirrored: bool,
     familiarity: Familiarity | None = None,
@@ -70,44 +69,92 @@ def build_model(
     by `temperature` (Guo et al., ICML 2017). mirrored: the answer is the mean of those for the image and its mirror image.
     Stock layers alone, frozen; holds no optimizer state.
     """
-    pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
-    parts = []
-    trainer, depth = members.trainer, members.depth
+    pixels, depth = _take_pixels(base), members.depth
     maps = copy_prefix(base, depth, pixels)
     upper = _copy_upper(base, members, maps[-1]) if members.reach < depth else []
-    frozen = pool_maps(maps[:-1], "cuts") if pooling != "flatten" else None
-    if trainer is not None and members.share > 0:
-        assert members.head is not None
-        answers = [
-            _answer_of_tail(base, trainer, params, members.head, maps[-1], frozen, number)
-            for number, params in enumerate(members.tails)
-        ]
-        parts.append((members.share, _mean(answers, "tails")))
-    if members.share < 1:
-        columns = _columns_for_heads(maps[-1], upper, frozen, members.sees, pooling)
-        answers = [_softmax(_dense(columns, *head, f"head_{n}"), f"head_{n}") for n, head in enumerate(members.linear)]
-        parts.append((1 - members.share, _mean(answers, "heads")))
-    mixed = parts[0][1]
-    if len(parts) > 1:
-        shares = [layers.Rescaling(share, name=f"share_{n}", dtype="float32")(x) for n, (share, x) in enumerate(parts)]
-        mixed = layers.Add(name="mixture", dtype="float32")(shares)
+    mixed = _mix(base, members, maps, upper, pooling, "")
     # The last of the pooled cuts; behind it stands the one that tails start from, which may be none of them.
     known = {} if familiarity is None else {FAMILIARITY: build_familiarity(familiarity, [*maps[:-1], *upper][-1])}
+    return _finish(base, pixels, {PROBABILITIES: (mixed, temperature)}, known, mirrored=mirrored)
+
+
+def build_baselines(
+    base: Base, baselines: Mapping[str, tuple[Members, float]], *, pooling: str, mirrored: bool
+) -> keras.Model:
+    """Several models that train nothing of the base, as one: uint8 (batch, size, size, 3) -> name: float32 (batch, num_classes).
+
+    baselines: of each name the members and the temperature. The base is computed once for all of them.
+    """
+    pixels = _take_pixels(base)
+    maps = copy_prefix(base, 0, pixels)
+    answers = {
+        name: (_mix(base, members, maps, [], pooling, f"{name}_"), temperature)
+        for name, (members, temperature) in baselines.items()
+    }
+    return _finish(base, pixels, answers, {}, mirrored=mirrored)
+
+
+def _take_pixels(base: Base) -> Any:
+    return keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
+
+
+def _mix(base: Base, members: Members, maps: Sequence[Any], upper: Sequence[Any], pooling: str, prefix: str) -> Any:
+    """The mean of the tails' probabilities and that of the linear heads', mixed by `members.share`.
+
+    maps: of the pooled cuts below the tails, and what tails start from; prefix: of the layers' names.
+    """
+    frozen = pool_maps(maps[:-1], f"{prefix}cuts") if pooling != "flatten" else None
+    parts = []
+    if members.trainer is not None and members.share > 0:
+        assert members.head is not None
+        answers = [
+            _answer_of_tail(base, members.trainer, params, members.head, maps[-1], frozen, f"{prefix}tail_{number}")
+            for number, params in enumerate(members.tails)
+        ]
+        parts.append((members.share, _mean(answers, f"{prefix}tails")))
+    if members.share < 1:
+        columns = _columns_for_heads(maps[-1], upper, frozen, members.sees, pooling, f"{prefix}heads")
+        names = [f"{prefix}head_{number}" for number in range(len(members.linear))]
+        answers = [
+            _softmax(_dense(columns, *head, name), name) for name, head in zip(names, members.linear, strict=True)
+        ]
+        parts.append((1 - members.share, _mean(answers, f"{prefix}heads")))
+    if len(parts) == 1:
+        return parts[0][1]
+    shares = [
+        layers.Rescaling(share, name=f"{prefix}share_{n}", dtype="float32")(x) for n, (share, x) in enumerate(parts)
+    ]
+    return layers.Add(name=f"{prefix}mixture", dtype="float32")(shares)
+
+
+def _finish(
+    base: Base, pixels: Any, answers: Mapping[str, tuple[Any, float]], known: Mapping[str, Any], *, mirrored: bool
+) -> keras.Model:
+    """The model of these answers, name: (probabilities, temperature), each the mean with the mirror image's where asked.
+
+    known: outputs that are of the image alone. What `build_model` answers alone is no dict.
+    """
+    mixed = {name: probabilities for name, (probabilities, _) in answers.items()}
     if mirrored:
-        network = keras.Model(pixels, {PROBABILITIES: mixed, **known} if known else mixed, name="network")
+        network = keras.Model(pixels, {**mixed, **known}, name="network")
         network.trainable = False
-        pixels = keras.Input((base.image_size, base.image_size, 3), dtype="uint8", name="pixels")
-        answers = [network(pixels), network(ops.flip(pixels, axis=2))]
-        known = {name: answers[0][name] for name in known}
-        mixed = _mean([answer[PROBABILITIES] if known else answer for answer in answers], "mirrored")
-    logits = layers.Rescaling(1.0 / temperature, name="temperature", dtype="float32")(
-        ops.log(ops.maximum(mixed, 1e-12))
-    )
-    probabilities = layers.Softmax(name=PROBABILITIES, dtype="float32")(logits)
-    model = keras.Model(pixels, {PROBABILITIES: probabilities, **known} if known else probabilities, name="frostline")
+        pixels = _take_pixels(base)
+        plain, mirror = network(pixels), network(ops.flip(pixels, axis=2))
+        known = {name: plain[name] for name in known}
+        mixed = {name: _mean([plain[name], mirror[name]], f"{_prefix(name)}mirrored") for name in mixed}
+    outputs = dict(known)
+    for name, (_, temperature) in answers.items():
+        scaled = layers.Rescaling(1.0 / temperature, name=f"{_prefix(name)}temperature", dtype="float32")
+        logits = scaled(ops.log(ops.maximum(mixed[name], 1e-12)))
+        outputs[name] = layers.Softmax(name=name, dtype="float32")(logits)
+    model = keras.Model(pixels, outputs[PROBABILITIES] if [*outputs] == [PROBABILITIES] else outputs, name="frostline")
     model.trainable = False
     _name_operations(model)
     return model
+
+
+def _prefix(answer: str) -> str:
+    return "" if answer == PROBABILITIES else f"{answer}_"
 
 
 def _name_operations(model: keras.Model) -> None:
@@ -121,9 +168,9 @@ def _name_operations(model: keras.Model) -> None:
 
 
 def _answer_of_tail(
-    base: Base, trainer: Trainer, params: Sequence[Any], head: HeadStart, start: Any, frozen: Any, number: int
+    base: Base, trainer: Trainer, params: Sequence[Any], head: HeadStart, start: Any, frozen: Any, name: str
 ) -> Any:
-    tail, name = trainer.tail, f"tail_{number}"
+    tail = trainer.tail
     trainer.store(params)
     outputs = [start] if tail.suffix is None else copy_suffix(base, tail.depth, tail.suffix, start, name)
     x = _columns_of(tail, outputs, frozen, name)
@@ -153,11 +200,11 @@ def _copy_upper(base: Base, members: Members, start: Any) -> list[Any]:
     return copy_suffix(base, members.depth, trainer.tail.suffix, start, "base")
 
 
-def _columns_for_heads(start: Any, upper: Sequence[Any], frozen: Any, sees: str, pooling: str) -> Any:
+def _columns_for_heads(start: Any, upper: Sequence[Any], frozen: Any, sees: str, pooling: str, name: str) -> Any:
     """What linear heads see: the cuts of the base as it was."""
     if sees != "all":
-        return _pool_last(upper[-1] if upper else start, pooling, "heads")
-    return layers.Concatenate(name="heads_columns")([frozen, pool_maps(upper, "heads_pool")]) if upper else frozen
+        return _pool_last(upper[-1] if upper else start, pooling, name)
+    return layers.Concatenate(name=f"{name}_columns")([frozen, pool_maps(upper, f"{name}_pool")]) if upper else frozen
 
 
 def _pool_last(x: Any, pooling: str, name: str) -> Any:

@@ -1,6 +1,5 @@
 """The final training: the best trials and the linear heads cross-fitted, the best mixture of them joined to one model."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from frostline.devices import keras, ops
 from frostline.errors import Refused
 from frostline.evidence.calibration import apply_temperature, fit_temperature
 from frostline.evidence.comparison import paired_difference, wilson_interval
-from frostline.evidence.predictions import FAMILIARITY, PROBABILITIES
+from frostline.evidence.predictions import BASELINES, FAMILIARITY, PROBABILITIES
 from frostline.evidence.refits import Candidate, RefitRecord
 from frostline.evidence.trials import SearchRecord, TrialRecord
 from frostline.files import replacing, sha256_of
@@ -29,7 +28,7 @@ from frostline.training.data import FeatureRows, draw_folds, load_features
 from frostline.training.familiarity import MAX_AXES, Familiarity, fit_familiarity
 from frostline.training.fit import CURVES
 from frostline.training.linear import Head, describe_head
-from frostline.training.model import Members, build_model, save_model
+from frostline.training.model import Members, build_baselines, build_model, save_model
 from frostline.training.tail import HeadStart
 
 # Largest difference of a probability between the joined model and prefix + tail; the features between are float16.
@@ -145,16 +144,6 @@ class Choice:
     temperature: float
     probabilities: Floats = field(repr=False)
 
-    def is_like(self, other: "Choice") -> bool:
-        """Does it answer with the very same networks?"""
-        parts = (
-            self.tails is other.tails,
-            self.heads is other.heads,
-            self.sees == other.sees,
-            self.share == other.share,
-        )
-        return all(parts) and (self.mirrored, self.temperature) == (other.mirrored, other.temperature)
-
 
 def choose(
     labels: NDArray[np.int32], heads: Mapping[str, CrossFit], trials: Sequence[CrossFit], mirrored: Sequence[bool]
@@ -216,22 +205,21 @@ def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.in
 def compare_with_parts(
     bench: Bench,
     members: Members,
-    model: keras.Model,
-    images: NDArray[np.uint8],
+    answers: NDArray[np.float32],
     rows: NDArray[np.intp],
     *,
     temperature: float,
     mirrored: bool,
 ) -> float:
-    """The largest difference of a probability between the joined model on images and its parts on their stored features.
+    """The largest difference of a probability between the joined model's answers and its parts' on stored features of `rows`.
 
-    images: uint8, the images of `rows`. Refused where it is above JOIN_TOLERANCE.
+    answers: float32 (num_rows, num_classes). Refused where it is above JOIN_TOLERANCE.
     """
     parts = np.mean(
         [answer_of_parts(bench, members, rows, mirror) for mirror in ([False, True] if mirrored else [False])], axis=0
     )
     scaled = softmax(np.log(np.maximum(parts, 1e-12)) / temperature, axis=1)
-    difference = float(np.abs(_predict(model, images) - scaled).max())
+    difference = float(np.abs(answers - scaled).max())
     if difference > JOIN_TOLERANCE:
         raise Refused(
             f"The whole model and the features that it was trained on differ by {difference:.2g} in a probability; {JOIN_TOLERANCE} "
@@ -239,13 +227,6 @@ def compare_with_parts(
             "data/features, and run `dvc repro`."
         )
     return difference
-
-
-def compare_familiarity(
-    model: keras.Model, familiarity: Familiarity, images: NDArray[np.uint8], columns: NDArray[Any]
-) -> float:
-    """The largest difference of a familiarity between the joined model on uint8 images and their stored columns."""
-    return float(np.abs(_predict(model, images, FAMILIARITY)[:, 0] - familiarity.of(columns)).max())
 
 
 def answer_of_parts(bench: Bench, members: Members, rows: NDArray[np.intp], mirror: bool) -> Floats:
@@ -275,9 +256,11 @@ def _view(bench: Bench, depth: int, sees: str, mirror: bool) -> Any:
     return data.mirror if mirror else data.views[0]
 
 
-def _predict(model: keras.Model, images: NDArray[np.uint8], output: str = PROBABILITIES) -> NDArray[np.float32]:
-    answer = model.predict_on_batch(images)
-    return np.asarray(answer[output] if isinstance(answer, dict) else answer, np.float32)
+def _predict(model: keras.Model, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Every output by its name."""
+    answers = model.predict_on_batch(images)
+    named = answers if isinstance(answers, dict) else {PROBABILITIES: answers}
+    return {name: np.asarray(answer, np.float32) for name, answer in named.items()}
 
 
 class Refitter:
@@ -301,8 +284,8 @@ class Refitter:
     def run(
         self, search: SearchRecord, candidates: Sequence[TrialRecord], out: Path, images: NDArray[np.uint8]
     ) -> tuple[RefitRecord, Floats]:
-        """Writes `final.keras`, `baseline.keras` and `every_cut.keras` into `out`; the record, and the final model's
-        out-of-fold probabilities, float64 (num_images, num_classes).
+        """Writes `final.keras` and `baselines.keras` into `out`; the record, and the final model's out-of-fold probabilities,
+        float64 (num_images, num_classes).
 
         images: uint8, the first of `val`, on which the joined model is compared with its parts.
         """
@@ -324,18 +307,10 @@ class Refitter:
             fits = [bare, *fits]
         choice = choose(self.labels, heads, fits, self._mirrored(bare))
         difference, sha256, strange = self._save_final(choice, out / "final.keras", images)
-        files = {"final": sha256}
-        for name, single in (("baseline", bare), ("every_cut", heads.get("all"))):
-            if single is not None:
-                own = {sees: fit for sees, fit in heads.items() if fit is single}
-                tails = [] if own else [single]
-                alone = choose(self.labels, own, tails, [choice.mirrored])
-                if alone.is_like(choice):
-                    with replacing(out / f"{name}.keras") as temporary:
-                        shutil.copyfile(out / "final.keras", temporary)
-                    files[name] = sha256
-                else:
-                    files[name] = self._save(alone, out / f"{name}.keras", images)[1]
+        mirrored = [choice.mirrored]
+        singles = [choose(self.labels, {sees: fit}, [], mirrored) for sees, fit in heads.items()]
+        singles = singles or [choose(self.labels, {}, [bare], mirrored)]
+        files = {"final": sha256, "baselines": self._save_baselines(singles, out / "baselines.keras", images)}
         scaled = apply_temperature(choice.probabilities, choice.temperature)
         trial = choice.tails.trial if choice.tails and choice.tails.trial else search.trial(search.baseline)
         record = RefitRecord(
@@ -368,12 +343,21 @@ class Refitter:
         asked = self.params.refit.mirrored
         return [False] if fit.mirror is None or asked == "no" else [True] if asked == "yes" else [False, True]
 
-    def _save(self, choice: Choice, path: Path, images: NDArray[np.uint8]) -> tuple[float, str]:
-        """Writes a model; the largest difference from its parts, and its sha256."""
-        members = make_members(self.bench, choice, self.params.refit.combine, self.rows, self.work)
-        model, difference = self._join(choice, members, images)
+    def _save_baselines(self, choices: Sequence[Choice], path: Path, images: NDArray[np.uint8]) -> str:
+        """Writes the model that answers as each of BASELINES does; its sha256."""
+        named = dict(zip(BASELINES, choices, strict=False))  # of a head that is no linear one there is but the bare one
+        members = {name: self._make_members(choice) for name, choice in named.items()}
+        model = build_baselines(
+            self.bench.base,
+            {name: (each, named[name].temperature) for name, each in members.items()},
+            pooling=self.params.tune.pooling,
+            mirrored=choices[0].mirrored,
+        )
+        answers = _predict(model, np.asarray(images))
+        for name, each in members.items():
+            self._compare(named[name], each, answers[name])
         save_model(model, path)
-        return difference, sha256_of(path)
+        return sha256_of(path)
 
     def _save_final(self, choice: Choice, path: Path, images: NDArray[np.uint8]) -> tuple[float, str, float | None]:
         """The same of the model that also tells how familiar an image is, and the largest difference of that.
@@ -381,34 +365,39 @@ class Refitter:
         None where it does not tell it, because the base's features of these images vary no more than they are rounded: a base
         that knows nothing.
         """
-        members = make_members(self.bench, choice, self.params.refit.combine, self.rows, self.work)
+        members = self._make_members(choice)
         columns = self._means(members.reach)
         room = int(PART_OF_FILE * self.bench.base.model.count_params() / columns.shape[1])
         familiarity = fit_familiarity(columns[self.rows], self.folds, min(MAX_AXES, room))
-        model, difference = self._join(choice, members, images, familiarity)
-        rows = self._first_of_val(len(images))
-        strange = compare_familiarity(model, familiarity, np.asarray(images), columns[rows])
+        model = self._build(choice, members, familiarity)
+        answers = _predict(model, np.asarray(images))
+        known = familiarity.of(columns[self._first_of_val(len(images))])
+        strange = float(np.abs(answers[FAMILIARITY][:, 0] - known).max())
         is_told = strange <= FAMILIARITY_TOLERANCE
         if not is_told:
-            model, difference = self._join(choice, members, images)
+            model = self._build(choice, members)
+            answers = _predict(model, np.asarray(images))
+        difference = self._compare(choice, members, answers[PROBABILITIES])
         save_model(model, path)
         return difference, sha256_of(path), strange if is_told else None
 
-    def _join(
-        self, choice: Choice, members: Members, images: NDArray[np.uint8], familiarity: Familiarity | None = None
-    ) -> tuple[keras.Model, float]:
-        """The joined model, and the largest difference of a probability from its parts."""
-        answer = {"temperature": choice.temperature, "mirrored": choice.mirrored}
-        model = build_model(
+    def _make_members(self, choice: Choice) -> Members:
+        return make_members(self.bench, choice, self.params.refit.combine, self.rows, self.work)
+
+    def _build(self, choice: Choice, members: Members, familiarity: Familiarity | None = None) -> keras.Model:
+        return build_model(
             self.bench.base,
             members,
             pooling=self.params.tune.pooling,
-            num_classes=self.bench.num_classes,
+            temperature=choice.temperature,
+            mirrored=choice.mirrored,
             familiarity=familiarity,
-            **answer,  # type: ignore[arg-type]
         )
-        rows = self._first_of_val(len(images))
-        return model, compare_with_parts(self.bench, members, model, np.asarray(images), rows, **answer)  # type: ignore[arg-type]
+
+    def _compare(self, choice: Choice, members: Members, answers: NDArray[np.float32]) -> float:
+        """The largest difference of a model's answers to the first images of `val` from its parts'."""
+        rows, how = self._first_of_val(len(answers)), (choice.temperature, choice.mirrored)
+        return compare_with_parts(self.bench, members, answers, rows, temperature=how[0], mirrored=how[1])
 
     def _first_of_val(self, number: int) -> NDArray[np.intp]:
         """The rows of the first images of `val`."""
