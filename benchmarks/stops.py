@@ -68,7 +68,8 @@ def _stop(project: Any, number: signal.Signals, target: str, workers: int) -> di
         began: float | None = None
         try:
             _wait_until(
-                lambda: len(_list_drawing(project.folder, process.pid)) == workers or process.poll() is not None, START_S
+                lambda: len(_list_drawing(project.folder, process.pid)) == workers or process.poll() is not None,
+                START_S,
             )
             if process.poll() is not None:
                 raise TimeoutError
