@@ -286,3 +286,27 @@ def test_what_a_killed_process_left_unfinished_goes_at_the_next_start(tmp_path, 
     killed.communicate()
     with work_folder("screen"):
         assert not left.exists()
+
+
+SHIELD = """
+import multiprocessing, signal
+from frostline.process import shielded
+
+def say():
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)
+
+if __name__ == "__main__":
+    workers = [multiprocessing.get_context("spawn").Process(target=say) for _ in range(2)]
+    with shielded():
+        for worker in workers:
+            worker.start()
+    for worker in workers:
+        worker.join()
+"""
+
+
+def test_processes_started_shielded_do_not_get_ctrl_c(tmp_path):
+    """The first ones of a process, with which Python starts its resource tracker."""
+    (tmp_path / "shield.py").write_text(SHIELD)
+    done = subprocess.run([sys.executable, "shield.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

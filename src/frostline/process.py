@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -203,6 +204,8 @@ def _exit(name: str) -> None:
 @contextmanager
 def shielded() -> Iterator[None]:
     """Processes started in the block do not get Ctrl-C, which goes to all of a terminal's: their parent does, and ends them."""
+    # Python starts it with the first of them where it is not up yet, and lets SIGINT through then.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
