@@ -42,6 +42,13 @@ def main():
                 time.sleep(60)
             except BaseException as error:
                 raise RuntimeError("the library's own words") from error
+    if what == "dropped":
+        class Slow:
+            def __del__(self):
+                time.sleep(60)
+        with if_stopped(lambda: Path("ended").write_text("yes")):
+            Slow()
+            time.sleep(60)
     if what == "pool":
         with start_pool(2, int) as pool:
             Path("pids.tmp").write_text(json.dumps([process.pid for process in pool._processes.values()]))
@@ -153,7 +160,7 @@ def test_a_stage_that_runs_already_is_named_with_its_process(folder):
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-@pytest.mark.parametrize("what", ["with an ending", "deep in a library", "swallowed"])
+@pytest.mark.parametrize("what", ["with an ending", "deep in a library", "swallowed", "dropped"])
 def test_a_stage_that_is_told_to_end_does_so_in_words_and_in_time(folder, what, name, code):
     process = start(folder, what)
     assert wait_for((folder / "started").exists)
@@ -289,11 +296,11 @@ def test_what_a_killed_process_left_unfinished_goes_at_the_next_start(tmp_path, 
 
 
 SHIELD = """
-import multiprocessing, signal
+import multiprocessing, signal, sys
 from frostline.process import shielded
 
 def say():
-    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)
+    sys.exit(3 if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []) else 4)
 
 if __name__ == "__main__":
     workers = [multiprocessing.get_context("spawn").Process(target=say) for _ in range(2)]
@@ -302,6 +309,7 @@ if __name__ == "__main__":
             worker.start()
     for worker in workers:
         worker.join()
+        print(worker.exitcode)
 """
 
 
@@ -309,4 +317,4 @@ def test_processes_started_shielded_do_not_get_ctrl_c(tmp_path):
     """The first ones of a process, with which Python starts its resource tracker."""
     (tmp_path / "shield.py").write_text(SHIELD)
     done = subprocess.run([sys.executable, "shield.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True"]
+    assert done.stdout.split() == ["3", "3"]

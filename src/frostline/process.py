@@ -162,8 +162,15 @@ def _listen(name: str) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise_stopped)
     threading.Thread(target=_watch, args=(name, reader), daemon=True).start()
+    sys.unraisablehook = _tell_unraisable
     # Python's tracker removes the semaphores of a pool that we leave behind; it takes its options from here.
     sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+
+
+def _tell_unraisable(dropped: "sys.UnraisableHookArgs") -> None:
+    """Says nothing of a Stopped that came where nothing can be raised, as in a callback of the garbage collector: `_watch` ends us."""
+    if dropped.exc_type is not Stopped:
+        sys.__unraisablehook__(dropped)
 
 
 def _raise_stopped(number: int, frame: FrameType | None) -> None:
