@@ -1,19 +1,16 @@
 """Stage `extract`: prepared images and views -> features of the frozen prefix, for every depth of the search."""
 
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
-from frostline.arrays import JoinedRows, load_split
+from frostline.arrays import load_split
 from frostline.bases.base import load_base
 from frostline.bases.cost import flops_of
 from frostline.bases.extraction import choose_extractor, describe_features, feature_facts, list_sources
 from frostline.bases.features import POOLED, depth_folder
 from frostline.bases.statistics import check_input
 from frostline.files import digest_facts, load_json, mark_complete, publish, require_complete, save_json
-from frostline.images.copies import LISTED, PAIRS, find_copies, mark_copies
+from frostline.images.copies import LISTED, compare_splits, mark_copies
 from frostline.images.rows import made_alike, mark_rows
 from frostline.params import load_params
 from frostline.planning.checks import refuse_problems
@@ -67,13 +64,7 @@ def main() -> None:
         say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
     if extract.near_duplicates:
         last = extractor.describe_plain(test, work, known)
-        digests = np.concatenate([split.digests for split in splits.values()])
-        compared_by = {"code": code_of("images/copies.py"), "opencv": version("opencv-python-headless")}
-        compared = made_alike([folder / PAIRS for folder in before], compared_by)
-        every = JoinedRows(*(split.images for split in splits.values()))
-        copies = find_copies(last, every, digests, work / PAIRS, compared)
-        mark_rows(work / PAIRS, compared_by)
-        marked = mark_copies(work, splits, copies)
+        marked = mark_copies(work, splits, compare_splits(last, splits, work, before, code_of("images/copies.py")))
         say("extract", describe_copies(marked, Path(paths.features) / LISTED))
         record |= marked.to_record()
     mark_rows(work, facts)

@@ -310,7 +310,13 @@ def test_no_two_stages_share_an_output_and_none_is_the_tracking_store():
 def test_every_imported_library_is_declared():
     declared = {name_of(line) for line in project()["dependencies"]}
     extras = {name_of(line) for lines in project()["optional-dependencies"].values() for line in lines}
-    names = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "ruamel": "ruamel-yaml", "PIL": "pillow"}
+    names = {
+        "cv2": "opencv-python-headless",
+        "sklearn": "scikit-learn",
+        "ruamel": "ruamel-yaml",
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+    }
     for path in [*modules(), *ROOT.glob("pipelines/*.py")]:
         for library, line in imports_of(path):
             if library not in sys.stdlib_module_names and library not in ("frostline", "__future__"):

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -445,7 +446,9 @@ def load_writers(path: Path = Path("dvc.lock")) -> dict[str, str]:
 def _locked_outs(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         return []
-    stages = YAML(typ="safe", pure=True).load(path).get("stages") or {}
+    # DVC's own file, of which names and digests are read: as text, and by libyaml, a second sooner than by `load_document`.
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+    stages = (yaml.load(path.read_text(encoding="utf-8"), loader) or {}).get("stages") or {}
     return [(name, out) for name, stage in stages.items() for out in stage.get("outs", [])]
 
 

@@ -24,6 +24,7 @@ from frostline.arrays import (
     USE,
     Digests,
     ImageSplit,
+    JoinedRows,
     Rows,
     digest_rows,
     join_pairs,
@@ -31,7 +32,7 @@ from frostline.arrays import (
     take_rows,
 )
 from frostline.files import replacing
-from frostline.images.rows import EarlierRows
+from frostline.images.rows import EarlierRows, made_alike, mark_rows
 from frostline.process import count_cores
 
 MAX_AXES, MIN_VARIANCE = 128, 1e-4  # of the features' axes; of one, as a part of the first's
@@ -98,6 +99,27 @@ def find_copies(
         for (one, other), (correlation, mirrored) in zip(pairs.tolist(), verdicts, strict=True)
         if correlation >= MIN_FINE
     ]
+
+
+def compare_splits(
+    descriptors: NDArray[np.floating[Any]],
+    splits: Mapping[str, ImageSplit],
+    folder: Path,
+    earlier: Sequence[Path],
+    code: str,
+) -> list[Copy]:
+    """The near duplicates among the images of all splits, whose rows are counted in the splits' order.
+
+    descriptors: as in `find_copies`; folder: of the features, below which it is kept what each pair came to; earlier: such
+    folders of earlier runs; code: a digest of what compares.
+    """
+    facts = {"code": code, "opencv": cv2.__version__}
+    known = made_alike([each / PAIRS for each in earlier], facts)
+    images = JoinedRows(*(split.images for split in splits.values()))
+    digests = np.concatenate([split.digests for split in splits.values()])
+    copies = find_copies(descriptors, images, digests, folder / PAIRS, known)
+    mark_rows(folder / PAIRS, facts)
+    return copies
 
 
 @dataclass(frozen=True)

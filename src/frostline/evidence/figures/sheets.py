@@ -19,16 +19,21 @@ def preview_sheet(views: Images, captions: Sequence[str], path: Path) -> None:
 
     views: uint8 (num_images, num_views, size, size, 3); captions: one per image, such as its class.
     """
-    num_images, num_views = views.shape[:2]
+    num_images, num_views, size = views.shape[:3]
+    step = size + max(1, size // 20)
+    # One picture, not one for each view: to lay out 64 of them takes seconds.
+    mosaic = np.full((num_images * step, num_views * step, 3), 255, np.uint8)
+    for row, column in np.ndindex(num_images, num_views):
+        mosaic[row * step : row * step + size, column * step : column * step + size] = views[row, column]
     title = f"Views of {num_images} training images"
-    grid = {"nrows": num_images, "ncols": num_views, "squeeze": False}
-    with sheet(path, title, 0.6 + num_images * (8.6 / num_views), **grid) as (_, axes):
-        for row, column in np.ndindex(num_images, num_views):
-            _show(axes[row, column], views[row, column])
-            if row == 0:
-                axes[row, column].set_title("plain" if column == 0 else f"view {column}", fontsize=10)
-            if column == 0:
-                axes[row, column].set_ylabel(shorten(captions[row], 20), fontsize=10)
+    with sheet(path, title, 0.6 + num_images * (8.6 / num_views)) as (_, axes):
+        _show(axes, mosaic[: size - step, : size - step])
+        names = ["plain", *(f"view {view}" for view in range(1, num_views))]
+        axes.set_xticks(np.arange(num_views) * step + size / 2, names)
+        names = [shorten(caption, max(6, 100 // num_views)) for caption in captions]
+        axes.set_yticks(np.arange(num_images) * step + size / 2, names, rotation=90, va="center")
+        axes.tick_params(length=0, labelsize=10, top=False, labeltop=True, labelbottom=False)
+        axes.grid(visible=False)
 
 
 def mistakes(
