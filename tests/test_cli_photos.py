@@ -72,10 +72,22 @@ def test_what_takes_too_long_gives_way_depth_first_then_views(root):
     screening = SimpleNamespace(best=best, plan=plan)
     text = (root / "presets" / "default.yaml").read_text()
     found = {}
-    for seconds in (200, 120, 75, 45, 12, 1):
+    for seconds in (200, 120, 75, 45, 15, 12, 1):
         search, _ = choose_search(screening, text, 12, seconds / 60)
-        found[seconds] = (search["augment.views"], search["tune.space.unfrozen_blocks"][1])
-    assert found == {200: (12, 6), 120: (12, 6), 75: (12, 1), 45: (6, 1), 12: (1, 1), 1: (1, 1)}
+        found[seconds] = (
+            search["augment.views"],
+            search["tune.space.unfrozen_blocks"][1],
+            search.get("tune.num_trials"),
+        )
+    assert found == {
+        200: (12, 6, None),
+        120: (12, 6, None),
+        75: (12, 1, None),
+        45: (6, 1, None),
+        15: (1, 1, None),
+        12: (1, 0, 2),  # the linear heads alone
+        1: (1, 0, 2),
+    }
 
 
 def test_a_folder_that_cannot_be_understood_changes_nothing(photos, run_cli):

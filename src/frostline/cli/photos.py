@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAME = "photos"
 DEEPEST = 8  # blocks that are unfrozen at most
 WIDEST = 12  # classes that are shown one by one
+BASELINES = 2  # trials that train nothing: linear heads on the last cut and on every cut
 
 
 def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *, force: bool) -> None:
@@ -49,7 +50,11 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     wanted = settings["augment.views"]
     search, plan = choose_search(screening, apply_settings(default, settings), wanted, minutes)
     settings |= search
-    reasons["tune.space.unfrozen_blocks"] = f"the deepest within about {minutes:g} minutes for the whole line"
+    if "tune.num_trials" in search:
+        longer = f"to unfreeze one block would take more than {minutes:g} minutes"
+        reasons |= {"tune.space.unfrozen_blocks": longer, "tune.num_trials": "the two linear heads alone"}
+    else:
+        reasons["tune.space.unfrozen_blocks"] = f"the deepest within about {minutes:g} minutes for the whole line"
     if settings["augment.views"] < wanted:
         reasons["augment.views"] = f"{wanted} would take more than {minutes:g} minutes; epochs repeat them"
     text = apply_settings(default, settings, reasons)
@@ -81,11 +86,15 @@ def describe_folder(layout: "Layout") -> list[str]:
 
 
 def choose_search(screening: Screening, text: str, views: int, minutes: float) -> "tuple[dict[str, Any], Plan]":
-    """As many views and then as deep as the plan takes at most so many minutes, at least one view and one block; and that plan."""
+    """As many views and then as deep as the plan takes at most so many minutes, or the linear heads alone; and that plan."""
     best = screening.best
     deepest = min(DEEPEST, len(best.network.cuts) - 1)
-    for number, depth in product(dict.fromkeys((views, views // 2 or 1, 2, 1)), range(deepest, 0, -1)):
-        search = {"augment.views": number, "tune.space.unfrozen_blocks": [0, depth]}
+    searches: list[dict[str, Any]] = [
+        {"augment.views": number, "tune.space.unfrozen_blocks": [0, depth]}
+        for number, depth in product(dict.fromkeys((views, views // 2 or 1, 2, 1)), range(deepest, 0, -1))
+    ]
+    heads = {"augment.views": 1, "tune.space.unfrozen_blocks": [0, 0], "tune.num_trials": BASELINES}
+    for search in [*searches, heads]:
         plan = screening.plan(best, parse_params(parse_document(apply_settings(text, search)), "params.yaml"))
         if sum(step.seconds for step in plan.steps) <= 60 * minutes:
             break

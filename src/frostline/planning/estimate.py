@@ -128,7 +128,7 @@ def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pa
 
 
 def _reporting(counts: Counts, pace: Pace, mirrored: bool) -> list[Step]:
-    # The final model and two baselines, one of which it often is; each is built, compiled, and asked for the mirror image, too.
+    # The final model and that of both baselines; each is built, compiled, and asked for the mirror image, too.
     asked = MODELS * counts.test * (1 + mirrored)
     evaluated = pace.start["refit"] + MODELS * pace.build + asked * pace.prefix + FIGURES
     return [
