@@ -88,12 +88,13 @@ def test_what_was_planned_is_what_is_stored(project, root, tmp_path, capsys):
     )
     assert require_complete(tmp_path / "data/features")["searched"] == [0, 3]
     sizes = {step["stage"]: step["bytes"] for step in planned["steps"]}
-    for stage, pattern in (
+    for stage, *patterns in (
         ("prepare", "prepared/*/images.npy"),
         ("augment", "views/view-*.npy"),
-        ("extract", "features/*/*.npy"),
+        ("extract", "features/depth-*/*.npy", "features/pooled/*.npy"),
     ):
-        assert sizes[stage] == sum(load_array(path).nbytes for path in (tmp_path / "data").glob(pattern)), stage
+        written = [path for pattern in patterns for path in (tmp_path / "data").glob(pattern)]
+        assert sizes[stage] == sum(load_array(path).nbytes for path in written), stage
     record = load_json(tmp_path / "data/features/features.json")
     assert (record["stored"], record["views"]) == (planned["storage"]["stored"], planned["storage"]["views"])
     assert sorted(path.name for path in (tmp_path / "data/features").glob("depth-*")) == ["depth-01", "depth-03"]
