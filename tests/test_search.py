@@ -328,6 +328,9 @@ def test_what_a_study_begins_with_is_said_and_what_that_may_save(
     begins, saves = capsys.readouterr().out.splitlines()
     assert begins.startswith(f"tune: begins with what trial {best.number} of study {'a' * 16} tried")
     assert "tune.num_trials" in saves
+    # The linear heads alone begin with nothing.
+    begin_study(tmp_path, "b" * 16, "c", params.model_copy(update={"tune": more(params.tune, num_trials=2)}))
+    assert capsys.readouterr().out == ""
     # One, where params say nothing else: more brought nothing (docs/changes.md).
     run_trained(second, params.tune)
     assert [record.number for record in records(second) if record.started_from] == [2]

@@ -11,6 +11,7 @@ import click
 from frostline.cli.presets import DEFAULT, apply_settings, refuse_edits, write_params
 from frostline.cli.screen import SAMPLE, Screening, label_of, log_result, run_screening, save_first, show
 from frostline.errors import Refused, some
+from frostline.evidence.predictions import BASELINES
 from frostline.images.sources import count_layout
 from frostline.params import Params, list_problems, load_params, parse_document, parse_params
 from frostline.process import UNFINISHED
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 NAME = "photos"
 DEEPEST = 8  # blocks that are unfrozen at most
 WIDEST = 12  # classes that are shown one by one
-BASELINES = 2  # trials that train nothing: linear heads on the last cut and on every cut
 
 
 def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *, force: bool) -> None:
@@ -93,7 +93,7 @@ def choose_search(screening: Screening, text: str, views: int, minutes: float) -
         {"augment.views": number, "tune.space.unfrozen_blocks": [0, depth]}
         for number, depth in product(dict.fromkeys((views, views // 2 or 1, 2, 1)), range(deepest, 0, -1))
     ]
-    heads = {"augment.views": 1, "tune.space.unfrozen_blocks": [0, 0], "tune.num_trials": BASELINES}
+    heads = {"augment.views": 1, "tune.space.unfrozen_blocks": [0, 0], "tune.num_trials": len(BASELINES)}
     for search in [*searches, heads]:
         plan = screening.plan(best, parse_params(parse_document(apply_settings(text, search)), "params.yaml"))
         if sum(step.seconds for step in plan.steps) <= 60 * minutes:

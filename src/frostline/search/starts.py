@@ -8,7 +8,7 @@ from typing import Any
 from frostline.evidence.ranking import list_candidates
 from frostline.params import Params, Space
 from frostline.search.places import Place, find_place
-from frostline.search.space import fit_to_space
+from frostline.search.space import fit_to_space, list_baselines
 from frostline.search.study import ABOUT, Start, list_drawn, list_starts, open_study
 from frostline.tracking.messages import describe_starts, say
 
@@ -20,7 +20,8 @@ def begin_study(folder: Path, digest: str, code: str, params: Params) -> Place:
     about = {"base": params.base.model_dump(mode="json")}
     find = partial(find_starts, place, about, tune.space, tune.start_from)
     open_study(place, code, tune.when_code_changed, about=about, find_starts=find)
-    say("tune", describe_starts([start.origin for start in place.read(list_starts)]))
+    room = max(0, tune.num_trials - len(list_baselines(tune.space, tune.pooling)))
+    say("tune", describe_starts([start.origin for start in place.read(list_starts)][:room]))
     return place
 
 

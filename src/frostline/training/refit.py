@@ -396,8 +396,9 @@ class Refitter:
 
     def _compare(self, choice: Choice, members: Members, answers: NDArray[np.float32]) -> float:
         """The largest difference of a model's answers to the first images of `val` from its parts'."""
-        rows, how = self._first_of_val(len(answers)), (choice.temperature, choice.mirrored)
-        return compare_with_parts(self.bench, members, answers, rows, temperature=how[0], mirrored=how[1])
+        rows = self._first_of_val(len(answers))
+        answer = {"temperature": choice.temperature, "mirrored": choice.mirrored}
+        return compare_with_parts(self.bench, members, answers, rows, **answer)  # type: ignore[arg-type]
 
     def _first_of_val(self, number: int) -> NDArray[np.intp]:
         """The rows of the first images of `val`."""
