@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from frostline.training.familiarity import Familiarity, Subspace, build_familiarity, fit_familiarity
-from frostline.training.refit import compare_familiarity
 
 
 def draw(num_images: int, seed: int, shift: float = 0.0, directions: int = 0) -> np.ndarray:
@@ -57,8 +56,4 @@ def test_the_graph_says_what_the_arrays_say(tmp_path):
     told = np.asarray(loaded.predict_on_batch(maps)["familiarity"])
     assert told.shape == (60, 1) and told.dtype == np.float32 and told.std() > 0.1
     np.testing.assert_allclose(told[:, 0], found.of(columns), atol=1e-3)
-    assert (
-        compare_familiarity(loaded, found, maps, columns)
-        < 1e-3
-        < compare_familiarity(loaded, found, maps, columns[::-1])
-    )
+    assert np.abs(told[:, 0] - found.of(columns[::-1])).max() > 0.1
