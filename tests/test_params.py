@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from frostline.errors import Refused
 from frostline.hparams import HPARAMS
-from frostline.params import Deepest, Range, defaults, load_params, parse_params
+from frostline.params import Deepest, Range, defaults, load_lock, load_params, load_writers, parse_params
 
 
 def refusal(document) -> str:
@@ -161,3 +161,17 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
 def test_a_missing_file_is_refused_with_advice(tmp_path):
     with pytest.raises(Refused, match=r"missing.*root of a Frostline project"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_dvc_lock_is_read_as_text_and_one_with_a_conflict_is_refused(tmp_path):
+    lock = tmp_path / "dvc.lock"
+    assert load_lock(lock) == {}
+    digits = "12345678901234567890123456789012"
+    text = f"schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - path: no\n      md5: {digits}\n    - path: mine\n"
+    lock.write_text(text)
+    assert load_lock(lock) == {"no": digits}
+    assert load_writers(lock) == {"no": "prepare", "mine": "prepare"}
+    lock.write_text(f"<<<<<<< HEAD\n{text}")
+    with pytest.raises(Refused, match=r"dvc\.lock is not YAML: .*After a merge") as refused:
+        load_lock(lock)
+    assert "\n" not in str(refused.value)

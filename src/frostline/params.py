@@ -446,9 +446,15 @@ def load_writers(path: Path = Path("dvc.lock")) -> dict[str, str]:
 def _locked_outs(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         return []
-    # DVC's own file, of which names and digests are read: as text, and by libyaml, a second sooner than by `load_document`.
+    # DVC's own file, of which names and digests are read: as text, and by libyaml, much sooner than by `load_document`.
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-    stages = (yaml.load(path.read_text(encoding="utf-8"), loader) or {}).get("stages") or {}
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), loader)
+    except yaml.YAMLError as error:
+        raise Refused(
+            f"{path} is not YAML: {' '.join(str(error).split())}. After a merge keep one side of it, then run `dvc repro`."
+        ) from None
+    stages = (document or {}).get("stages") or {}
     return [(name, out) for name, stage in stages.items() for out in stage.get("outs", [])]
 
 
