@@ -39,6 +39,13 @@ def test_the_default_has_no_problem(params_document, root):
     assert find_problems(params_document, root) == []
 
 
+def test_a_lock_that_cannot_be_read_is_no_leave_to_empty_outputs(params_document, tmp_path):
+    assert find_problems(params_document, tmp_path) == []
+    (tmp_path / "dvc.lock").write_text("<<<<<<< HEAD\nstages: {}\n")
+    with pytest.raises(Refused, match=r"dvc\.lock is not YAML"):
+        find_problems(params_document, tmp_path)
+
+
 def test_a_package_must_be_here_until_its_weights_are_fetched(params_document, tmp_path, monkeypatch):
     def find_package(name):
         raise Refused("base.weights: the package is not installed: make env")

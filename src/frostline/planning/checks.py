@@ -212,15 +212,19 @@ def check_views(augment: Augment, image_size: int | None) -> list[str]:
 
 
 def check_places(paths: Paths, fetch: Fetch | None, base: Base | None, root: Path) -> list[str]:
-    """Problems of the paths: outputs that would take what is the project's or the user's, and files of theirs in one."""
+    """Problems of the paths: outputs that would take what is the project's or the user's, and files of theirs in one.
+
+    Raises Refused where dvc.lock, which knows whose files are there, cannot be read.
+    """
     inputs = {**(inputs_of_fetch(fetch) if fetch else {}), **(inputs_of_base(base) if base else {})}
     try:
         if fetch and fetch.follow_links and "fetch.source" in inputs:
             walk = Walk(path_of(inputs["fetch.source"], root))
             inputs |= {f"fetch.source (by a link to {link})": str(link) for link in walk.outer_links()}
-        return find_overlaps(paths, inputs, root) or stranger_problems(paths, root)
+        overlaps = find_overlaps(paths, inputs, root)
     except Refused:
         return []  # no path of this machine: said where the source and the weights are looked at
+    return overlaps or stranger_problems(paths, root)
 
 
 def check_tracking(tracking: Tracking) -> list[str]:
