@@ -20,7 +20,7 @@ from frostline.errors import Refused
 from frostline.evidence.trials import HEADS, TrialRecord, describe_collapse, has_collapsed
 from frostline.files import load_json
 from frostline.params import Params
-from frostline.process import die_with_parent, if_stopped, shielded
+from frostline.process import describe_refusal, die_with_parent, if_stopped, shielded
 from frostline.search.places import CODE, Place, digest_of, require_server
 from frostline.search.progress import SearchProgress
 from frostline.search.space import list_baselines, suggest
@@ -163,8 +163,11 @@ def _work_for_parent(job: Job) -> None:
     _share_device()
     try:
         _work(job, Bench(job.params, len(job.class_names), job.heads), _hidden_progress(job.params))
-    except Refused as refusal:
-        print(f"frostline: {refusal}", file=sys.stderr, flush=True)
+    except Exception as error:
+        said = describe_refusal(error)
+        if said is None:
+            raise
+        print(f"frostline: {said}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 
