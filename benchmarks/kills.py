@@ -22,7 +22,16 @@ import results
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 # Of all kills, so many parts fall on each: more where more is written, fewer where a start takes long.
-WEIGHTS = {"promote": 1, "tune": 3, "tune, two workers": 2, "refit": 3, "register": 3, "pretrain": 2, "screen": 1}
+WEIGHTS = {
+    "promote": 1,
+    "tune": 3,
+    "tune, two workers": 2,
+    "refit": 3,
+    "register": 3,
+    "pretrain": 2,
+    "screen": 1,
+    "train": 1,
+}
 
 
 def main() -> None:
