@@ -342,6 +342,36 @@ class Tracking(Section):
     patience_s: Annotated[float, Field(ge=0)] = 300.0
 
 
+def _check_address(given: str) -> str:
+    host, _, port = given.rpartition(":")
+    if given != "auto" and not (host and "/" not in host and port.isdigit()):
+        raise ValueError("not auto, nor host:port of a Ray that this machine is a node of")
+    return given
+
+
+def _check_gpus(given: Any) -> Any:
+    if given not in (0, 1) or isinstance(given, bool):
+        raise ValueError(
+            "a worker has one GPU for itself, or none: several on one would share its memory without a limit"
+        )
+    return given
+
+
+class Scale(Section):
+    """Where the stages' work runs; it changes nothing in what comes out. See docs/scale.md."""
+
+    # local: in processes of this machine; ray: as tasks and actors of Ray (the extra of that name).
+    engine: Literal["local", "ray"] = "local"
+    # With ray: one that runs already, as host:port or auto; null starts one on this machine, for the stage.
+    address: Annotated[str, AfterValidator(_check_address)] | None = None
+    # With ray: so many at a time, of any stage; `tune.workers` are those of engine local.
+    workers: Positive = 2
+    # Of each worker: cores that Ray reserves and its libraries compute with; null reserves one, and limits nothing.
+    cpus: Positive | None = None
+    # Of each worker that computes with the base.
+    gpus: Annotated[int, BeforeValidator(_check_gpus)] = 0
+
+
 class Params(Section):
     """All of `params.yaml`."""
 
@@ -359,6 +389,12 @@ class Params(Section):
     register_: Annotated[Register, Field(alias="register")]
     promote: Promote
     tracking: Tracking
+    scale: Scale = Scale()
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that try trials at a time."""
+        return self.scale.workers if self.scale.engine == "ray" else self.tune.workers
 
     def with_depths(self, first: int, last: int) -> "Params":
         """These params with the depths of the search in numbers."""
