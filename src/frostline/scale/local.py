@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from frostline.errors import Refused
 from frostline.process import describe_refusal, die_with_parent, if_stopped, shielded, start_pool
 from frostline.scale.work import Work
 from frostline.seeding import in_order
