@@ -339,9 +339,10 @@ def _session_of(process: int) -> int:
 
 # --- what is there ----------------------------------------------------------------------------------------------------
 
-# Code, a memory that only saves a look, and DVC's own, which names files by what is in them.
+# Code, a memory that only saves a look, and what is kept of earlier runs under the digest of its contents: by DVC, and by `source`, which
+# finds nothing to keep in a run that nothing went before.
 LEFT_OUT = re.compile(
-    r"^(src|pipelines|\.git|\.dvc/cache|\.dvc/tmp)/|(^|/)__pycache__/|\.pyc$|^\.frostline/mlflow-revision\.json$"
+    r"^(src|pipelines|\.git|\.dvc/cache|\.dvc/tmp|\.frostline/earlier)/|(^|/)__pycache__/|\.pyc$|^\.frostline/mlflow-revision\.json$"
 )
 # Only their names are compared: locks, times, memories, and databases, whose rows are looked at instead.
 # How long something took is known of what this very process did.
