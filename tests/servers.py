@@ -1,7 +1,9 @@
 """Servers on the loopback: one for tests of whoever downloads, and the services of deploy/cluster.py."""
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 
@@ -75,6 +78,12 @@ class Cluster:
     def down(self, *names: str) -> None:
         done = self._call("down", *names)
         assert done.returncode == 0, done.stderr
+
+    def kill(self, name: str) -> None:
+        """Ends one, not PostgreSQL, as if its machine had lost its power."""
+        number = json.loads((self.folder / "cluster.json").read_text())["processes"][name][0]
+        os.killpg(number, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(number)])
 
     def _call(self, *words: str) -> "subprocess.CompletedProcess[str]":
         script = Path(__file__).parents[1] / "deploy" / "cluster.py"

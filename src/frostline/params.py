@@ -2,6 +2,7 @@
 
 import codecs
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -342,6 +343,21 @@ class Tracking(Section):
     patience_s: Annotated[float, Field(ge=0)] = 300.0
 
 
+def _check_store(given: str) -> str:
+    if not re.fullmatch(r"/[^\0]*|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#@\0]*)?", given):
+        raise ValueError("neither null, nor a folder as /shared/folder, nor s3://BUCKET or s3://BUCKET/PREFIX")
+    return given
+
+
+class Scale(Section):
+    """Where the stages' work runs, and what workers elsewhere read; it changes nothing in what comes out. See docs/scale.md."""
+
+    # A shared folder or s3://BUCKET/PREFIX from which `frostline worker` takes what it needs; null: from the project's folder.
+    store: Annotated[str, AfterValidator(_check_store)] | None = None
+    # Of what workers of one machine took, in GB; $FROSTLINE_CACHE says where.
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+
+
 class Params(Section):
     """All of `params.yaml`."""
 
@@ -359,6 +375,7 @@ class Params(Section):
     register_: Annotated[Register, Field(alias="register")]
     promote: Promote
     tracking: Tracking
+    scale: Scale = Scale()
 
     def with_depths(self, first: int, last: int) -> "Params":
         """These params with the depths of the search in numbers."""

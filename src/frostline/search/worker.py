@@ -5,7 +5,7 @@ import multiprocessing.connection
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from frostline.params import Params
 from frostline.process import die_with_parent, if_stopped, shielded
 from frostline.search.places import CODE, Place, digest_of, require_server
 from frostline.search.progress import SearchProgress
-from frostline.search.space import list_baselines, suggest
+from frostline.search.space import list_baselines, suggest, with_found_depths
 from frostline.search.study import (
     JOB,
     STARTED,
@@ -35,6 +35,7 @@ from frostline.search.study import (
     list_rungs,
     wait_for_all,
 )
+from frostline.search.supply import find_supply, lacks_features
 from frostline.search.trial import run_baseline, run_trial
 from frostline.tracking.messages import describe_trial
 from frostline.tracking.runs import DRAW, delete_trials, has_run, log_trial
@@ -83,8 +84,18 @@ def run_trials(job: Job, bench: Bench) -> None:
 def join(params: Params, store: Store, code: str) -> None:
     """Runs trials of the study that `tune` runs with these params and data on another machine, until none is left to draw.
 
-    code: the digest of the trials' code here. Refused where there is no such study, or its trials are of other code or another store.
+    What it reads is in this project's folder or, where there are no features, in `scale.store`. code: the digest of the trials' code
+    here. Refused where there is no such study, or its trials are of other code or another store.
     """
+    if params.scale.store and lacks_features(params):
+        with find_supply(params) as supply:
+            _join(supply.params(params), store, code, supply.take_maps)
+    else:
+        _join(params, store, code)
+
+
+def _join(params: Params, store: Store, code: str, take: Callable[[str], None] | None = None) -> None:
+    params = with_found_depths(params)
     study = require_server(digest_of(params), params)
     facts = study.read(lambda loaded: loaded.user_attrs)
     if facts[CODE] != code:
@@ -102,7 +113,7 @@ def join(params: Params, store: Store, code: str) -> None:
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"num_trials": facts[JOB]["num_trials"]})})
     classes = tuple(load_json(Path(params.paths.prepared) / "classes.json"))
     _share_device()
-    bench = Bench(params, len(classes), {})
+    bench = Bench(params, len(classes), {}, take)
     # Fitted again: they take seconds, and what is sent from machine to machine would have to be believed.
     bench.heads = fit_shared_heads(bench)
     with if_stopped(partial(close_stopped, study)):
