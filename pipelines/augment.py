@@ -17,6 +17,7 @@ from frostline.planning.earlier import list_earlier
 from frostline.planning.notes import describe_budget
 from frostline.planning.storage import fit_views, flips, trains_on_val
 from frostline.process import UNFINISHED, project_root, run_stage
+from frostline.scale.engines import open_engine
 from frostline.tracking.messages import describe_view, describe_views, say
 
 WORK = UNFINISHED / "augment"
@@ -45,8 +46,9 @@ def main() -> None:
     known = tuple(made_alike(list_earlier(params.paths.views, project_root()), facts))
     files = tuple(prepared / split / "images.npy" for split in trained)
     drawing = Drawing(files, digests, augment.transforms, seed, known)
-    for view, drawn in save_views(drawing, work, num_views=views):
-        say("augment", describe_view(view, views, drawn, len(digests)))
+    with open_engine(params) as engine:
+        for view, drawn in save_views(drawing, work, num_views=views, engine=engine):
+            say("augment", describe_view(view, views, drawn, len(digests)))
     mark_rows(work, facts)
     save_recipe(work, augment.transforms, num_views=views, seed=seed, content_sha256=content)
     shown, rows = make_preview(train.images, train.digests, augment.transforms, num_views=views, seed=seed)

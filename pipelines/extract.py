@@ -20,6 +20,7 @@ from frostline.planning.earlier import list_earlier
 from frostline.planning.notes import describe_reach, describe_storage
 from frostline.planning.storage import list_depths, plan_storage
 from frostline.process import UNFINISHED, project_root, run_stage
+from frostline.scale.engines import open_engine
 from frostline.tracking.messages import describe_copies, describe_precision, describe_source, say
 
 
@@ -56,17 +57,18 @@ def main() -> None:
     inputs = {"prepared": require_complete(prepared), "views": views, "base": card, "extract": extract.model_dump()}
     work = UNFINISHED / f"extract-{digest_facts({**inputs, **record})}"
     facts = feature_facts(card, base, extractor, code_of("bases/extraction.py"))
-    before = list_earlier(paths.features, project_root())
-    known = made_alike(before, facts)
+    known = made_alike(before := list_earlier(paths.features, project_root()), facts)
     folders, started = [*(depth_folder(depth) for depth in storage.stored), POOLED], time.monotonic()
-    for done, (name, computed) in enumerate(extractor.save(sources, work, folders, known), 1):
-        taken = time.monotonic() - started
-        say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
-    if extract.near_duplicates:
-        last = extractor.describe_plain(test, work, known)
-        marked = mark_copies(work, splits, compare_splits(last, splits, work, before, code_of("images/copies.py")))
-        say("extract", describe_copies(marked, Path(paths.features) / LISTED))
-        record |= marked.to_record()
+    with open_engine(params) as engine:
+        where = {"engine": engine, "base": (params.base, Path(paths.base))}
+        for done, (name, computed) in enumerate(extractor.save(sources, work, folders, known, **where), 1):
+            taken = time.monotonic() - started
+            say("extract", describe_source(name, done, len(sources), computed, len(sources[name].digests), taken))
+        if extract.near_duplicates:
+            last = extractor.describe_plain(test, work, known, **where)
+            marked = mark_copies(work, splits, compare_splits(last, splits, work, before, code_of("images/copies.py")))
+            say("extract", describe_copies(marked, Path(paths.features) / LISTED))
+            record |= marked.to_record()
     mark_rows(work, facts)
     save_json(work / "features.json", record)
     counts = {"stored": storage.stored, "num_images": views["num_images"], "views": storage.views}

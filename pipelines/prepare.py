@@ -10,6 +10,7 @@ from frostline.params import load_params
 from frostline.planning.closure import code_of
 from frostline.planning.earlier import changes_since, list_earlier
 from frostline.process import UNFINISHED, project_root, run_stage
+from frostline.scale.engines import open_engine
 from frostline.tracking.messages import describe_preparation, say
 
 WORK = UNFINISHED / "prepare"
@@ -24,17 +25,19 @@ def main() -> None:
     destination = Path(params.paths.prepared)
     unfinished = WORK / "prepared"
     shutil.rmtree(unfinished, ignore_errors=True)
-    summary = prepare_images(
-        Path(params.paths.raw),
-        unfinished,
-        params.prepare,
-        size=params.base.image_size,
-        seed=params.seed,
-        work=WORK / "shards",
-        earlier=list_earlier(params.paths.prepared, project_root()),
-        code=code_of("images/decoding.py"),
-        decisions=load_decisions(),
-    )
+    with open_engine(params) as engine:
+        summary = prepare_images(
+            Path(params.paths.raw),
+            unfinished,
+            params.prepare,
+            size=params.base.image_size,
+            seed=params.seed,
+            work=WORK / "shards",
+            earlier=list_earlier(params.paths.prepared, project_root()),
+            code=code_of("images/decoding.py"),
+            decisions=load_decisions(),
+            engine=engine,
+        )
     publish(unfinished, destination)
     shutil.rmtree(WORK)
     tell_changes(destination)

@@ -12,6 +12,7 @@ from frostline.params import load_params
 from frostline.planning.closure import hash_code, result_code
 from frostline.planning.storage import trains_on_val
 from frostline.process import UNFINISHED, run_stage
+from frostline.scale.engines import open_engine
 from frostline.tracking.messages import describe_candidates, say
 from frostline.training.refit import Refitter
 
@@ -26,11 +27,14 @@ def main() -> None:
     train, val = load_split(prepared / "train"), load_split(prepared / "val")
     splits = [train, val] if trains_on_val(rules.train_on_val, facts["val_is_drawn"]) else [train]
     code = hash_code(result_code(Path(__file__), Path("src")))
-    inputs = {"features": features, "study": search.to_record(), "params": params.model_dump(mode="json"), "code": code}
+    settings = params.model_dump(mode="json", exclude={"scale"})  # which changes no fold
+    inputs = {"features": features, "study": search.to_record(), "params": settings, "code": code}
     work = UNFINISHED / f"refit-{digest_facts(inputs)}"
 
-    refitter = Refitter(params, class_names, splits, work)
-    record, probabilities = refitter.run(search, list_candidates(search.trials, rules.candidates), out, val.images[:32])
+    with open_engine(params) as engine:
+        refitter = Refitter(params, class_names, splits, work, engine)
+        candidates = list_candidates(search.trials, rules.candidates)
+        record, probabilities = refitter.run(search, candidates, out, val.images[:32])
     ids = [image_id for split in splits for image_id in split.ids]
     unseen = tuple(ids[row] for row in refitter.rows)
     save_predictions(

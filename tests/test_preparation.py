@@ -4,7 +4,7 @@ import csv
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +154,11 @@ def test_a_killed_run_goes_on_with_its_finished_shards(tmp_path: Path, monkeypat
     monkeypatch.setattr(shards, "SHARD_BYTES", 32 * 32 * 3 * 16)
     decode, calls = shards._decode_shard, []
 
-    def counted(folder: Path, *rest: Any) -> None:
+    def counted(known: Any, folder: Path, *rest: Any) -> Iterator[Any]:
         calls.append(folder.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        decode(folder, *rest)
+        yield from decode(known, folder, *rest)
 
     monkeypatch.setattr(shards, "_decode_shard", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from projects import NUM, SIZE, make_params, make_project, make_sources
 from samples import make_trial
 from scipy.special import softmax
 from torture import LONG, Search
@@ -31,24 +32,19 @@ from frostline.arrays import (
     GROUPS,
     LEFT_OUT,
     USE,
-    JoinedRows,
-    digest_rows,
     load_array,
     load_split,
     save_array,
-    save_split,
 )
-from frostline.bases.base import load_base
 from frostline.bases.cost import flops_of
-from frostline.bases.extraction import Extractor, Source
+from frostline.bases.extraction import Extractor
 from frostline.bases.features import choose_dtype
-from frostline.bases.files import fetch_weights
 from frostline.errors import Refused
 from frostline.evidence.explanation import explain
 from frostline.evidence.trials import SearchRecord
-from frostline.files import load_json, mark_complete, save_json
+from frostline.files import load_json
 from frostline.hparams import Hparams
-from frostline.params import Params, Tracking, load_document, parse_params
+from frostline.params import Tracking
 from frostline.search.outcome import estimate_deeper, run_study
 from frostline.search.places import StudyFile
 from frostline.search.space import make_baseline
@@ -63,62 +59,10 @@ from frostline.training.bench import Bench, fit_shared_heads
 from frostline.training.receipt import check_equivalence
 from frostline.training.refit import CrossFit, Refitter
 
-SIZE, VIEWS = 32, 2
-NUM = {"train": 48, "val": 24}
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with prepared images of two classes (bright or dark), their view, a random base and its features."""
-    folder = tmp_path_factory.mktemp("project")
-    params = make_params(folder)
-    rng = np.random.default_rng(0)
-    for split, num in NUM.items():
-        labels = (np.arange(num) % 2).astype(np.int32)
-        images = (
-            rng.integers(0, 120, (num, SIZE, SIZE, 3)).astype(np.uint8)
-            + (labels * 130).astype(np.uint8)[:, None, None, None]
-        )
-        save_split(
-            Path(params.paths.prepared) / split,
-            [images],
-            SIZE,
-            labels,
-            [f"{split}/{i}.png" for i in range(num)],
-            np.arange(num) + 1000 * (split == "val"),
-        )
-    save_json(Path(params.paths.prepared) / "classes.json", ["dark", "bright"])
-    fetch_weights(params.base, Path(params.paths.base), params.seed)
-    base = load_base(params.base, Path(params.paths.base))
-    sources = make_sources(folder)
-    saved = list(Extractor(base, [0, 1, 2], 20).save(sources, Path(params.paths.features)))
-    assert saved == [(name, len(source.digests)) for name, source in sources.items()]
-    mark_complete(Path(params.paths.prepared), num_images=NUM, val_is_drawn=True)
-    mark_complete(Path(params.paths.features), stored=[0, 1, 2], views=VIEWS)
-    return folder
-
-
-def make_sources(folder: Path) -> dict[str, Source]:
-    """Plain images, one view and mirror images, of train and val."""
-    images = [np.asarray(load_split(folder / "data/prepared" / split).images) for split in NUM]
-    bright = [255 - (255 - each) // 2 for each in images]
-    plain = digest_rows(np.concatenate(images))
-    return {
-        "view-000": Source(JoinedRows(*images), plain),
-        "view-001": Source(JoinedRows(*bright), digest_rows(np.concatenate(bright))),
-        "mirror": Source(JoinedRows(*images, mirrored=True), plain),
-    }
-
-
-def make_params(folder: Path, **tune: Any) -> Params:
-    document = load_document(Path(__file__).parents[1] / "presets" / "default.yaml")
-    document["paths"] = {name: str(folder / path) for name, path in document["paths"].items()}
-    document["base"] |= {"name": "MobileNetV2", "options": {"alpha": 0.35}, "weights": "random", "image_size": SIZE}
-    document["augment"]["views"] = VIEWS
-    document["tune"] |= {"epochs": 2, "batch_size": 16, "num_trials": 3} | tune
-    document["tune"]["space"]["unfrozen_blocks"] = [0, 2]
-    document["refit"] |= {"folds": 3, "candidates": 1}
-    return parse_params(document)
+    return make_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")

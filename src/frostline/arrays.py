@@ -49,6 +49,7 @@ class JoinedRows:
     """Arrays with rows of one shape and type, one after the other along the first axis, without a copy.
 
     `len`, `shape`, `dtype` and `take_rows` work as on one array. mirrored: of images (n, h, w, c), left and right changed.
+    Another process that is sent them opens the files of those parts that are whole files itself.
     """
 
     def __init__(self, *parts: NDArray[Any], mirrored: bool = False) -> None:
@@ -58,6 +59,19 @@ class JoinedRows:
 
     def __len__(self) -> int:
         return int(self.shape[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _join, (self.mirrored, *(_file_of(part) or part for part in self.parts))
+
+
+def _file_of(array: NDArray[Any]) -> Path | None:
+    """The file that `load_array` opened this array from; None for a part of one, and for one in memory."""
+    is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
+    return Path(array.filename) if is_whole else None  # type: ignore[attr-defined]
+
+
+def _join(mirrored: bool, *parts: Path | NDArray[Any]) -> JoinedRows:
+    return JoinedRows(*(load_array(part) if isinstance(part, Path) else part for part in parts), mirrored=mirrored)
 
 
 class ArrayWriter:

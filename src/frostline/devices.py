@@ -256,6 +256,16 @@ def on_cpu() -> bool:
     return not tf.config.list_physical_devices("GPU")
 
 
+def list_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES gives them."""
+    if BACKEND == "jax":
+        number = len([device for device in jax.devices() if device.platform == "gpu"])
+    else:
+        number = len(tf.config.list_physical_devices("GPU"))
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (named or [str(place) for place in range(number)])[:number]
+
+
 def describe_device() -> str:
     """The device that the backend computes on, for people: "GPU NVIDIA H200" or "CPU, 2 cores"."""
     if BACKEND == "jax":

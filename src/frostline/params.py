@@ -349,12 +349,37 @@ def _check_store(given: str) -> str:
     return given
 
 
+def _check_address(given: str) -> str:
+    host, _, port = given.rpartition(":")
+    if given != "auto" and not (host and "/" not in host and port.isdigit()):
+        raise ValueError("not auto, nor host:port of a Ray that this machine is a node of")
+    return given
+
+
+def _check_gpus(given: Any) -> Any:
+    if given not in (0, 1) or isinstance(given, bool):
+        raise ValueError(
+            "a worker has one GPU for itself, or none: several on one would share its memory without a limit"
+        )
+    return given
+
+
 class Scale(Section):
     """Where the stages' work runs, and what workers elsewhere read; it changes nothing in what comes out. See docs/scale.md."""
 
-    # A shared folder or s3://BUCKET/PREFIX from which `frostline worker` takes what it needs; null: from the project's folder.
+    # local: in processes of this machine; ray: as tasks and actors of Ray (the extra of that name).
+    engine: Literal["local", "ray"] = "local"
+    # With ray: one that runs already, as host:port or auto; null starts one on this machine, for the stage.
+    address: Annotated[str, AfterValidator(_check_address)] | None = None
+    # With ray: so many at a time, of any stage; `tune.workers` are those of engine local.
+    workers: Positive = 2
+    # Of each worker: cores that Ray reserves and its libraries compute with; null reserves one, and limits nothing.
+    cpus: Positive | None = None
+    # Of each worker that computes with the base.
+    gpus: Annotated[int, BeforeValidator(_check_gpus)] = 0
+    # A folder that machines share, or s3://BUCKET/PREFIX: `tune` puts there what `frostline worker` takes where its folder has no data.
     store: Annotated[str, AfterValidator(_check_store)] | None = None
-    # Of what workers of one machine took, in GB; $FROSTLINE_CACHE says where.
+    # What workers of one machine took from there, in GB; it lies where FROSTLINE_CACHE says.
     cache_gb: Annotated[float, Field(gt=0)] = 50.0
 
 
@@ -376,6 +401,11 @@ class Params(Section):
     promote: Promote
     tracking: Tracking
     scale: Scale = Scale()
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that try trials at a time."""
+        return self.scale.workers if self.scale.engine == "ray" else self.tune.workers
 
     def with_depths(self, first: int, last: int) -> "Params":
         """These params with the depths of the search in numbers."""

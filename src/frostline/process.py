@@ -193,10 +193,25 @@ def _leave(name: str) -> None:
     """Does what is to be done at the end, once, and ends the process; libraries' own endings would print and wait."""
     if not _stop.leaving.acquire(blocking=False):
         time.sleep(STOP_SECONDS)  # another thread is at it, or _watch ends us
+    _end_all()
+    _exit(name)
+
+
+def end_process(sentence: str) -> None:
+    """Ends this process with this one word, from any thread: for what a library neither raises nor survives."""
+    if _stop.leaving.acquire(blocking=False):
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            os.write(2, f"frostline: {sentence}\n".encode())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library has more to say while its processes end
+        _end_all()
+        os._exit(2)
+
+
+def _end_all() -> None:
     while _stop.endings:
         with suppress(Exception):  # the next start mends what could not be done
             _stop.endings.pop()()
-    _exit(name)
 
 
 def _exit(name: str) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,16 +25,20 @@ from frostline.arrays import (
     save_array,
     take_rows,
 )
-from frostline.bases.base import Base
+from frostline.bases.base import Base, load_base
 from frostline.bases.cuts import build_prefix, choose_pooled, find_means
 from frostline.bases.features import MIRROR, PLAIN, POOLED, TEST, choose_dtype, compute_features, depth_folder
 from frostline.devices import BACKEND, choose_streams, compile_frozen, measure_speed_up, on_cpu, tree
 from frostline.files import part_of
 from frostline.images.rows import EarlierRows
+from frostline.params import Base as BaseParams
+from frostline.scale.local import HERE
+from frostline.scale.work import Engine, Work
 from frostline.seeding import in_order
 
 BLOCK = 256  # rows that are written at once
 SHARD = 2048  # images after which what is written is made safe
+TASK_BYTES = 32_000_000  # of features that another process computes as one task, and sends back
 PIXELS = "pixels"  # among the digests: those of the images that features are made from
 # What a lower precision must bring: how many times the speed; and what it may cost: relative change of the features. The
 # final model computes in float32: 1 % of the bundled base's features moved one of its probabilities by 0.04.
@@ -165,6 +169,9 @@ class Extractor:
         folder: Path,
         stored: Collection[str] | None = None,
         earlier: Sequence[Path] = (),
+        *,
+        engine: Engine = HERE,
+        base: tuple[BaseParams, Path] | None = None,
     ) -> Iterator[tuple[str, int]]:
         """Writes the features of every source into the folders `stored` (all where it is None).
 
@@ -172,8 +179,11 @@ class Extractor:
         `pooled/<name>.npy`, float16 or float32 (num_images, *feature shape), and below `digests/` those of their rows and of the
         pixels that they are made from. What is there already is kept: a killed extraction goes on after the last SHARD images
         that it had written. earlier: folders of features that were made by the same network; rows of the same pixels are
-        taken from there. They change nothing but the time.
+        taken from there. They change nothing but the time, nor does the engine; base: what other processes load it from.
         """
+        assert engine is HERE or base
+        facts = (*(base or ()), self.depths, self.batch_size, self.precision)
+        work = Work(_compute, _begin, facts, here=lambda: self, on_gpu=True)
         kinds = self.types(next(iter(sources.values())).images)
         for name, source in sources.items():
             places = [p for p, where in enumerate(self.folders) if stored is None or where in stored]
@@ -190,23 +200,27 @@ class Extractor:
                         rows.add(other / file, other / pixels, other / DIGESTS / file)
                     found = rows.find(source.digests)
                     outputs.append(Output(place, file, rows, found, rows.check(found)))
-                computed = self._save(source.images, folder, outputs, progress)
+                computed = self._save(source.images, folder, outputs, progress, engine, work)
             progress.unlink(missing_ok=True)
             yield name, computed
 
-    def describe_plain(self, test: ImageSplit, folder: Path, earlier: Sequence[Path] = ()) -> NDArray[Any]:
+    def describe_plain(
+        self, test: ImageSplit, folder: Path, earlier: Sequence[Path] = (), **where: Any
+    ) -> NDArray[Any]:
         """The mean of the last cut for each plain image of train, val and test, in this order: (num_images, num_channels).
 
-        folder: where `save` has written features of train and val; those of test are written below it, for this alone. earlier:
-        as in `save`.
+        folder: where `save` has written features of train and val; those of test are written below it, for this alone. earlier,
+        where: as in `save`.
         """
         plain = {PLAIN: Source(JoinedRows(test.images), test.digests)}
-        for _ in self.save(plain, folder / TEST, [POOLED], [other / TEST for other in earlier]):
+        for _ in self.save(plain, folder / TEST, [POOLED], [other / TEST for other in earlier], **where):
             pass
         files = [place / POOLED / f"{PLAIN}.npy" for place in (folder, folder / TEST)]
         return np.concatenate([load_array(file)[:, find_means(self.base)] for file in files])
 
-    def _save(self, images: Rows, folder: Path, outputs: Sequence[Output], progress: Path) -> int:
+    def _save(
+        self, images: Rows, folder: Path, outputs: Sequence[Output], progress: Path, engine: Engine, work: Work
+    ) -> int:
         """Writes the outputs of one source, and returns how many rows were computed.
 
         `progress` holds the digests of the rows of the unfinished files that can be trusted, uint8 (num_files, num_rows, DIGEST).
@@ -219,9 +233,13 @@ class Extractor:
         digests[:, :done] = kept
         new = ~np.logical_and.reduce([output.sound for output in outputs])
         missing = np.flatnonzero(new)
-        maker, places = self._choose_pass(outputs)
-        batches = Buffer(maker.run(images, missing[missing >= done]))
+        left = missing[missing >= done]
+        lacking, made_places = self._choose_pass(outputs)
+        row_bytes = sum(4 * int(np.prod(self.shapes[place])) for place in made_places)
+        most = self.streams[1] * max(1, TASK_BYTES // (row_bytes * self.streams[1]))
+        tasks = ((images, left[part], lacking, made_places) for part in engine.divide(len(left), most))
         with ExitStack() as stack:
+            batches = Buffer(stack.enter_context(closing(engine.map(work, tasks))))
             writers = [
                 stack.enter_context(
                     ArrayWriter(folder / output.file, (num_rows, *output.rows.shape), output.rows.dtype, resume_at=done)
@@ -230,7 +248,7 @@ class Extractor:
             ]
             for start in range(done, num_rows, BLOCK):
                 block = slice(start, min(start + BLOCK, num_rows))
-                made = dict(zip(places, batches.take(int(np.count_nonzero(new[block]))), strict=False))
+                made = dict(zip(made_places, batches.take(int(np.count_nonzero(new[block]))), strict=False))
                 for index, (output, writer) in enumerate(zip(outputs, writers, strict=True)):
                     values = output.fill(block, new[block], made.get(output.place))
                     writer.append(values)
@@ -244,15 +262,29 @@ class Extractor:
                 save_array(folder / DIGESTS / output.file, [found], found.shape, np.uint8)
         return len(missing)
 
-    def _choose_pass(self, outputs: Sequence[Output]) -> "tuple[Extractor, Sequence[int]]":
-        """What makes the outputs that lack rows, and the places of what it makes.
+    def _choose_pass(self, outputs: Sequence[Output]) -> tuple[list[int], list[int]]:
+        """Places at which a pass that makes them ends, none for the whole one; and the places of what is taken from it.
 
         Where all cuts are pooled already, the pass need not go to the end.
         """
         lacking = [output.place for output in outputs if not output.sound.all()]
         if not lacking or self.folders[lacking[-1]] == POOLED:
-            return self, range(len(self.folders))
-        return self.shorten(lacking), lacking
+            return [], [output.place for output in outputs]
+        return lacking, lacking
+
+
+def _begin(base: BaseParams, folder: Path, depths: Sequence[int], batch_size: int, precision: str) -> Extractor:
+    return Extractor(load_base(base, folder), depths, batch_size, precision)
+
+
+def _compute(
+    extractor: Extractor, images: Rows, rows: NDArray[np.intp], lacking: Sequence[int], places: Sequence[int]
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Batches of the features of these rows at these places, by the pass that ends where they are lacking."""
+    maker = extractor.shorten(lacking) if lacking else extractor
+    made = list(lacking) or list(range(len(extractor.folders)))
+    for batch in maker.run(images, rows):
+        yield [batch[made.index(place)] for place in places]
 
 
 class Buffer:

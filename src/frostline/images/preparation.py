@@ -22,6 +22,8 @@ from frostline.images.shards import FILES, Record, Shard, decode_shards, decodin
 from frostline.images.splits import split_images
 from frostline.params import Prepare
 from frostline.process import count_cores
+from frostline.scale.local import HERE
+from frostline.scale.work import Engine
 
 SPLITS = ("train", "val", "test")
 MANIFEST_COLUMNS = (
@@ -61,12 +63,13 @@ def prepare_images(
     decisions: Mapping[str, Decision] | None = None,
     earlier: Sequence[Path] = (),
     code: str = "",
+    engine: Engine = HERE,
 ) -> Summary:
     """Decodes, checks, de-duplicates and splits `raw`, and writes the folder `destination`.
 
     `work` keeps decoded shards, so that a killed run goes on. decisions: of people about images, by id. earlier: folders that
     earlier runs wrote; files that were decoded there, by the same code (its digest) with the same options, are not decoded
-    again. Neither they nor the number of `workers` change anything but the time.
+    again. Neither they nor the engine and the number of `workers` change anything but the time.
     Raises Refused where the images cannot make a sound data set, naming files and classes.
     """
     layout = read_layout(raw)
@@ -74,7 +77,7 @@ def prepare_images(
         raise Refused(f"{raw} holds one class, {layout.classes[0]!r}; at least 2 are needed to tell apart.")
     facts = decoding_facts(prepare, size, code)
     known = [folder / split for folder in made_alike(earlier, facts) for split in SPLITS]
-    shards = decode_shards(layout.entries, prepare, size, work, workers or count_cores(), known)
+    shards = decode_shards(layout.entries, prepare, size, work, workers or count_cores(), known, engine)
     records = [record for shard in shards for record in shard.records]
     usable = [record for record in records if not record.reason]
     skipped = _skipped_by_fetch(raw) + list(layout.skipped)

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from frostline.images.names import READ
 from frostline.images.rows import EarlierRows
 from frostline.images.walk import Entry
 from frostline.params import Prepare
-from frostline.process import keep_freed_memory, start_pool
+from frostline.process import keep_freed_memory
+from frostline.scale.local import HERE
+from frostline.scale.work import Engine, Work
 
 SHARD_BYTES = 16_000_000  # of decoded images: the unit of work, what a kill loses, what a worker holds
 GATHER = 64  # decoded images copied at once
@@ -58,32 +61,36 @@ class Shard:
 
 
 def decode_shards(
-    entries: Sequence[Entry], prepare: Prepare, size: int, work: Path, workers: int, earlier: Sequence[Path] = ()
+    entries: Sequence[Entry],
+    prepare: Prepare,
+    size: int,
+    work: Path,
+    workers: int,
+    earlier: Sequence[Path] = (),
+    engine: Engine = HERE,
 ) -> list[Shard]:
     """Decodes all files into shards below `work`; shards that are there already are taken as they are.
 
     earlier: splits that were decoded in the same way before; of files with equal bytes the images are taken from there.
-    Neither they nor the number of workers and their kind change anything in the shards.
+    Neither they nor the engine, the number of workers and their kind change anything in the shards.
     """
     length = max(16, SHARD_BYTES // (size * size * 3))
     chunks = [entries[start : start + length] for start in range(0, len(entries), length)]
     folders = [work / f"shard-{number:05d}-{_digest(chunk, prepare, size)}" for number, chunk in enumerate(chunks)]
     missing = [
-        (folder, chunk) for folder, chunk in zip(folders, chunks, strict=True) if not (folder / COMPLETE).is_file()
+        (folder, chunk, prepare, size)
+        for folder, chunk in zip(folders, chunks, strict=True)
+        if not (folder / COMPLETE).is_file()
     ]
+    known = (tuple(earlier), size)
+    decoding = Work(_decode_shard, _start_worker, known, keep=_keep_shard, here=partial(_load_earlier, *known))
+    in_threads = workers == 1 or sum(len(chunk) for _, chunk, *_ in missing) < PROCESSES_FROM
+    crew = {"threads" if in_threads else "processes": workers}
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the workers are the whole parallelism; OpenCV's own threads would fight for the same cores
     try:
-        with _open_pool(workers, sum(len(chunk) for _, chunk in missing)) as pool:
-            running = [
-                pool.submit(_decode_shard, folder, chunk, prepare, size, tuple(earlier)) for folder, chunk in missing
-            ]
-            try:
-                for future in running:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # or leaving the block would first decode all the rest
-                raise
+        with closing(engine.map(decoding, missing, ahead=len(missing) + 1, **crew)) as done:
+            deque(done, 0)
     finally:
         cv2.setNumThreads(threads)
     shards, row = [], 0
@@ -133,17 +140,6 @@ def make_fingerprints(image: NDArray[np.uint8]) -> tuple[int, NDArray[np.uint8]]
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()), np.asarray(thumb, np.uint8).ravel()
 
 
-def _open_pool(workers: int, num_files: int) -> Executor:
-    if workers == 1 or num_files < PROCESSES_FROM:
-        return ThreadPoolExecutor(workers)
-    return start_pool(workers, _start_worker)
-
-
-def _start_worker() -> None:
-    keep_freed_memory()
-    cv2.setNumThreads(1)
-
-
 def _digest(entries: Sequence[Entry], prepare: Prepare, size: int) -> str:
     """Names what a shard is made of: the files with size and time, and how they are decoded."""
     how = (size, prepare.resize, prepare.min_side, prepare.max_megapixels, prepare.bits, FORMATS, cv2.__version__)
@@ -154,26 +150,39 @@ def _digest(entries: Sequence[Entry], prepare: Prepare, size: int) -> str:
     return digest.hexdigest()[:16]
 
 
-@cache
+def _start_worker(splits: tuple[Path, ...], size: int) -> EarlierRows:
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    return _load_earlier(splits, size)
+
+
 def _load_earlier(splits: tuple[Path, ...], size: int) -> EarlierRows:
-    """The images of these splits, by the digests of their files; read once by each process."""
+    """The images of these splits, by the digests of their files."""
     rows = EarlierRows((size, size, 3), np.uint8)
     for split in splits:
         rows.add(split / "images.npy", split / DIGESTS / FILES, split / DIGESTS / "images.npy")
     return rows
 
 
+Decoded = tuple[list[Record], list[NDArray[np.uint8]], list[NDArray[np.uint8]]]
+
+
 def _decode_shard(
-    folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int, earlier: tuple[Path, ...]
-) -> None:
+    known: EarlierRows, folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int
+) -> Iterator[Decoded]:
+    """The records of the entries, and the images (1, size, size, 3) and thumbnails (1, THUMB * THUMB) of the usable ones."""
     records, images, thumbs = [], [], []
-    known = _load_earlier(earlier, size)
     for entry in entries:
         record, image, thumb = _decode_entry(entry, prepare, size, known)
         records.append(record)
         if image is not None and thumb is not None:
             images.append(image[None])
             thumbs.append(thumb[None])
+    yield records, images, thumbs
+
+
+def _keep_shard(decoded: Decoded, folder: Path, entries: Sequence[Entry], prepare: Prepare, size: int) -> None:
+    records, images, thumbs = decoded
     save_array(folder / "images.npy", images, (len(images), size, size, 3), np.uint8)
     save_array(folder / "thumbs.npy", thumbs, (len(thumbs), THUMB * THUMB), np.uint8)
     save_json(folder / "records.json", [astuple(record) for record in records])

@@ -4,10 +4,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import starmap
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,10 @@ from frostline.errors import Refused
 from frostline.files import part_of, put_in_place, save_json
 from frostline.images.rows import EarlierRows
 from frostline.images.transforms import Pipeline, Transforms, build_transform, build_transforms, run_transforms
-from frostline.process import count_cores, keep_freed_memory, start_pool
-from frostline.seeding import derive_seed, in_order
+from frostline.process import count_cores, keep_freed_memory
+from frostline.scale.local import HERE
+from frostline.scale.work import Engine, Work
+from frostline.seeding import derive_seed
 
 CHUNK = 128  # images per task
 # From so many bytes of views on (7 800 at 160 px), starting processes (each imports Albumentations, a second) is worth its time.
@@ -143,12 +144,12 @@ def view_name(view: int) -> str:
 
 
 def save_views(
-    drawing: Drawing, folder: Path, *, num_views: int, workers: int | None = None
+    drawing: Drawing, folder: Path, *, num_views: int, workers: int | None = None, engine: Engine = HERE
 ) -> Iterator[tuple[int, int]]:
     """Writes `view-001.npy` .. and the digests of their rows; yields the number of each view and how many rows were drawn.
 
-    Whole files that are there are kept. workers: processes, by default one per core where there are many views; their
-    number changes nothing in the views.
+    Whole files that are there are kept. workers: processes, by default one per core where there are many views; neither
+    their number nor the engine changes anything in the views.
     """
     shape = drawing.images.shape
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,18 +169,14 @@ def save_views(
             reserve_array(part_of(file), shape, np.uint8)
             yield from ((start, view, part_of(file)) for start in starts)
 
+    # Each process builds its transforms once, and opens the files itself: it gets a copy without what this one has opened.
+    work = Work(_draw_rows, _start_worker, (replace(drawing),), keep=_keep_rows, here=lambda: drawing)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # OpenCV's own threads would fight for the same cores
     try:
-        with ExitStack() as stack:
-            if workers == 1 or not missing:
-                drawn: Iterator[tuple[Digests, int]] = starmap(partial(_draw_rows, drawing), list_tasks())
-            else:
-                # Each process builds its transforms once.
-                pool = start_pool(workers, _start_worker, replace(drawing))  # without what this process has opened
-                stack.callback(pool.shutdown, cancel_futures=True)  # after an error the rest is not drawn first
-                # So far ahead that the processes draw the next view while one is flushed to disk.
-                drawn = in_order(pool, _work, list_tasks(), ahead=len(starts) + 2 * workers)
+        # So far ahead that processes draw the next view while one is flushed to disk.
+        ahead, processes = len(starts) + 2 * workers, 0 if workers == 1 or not missing else workers
+        with closing(engine.map(work, list_tasks(), processes=processes, ahead=ahead)) as drawn:
             for view, file in missing.items():
                 digests, numbers = zip(*(next(drawn) for _ in starts), strict=True)
                 save_array(folder / DIGESTS / view_name(view), digests, (shape[0], DIGEST), np.uint8)
@@ -189,24 +186,26 @@ def save_views(
         cv2.setNumThreads(threads)
 
 
-def _draw_rows(drawing: Drawing, start: int, view: int, file: Path) -> tuple[Digests, int]:
-    """Writes up to CHUNK views from row `start` on to the same rows of `file`; their digests, and how many were drawn."""
-    views, number = drawing.draw(start, view)
-    write_rows(file, views, start)
-    return digest_rows(views), number
+Drawn = tuple[NDArray[np.uint8], Digests, int]
 
 
-_worker: dict[str, Drawing] = {}  # what a worker process keeps between its tasks
-
-
-def _start_worker(drawing: Drawing) -> None:
+def _start_worker(drawing: Drawing) -> Drawing:
     keep_freed_memory()
     cv2.setNumThreads(1)
-    _worker["drawing"] = drawing
+    return drawing
 
 
-def _work(start: int, view: int, file: Path) -> tuple[Digests, int]:
-    return _draw_rows(_worker["drawing"], start, view, file)
+def _draw_rows(drawing: Drawing, start: int, view: int, file: Path) -> Iterator[Drawn]:
+    """Up to CHUNK views from row `start` on, their digests, and how many were drawn."""
+    views, number = drawing.draw(start, view)
+    yield views, digest_rows(views), number
+
+
+def _keep_rows(drawn: Drawn, start: int, view: int, file: Path) -> tuple[Digests, int]:
+    """Writes the views to the same rows of `file`; their digests, and how many were drawn."""
+    views, digests, number = drawn
+    write_rows(file, views, start)
+    return digests, number
 
 
 # --- the record of it -----------------------------------------------------------------------------------------------

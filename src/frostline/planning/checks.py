@@ -21,6 +21,7 @@ from frostline.params import (
     Fetch,
     Paths,
     Prepare,
+    Scale,
     Tracking,
     Tune,
     list_problems,
@@ -31,6 +32,7 @@ from frostline.params import (
 from frostline.planning.settings import settings_problems
 from frostline.planning.workspace import find_overlaps, stranger_problems
 from frostline.process import ask_git
+from frostline.scale.engines import NO_RAY, has_ray
 
 # MLflow's file store is closed: a path or file:// would fail at the first run.
 STORES = (
@@ -98,6 +100,8 @@ def find_problems(document: Any, root: Path = Path(), *, transforms: bool = True
         problems += check_places(paths, fetch, base, root)
     if tracking := parse_section(document, "tracking", Tracking):
         problems += check_tracking(tracking)
+    if scale := parse_section(document, "scale", Scale):
+        problems += check_scale(scale, tune)
     return problems + check_decisions(root)
 
 
@@ -232,6 +236,18 @@ def check_tracking(tracking: Tracking) -> list[str]:
     if tracking.uri is None:
         return []
     return _url_problems("tracking.uri", tracking.uri, STORES)
+
+
+def check_scale(scale: Scale, tune: Tune | None) -> list[str]:
+    """Problems of engine ray: it is not installed, or workers of the other engine are asked for."""
+    if scale.engine == "local":
+        return []
+    problems = [] if has_ray() else [f"scale.engine: {NO_RAY}"]
+    if tune and tune.workers > 1:
+        problems.append(
+            f"tune.workers: given was {tune.workers}, which are workers of engine local; with engine ray say scale.workers"
+        )
+    return problems
 
 
 def _was_fetched(fetch: Fetch, folder: Path) -> bool:

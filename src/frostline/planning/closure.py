@@ -11,7 +11,7 @@ PACKAGE = "frostline"
 # values: params.yaml, and their defaults in locks/results.yaml.
 BOOKKEEPING = frozenset(
     {
-        *("__init__", "errors", "params", "hparams", "process", "tracking", "cli"),
+        *("__init__", "errors", "params", "hparams", "process", "scale", "tracking", "cli"),
         *(
             "planning.checks",
             "planning.closure",

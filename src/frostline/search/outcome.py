@@ -101,7 +101,7 @@ def run_study(
     trials = study.read(partial(list_records, num_trials=num_trials))
     new = [trial for trial in trials if trial.number not in known]
     base, fitting, checking, trying = np.diff(laps).tolist()
-    bookkeeping = max(0.0, trying - sum(trial.seconds for trial in new) / params.tune.workers)
+    bookkeeping = max(0.0, trying - sum(trial.seconds for trial in new) / params.num_workers)
     phases = {phase: sum(trial.phases[phase] for trial in trials) for phase in PHASES}
     # What a trial takes besides: reading features, and the head's start.
     other = sum(trial.seconds for trial in trials) - sum(phases.values())

@@ -1,27 +1,23 @@
 """The worker: draws trials, trains them on stored features, records them. Joins training, search and tracking."""
 
-import multiprocessing
-import multiprocessing.connection
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import BaseTrial, Trial
 
-from frostline.devices import BACKEND, describe_device, share_memory
+from frostline.devices import BACKEND, describe_device, list_gpus, share_memory
 from frostline.errors import Refused
 from frostline.evidence.trials import HEADS, TrialRecord, describe_collapse, has_collapsed
 from frostline.files import load_json
 from frostline.params import Params
-from frostline.process import die_with_parent, if_stopped, shielded
-from frostline.search.places import CODE, Place, digest_of, require_server
+from frostline.process import if_stopped
+from frostline.scale.engines import open_engine
+from frostline.search.places import CODE, Place, StudyFile, digest_of, require_server
 from frostline.search.progress import SearchProgress
 from frostline.search.space import list_baselines, suggest, with_found_depths
 from frostline.search.study import (
@@ -61,24 +57,22 @@ class Job:
 
 
 def run_trials(job: Job, bench: Bench) -> None:
-    """Runs trials until the study has `tune.num_trials`: on `bench` here, or in `tune.workers` processes."""
-    tune = job.params.tune
-    if tune.workers == 1:
-        with if_stopped(partial(close_stopped, job.study)), SearchProgress(tune.num_trials, tune.epochs) as progress:
-            for record in job.study.read(partial(list_records, num_trials=tune.num_trials)):
-                progress.end(record)
-            _work(job, bench, progress)
-            while not wait_for_all(job.study, tune.num_trials):
-                _work(job, bench, progress)
-        return
-    with if_stopped(partial(close_stopped, job.study)):
-        number = tune.workers
+    """Runs trials until the study has `tune.num_trials`: on `bench` here, or in the workers of the params' engine."""
+    tune, study = job.params.tune, job.study
+
+    def say_lost(reason: str) -> None:
+        study.call(partial(close_abandoned, study))
+        print(f"tune: a worker ended early ({reason}); its trial is drawn again", flush=True)
+
+    with if_stopped(partial(close_stopped, study)), open_engine(job.params) as engine:
+        number = engine.workers
+        work = partial(engine.run_workers, _work_alone, (job,), here=partial(_work_here, job, bench), lost=say_lost)
         while number:
-            ended = _run_workers(job, number)
+            ended = work(number, gpus=list_gpus(), one_machine=isinstance(study, StudyFile))
             if len(ended) == number:
-                raise Refused(f"All workers of the search ended early, with exit codes {ended}. `dvc repro` goes on.")
+                raise Refused(f"All workers of the search ended early: {'; '.join(ended)}. `dvc repro` goes on.")
             # The others may have gone before the trials of those that ended early came back.
-            number = 0 if wait_for_all(job.study, tune.num_trials) else 1
+            number = 0 if wait_for_all(study, tune.num_trials) else 1
 
 
 def join(params: Params, store: Store, code: str) -> None:
@@ -117,48 +111,8 @@ def _join(params: Params, store: Store, code: str, take: Callable[[str], None] |
     # Fitted again: they take seconds, and what is sent from machine to machine would have to be believed.
     bench.heads = fit_shared_heads(bench)
     with if_stopped(partial(close_stopped, study)):
-        _work(Job(params, study, store, parent, classes, bench.heads), bench, _hidden_progress(params))
-
-
-def _run_workers(job: Job, number: int) -> list[int]:
-    """Runs trials in so many processes until no trial is left to draw; the exit codes of those that ended early."""
-    # Spawned: a fork after TensorFlow has run hangs.
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work_for_parent, args=(job,)) for _ in range(number)]
-    with if_stopped(_end_workers):
-        try:
-            with shielded():
-                for worker in workers:
-                    worker.start()
-            ended: list[int] = []
-            while running := [worker for worker in workers if worker.exitcode is None]:
-                multiprocessing.connection.wait([worker.sentinel for worker in running])
-                if early := [code for worker in running if (code := worker.exitcode)]:
-                    ended += early
-                    job.study.call(partial(close_abandoned, job.study))
-                    print(
-                        f"tune: a worker ended early, with exit code {early[0]}; its trial is drawn again", flush=True
-                    )
-            return ended
-        except BaseException:
-            _end_workers()  # or the interpreter, at its end, would wait for them without a word
-            raise
-
-
-def _end_workers() -> None:
-    """Kills the processes that were spawned here, and returns when they are gone.
-
-    Asked of the system: a worker whose start was broken off is none of `multiprocessing`'s.
-    """
-    spawned = []
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):
-            if "--multiprocessing-fork" in process.cmdline():
-                process.kill()
-                spawned.append(process)
-    for worker in multiprocessing.active_children():
-        worker.join()
-    psutil.wait_procs(spawned)
+        for line in _work(Job(params, study, store, parent, classes, bench.heads), bench, _hidden_progress(params)):
+            print(line, flush=True)
 
 
 def draw_of(trial: BaseTrial) -> str:
@@ -169,14 +123,17 @@ def draw_of(trial: BaseTrial) -> str:
     return started
 
 
-def _work_for_parent(job: Job) -> None:
-    die_with_parent()
+def _work_here(job: Job, bench: Bench) -> Iterator[str]:
+    tune = job.params.tune
+    with SearchProgress(tune.num_trials, tune.epochs) as progress:
+        for record in job.study.read(partial(list_records, num_trials=tune.num_trials)):
+            progress.end(record)
+        yield from _work(job, bench, progress)
+
+
+def _work_alone(job: Job) -> Iterator[str]:
     _share_device()
-    try:
-        _work(job, Bench(job.params, len(job.class_names), job.heads), _hidden_progress(job.params))
-    except Refused as refusal:
-        print(f"frostline: {refusal}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    yield from _work(job, Bench(job.params, len(job.class_names), job.heads), _hidden_progress(job.params))
 
 
 def _share_device() -> None:
@@ -190,7 +147,8 @@ def _hidden_progress(params: Params) -> SearchProgress:
     )  # several bars would overwrite each other
 
 
-def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
+def _work(job: Job, bench: Bench, progress: SearchProgress) -> Iterator[str]:
+    """Runs trials until none is left to draw; what is to be said of each."""
     place, tune = job.study, job.params.tune
     study = place.call(place.load)
     while asked := place.call(partial(draw, place, study, tune, job.params.seed)):
@@ -203,11 +161,9 @@ def _work(job: Job, bench: Bench, progress: SearchProgress) -> None:
                 is_ours = False
         if not is_ours:
             delete_trials(job.store, job.parent_run_id, DRAW, [draw_of(trial)])
-            print(
-                f"tune: trial {number} was given to another process, as this one was out of reach for long", flush=True
-            )
+            yield f"tune: trial {number} was given to another process, as this one was out of reach for long"
             continue
-        print(describe_trial(record, tune.num_trials, _head_of(job), len(job.class_names)), flush=True)
+        yield describe_trial(record, tune.num_trials, _head_of(job), len(job.class_names))
         progress.end(record)
 
 

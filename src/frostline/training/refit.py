@@ -1,6 +1,7 @@
 """The final training: the best trials and the linear heads cross-fitted, the best mixture of them joined to one model."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from frostline.evidence.trials import SearchRecord, TrialRecord
 from frostline.files import replacing, sha256_of
 from frostline.hparams import Hparams
 from frostline.params import Params
+from frostline.scale.local import HERE
+from frostline.scale.work import Engine, Work
 from frostline.seeding import derive_seed
 from frostline.training.bench import Bench, fit_heads
 from frostline.training.data import FeatureRows, draw_folds, load_features
@@ -39,6 +42,7 @@ PART_OF_FILE = 0.08  # of the base's weights, that may be spent on what tells ho
 BARE, EVERY_CUT = "bare head", "head on every cut"
 SHARES = np.linspace(0, 1, 11)  # of the tails in a mixture, that are tried
 Floats = NDArray[np.float64]
+Trained = tuple[list[NDArray[Any]], dict[str, list[float]]]  # a tail's parameters, and its curves
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,26 +85,33 @@ def cross_fit_head(bench: Bench, sees: str, name: str, rows: NDArray[np.intp], f
 
 
 def cross_fit_trial(
-    bench: Bench, trial: TrialRecord, rows: NDArray[np.intp], folds: NDArray[np.int64], work: Path
+    bench: Bench,
+    trial: TrialRecord,
+    rows: NDArray[np.intp],
+    folds: NDArray[np.int64],
+    work: Path,
+    engine: Engine = HERE,
 ) -> CrossFit:
     """The trial's tail trained once for each fold on all other images, from that fold's linear head, to the last epoch.
 
-    work: where each fold is kept once it is fitted, so that a killed refit repeats none. FloatingPointError where a loss is
-    not finite.
+    work: where each fold is kept once it is fitted, so that a killed refit repeats none; engine: where they are trained.
+    FloatingPointError where a loss is not finite.
     """
+    files = [work / f"trial-{trial.number:04d}-fold-{fold:02d}.npz" for fold in range(int(folds.max()) + 1)]
+    tasks = [(trial, fold, rows, folds, file) for fold, file in enumerate(files) if not file.is_file()]
+    facts = (bench.params, bench.num_classes, bench.heads)
+    deque(engine.map(Work(_train_fold, Bench, facts, keep=_keep_fold, here=lambda: bench, on_gpu=True), tasks), 0)
     hparams = trial.hparams
     trainer, data = bench.trainer(hparams), bench.data(hparams.unfrozen_blocks, bench.sees(hparams))
     plain = np.empty((len(rows), bench.num_classes))
     mirror = None if data.mirror is None else np.empty_like(plain)
     tails: list[list[NDArray[Any]]] = []
     first: dict[str, list[float]] = {}
-    for fold in range(int(folds.max()) + 1):
-        own, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        seed = derive_seed(bench.params.seed, "refit", trial.number, fold)
-        head = bench.start_head(hparams, seed, fold)
-        file = work / f"trial-{trial.number:04d}-fold-{fold:02d}.npz"
-        params, curves = fit_tail(bench, hparams, seed, (rows[others], rows[own]), head, file)
+    for fold, file in enumerate(files):
+        own = np.flatnonzero(folds == fold)
+        params, curves = load_tail(file)
         first = first or curves
+        head = bench.start_head(hparams, _fold_seed(bench, trial, fold), fold)
         state = trainer.with_params(trainer.start(head, 0), params)
         plain[own] = softmax(trainer.predict(state, data.views[0], rows[own]).astype(np.float64), axis=1)
         if mirror is not None and data.mirror is not None:
@@ -109,20 +120,40 @@ def cross_fit_trial(
     return CrossFit(f"trial {trial.number}", trial, plain, mirror, tails, first)
 
 
-def fit_tail(
-    bench: Bench,
-    hparams: Hparams,
-    seed: int,
-    rows: tuple[NDArray[np.intp], NDArray[np.intp]],
-    head: HeadStart,
-    file: Path,
-) -> tuple[list[NDArray[Any]], dict[str, list[float]]]:
-    """A tail's parameters after its last epoch on the given (trained, held out) rows, and its curves; from `file`, if it is there."""
-    if not file.is_file():
-        fitted = bench.train(hparams, seed, rows=rows, head=head)
-        params = [np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params]
-        with replacing(file) as temporary:
-            np.savez(temporary, *params, **fitted.curves)  # type: ignore[arg-type]
+def _fold_seed(bench: Bench, trial: TrialRecord, fold: int) -> int:
+    return derive_seed(bench.params.seed, "refit", trial.number, fold)
+
+
+def _train_fold(
+    bench: Bench, trial: TrialRecord, fold: int, rows: NDArray[np.intp], folds: NDArray[np.int64], file: Path
+) -> Iterator[Trained]:
+    own, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+    seed = _fold_seed(bench, trial, fold)
+    head = bench.start_head(trial.hparams, seed, fold)
+    yield train_tail(bench, trial.hparams, seed, (rows[others], rows[own]), head)
+
+
+def _keep_fold(trained: Trained, *task: Any) -> None:
+    save_tail(trained, task[-1])
+
+
+def train_tail(
+    bench: Bench, hparams: Hparams, seed: int, rows: tuple[NDArray[np.intp], NDArray[np.intp]], head: HeadStart
+) -> Trained:
+    """A tail's parameters after its last epoch on the given (trained, held out) rows, and its curves."""
+    fitted = bench.train(hparams, seed, rows=rows, head=head)
+    return [np.asarray(ops.convert_to_numpy(value)) for value in fitted.state.params], fitted.curves
+
+
+def save_tail(trained: Trained, file: Path) -> None:
+    """Writes what `train_tail` gave."""
+    params, curves = trained
+    with replacing(file) as temporary:
+        np.savez(temporary, *params, **curves)  # type: ignore[arg-type]
+
+
+def load_tail(file: Path) -> Trained:
+    """What `save_tail` wrote."""
     with np.load(file, allow_pickle=False) as opened:
         params = [opened[f"arr_{index}"] for index in range(len(opened.files) - len(CURVES))]
         return params, {name: opened[name].tolist() for name in CURVES}
@@ -198,7 +229,9 @@ def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.in
     elif combine == "single":
         seed = derive_seed(bench.params.seed, "refit", trial.number, "single")
         file = work / f"trial-{trial.number:04d}-single.npz"
-        tails = [fit_tail(bench, trial.hparams, seed, (rows, rows[:1]), head, file)[0]]
+        if not file.is_file():
+            save_tail(train_tail(bench, trial.hparams, seed, (rows, rows[:1]), head), file)
+        tails = [load_tail(file)[0]]
     return Members(bench.trainer(trial.hparams), tails, head, heads, choice.sees, choice.share)
 
 
@@ -267,11 +300,18 @@ class Refitter:
     """The final training of a project: images of `splits`, in folds; folds that are fitted are kept in `work`.
 
     rows: of the images that are trained on, int64 (num_images,): those of the splits that are no near duplicate of a test image;
-    labels: int32 (num_images,).
+    labels: int32 (num_images,). engine: where the folds are trained.
     """
 
-    def __init__(self, params: Params, class_names: Sequence[str], splits: Sequence[ImageSplit], work: Path) -> None:
-        self.params, self.work = params, work
+    def __init__(
+        self,
+        params: Params,
+        class_names: Sequence[str],
+        splits: Sequence[ImageSplit],
+        work: Path,
+        engine: Engine = HERE,
+    ) -> None:
+        self.params, self.work, self.engine = params, work, engine
         self.bench = Bench(params, len(class_names), {})
         labels, found = np.concatenate([split.labels for split in splits]), self.bench.rows
         self.rows = found.both[found.both < len(labels)]
@@ -297,11 +337,11 @@ class Refitter:
         fits, diverged = [], []
         for trial in candidates:
             try:
-                fits.append(cross_fit_trial(self.bench, trial, self.rows, self.folds, self.work))
+                fits.append(cross_fit_trial(self.bench, trial, self.rows, self.folds, self.work, self.engine))
             except FloatingPointError:  # it was near the edge of what its rate bears; the others go on
                 diverged.append(trial.number)
         bare = heads.get("last") or cross_fit_trial(
-            self.bench, search.trial(search.baseline), self.rows, self.folds, self.work
+            self.bench, search.trial(search.baseline), self.rows, self.folds, self.work, self.engine
         )
         if not heads:
             fits = [bare, *fits]

@@ -1,0 +1,153 @@
+"""Engine `local`: threads and processes of this machine."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import psutil
+
+from frostline.errors import Refused
+from frostline.process import die_with_parent, if_stopped, shielded, start_pool
+from frostline.scale.work import Work
+from frostline.seeding import in_order
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine. workers: of a study; a single one is this process itself."""
+
+    workers: int = 1
+
+    def divide(self, number: int, most: int) -> Iterator[slice]:
+        """One part: what is computed here is read as it is needed."""
+        yield slice(0, number)
+
+    def map(
+        self, work: Work, tasks: Iterable[tuple[Any, ...]], *, threads: int = 0, processes: int = 0, ahead: int = 1
+    ) -> Generator[Any, None, None]:
+        """See `Engine.map`."""
+        if not threads and not processes:
+            kept = _begin(work)
+            for task in tasks:
+                yield from _do(work, kept, *task)
+            return
+        with ExitStack() as stack:
+            if processes:
+                pool: Executor = start_pool(processes, _start_worker, replace(work, here=None))
+                do: Callable[..., list[Any]] = _do_there
+            else:
+                pool, do = ThreadPoolExecutor(threads), partial(_do_all, work, _begin(work))
+            stack.callback(pool.shutdown, cancel_futures=True)  # after an error the rest is not done first
+            for pieces in in_order(pool, do, tasks, ahead):
+                yield from pieces
+
+    def run_workers(
+        self,
+        run: Callable[..., Iterator[str]],
+        facts: tuple[Any, ...],
+        number: int,
+        *,
+        here: Callable[[], Iterator[str]],
+        lost: Callable[[str], None],
+        gpus: Sequence[str] = (),
+        one_machine: bool = False,
+    ) -> list[str]:
+        """See `Engine.run_workers`. Of several GPUs each worker has one; where there are fewer than workers, some share."""
+        if self.workers == 1:
+            for line in here():
+                print(line, flush=True)
+            return []
+        # Spawned: a fork after TensorFlow has run hangs.
+        context = multiprocessing.get_context("spawn")
+        workers = [context.Process(target=_work, args=(run, facts)) for _ in range(number)]
+        with if_stopped(_end_workers):
+            try:
+                with shielded():
+                    for place, worker in enumerate(workers):
+                        with _one_gpu(gpus, place):
+                            worker.start()
+                ended: list[str] = []
+                while running := [worker for worker in workers if worker.exitcode is None]:
+                    multiprocessing.connection.wait([worker.sentinel for worker in running])
+                    for code in [code for worker in running if (code := worker.exitcode)]:
+                        ended.append(f"exit code {code}")
+                        lost(ended[-1])
+                return ended
+            except BaseException:
+                _end_workers()  # or the interpreter, at its end, would wait for them without a word
+                raise
+
+
+HERE = Local()
+
+
+def _begin(work: Work) -> Any:
+    return work.here() if work.here else work.begin(*work.facts)
+
+
+def _do(work: Work, kept: Any, *task: Any) -> Iterator[Any]:
+    for piece in work.make(kept, *task):
+        yield work.keep(piece, *task)
+
+
+def _do_all(work: Work, kept: Any, *task: Any) -> list[Any]:
+    return list(_do(work, kept, *task))
+
+
+_worker: dict[str, Any] = {}  # what a process of a pool keeps between its tasks
+
+
+def _start_worker(work: Work) -> None:
+    _worker.update(work=work, kept=_begin(work))
+
+
+def _do_there(*task: Any) -> list[Any]:
+    return _do_all(_worker["work"], _worker["kept"], *task)
+
+
+def _work(run: Callable[..., Iterator[str]], facts: tuple[Any, ...]) -> None:
+    die_with_parent()
+    try:
+        for line in run(*facts):
+            print(line, flush=True)
+    except Refused as refusal:
+        print(f"frostline: {refusal}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _end_workers() -> None:
+    """Kills the processes that were spawned here, and returns when they are gone.
+
+    Asked of the system: a worker whose start was broken off is none of `multiprocessing`'s.
+    """
+    spawned = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "--multiprocessing-fork" in process.cmdline():
+                process.kill()
+                spawned.append(process)
+    for worker in multiprocessing.active_children():
+        worker.join()
+    psutil.wait_procs(spawned)
+
+
+@contextmanager
+def _one_gpu(gpus: Sequence[str], place: int) -> Iterator[None]:
+    """A process that is started in the block sees one of several GPUs: its libraries look before our code in it runs."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        elif len(gpus) > 1:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
