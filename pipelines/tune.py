@@ -10,11 +10,12 @@ from frostline.files import load_json, save_json, size_of
 from frostline.params import load_params
 from frostline.planning.closure import code_of
 from frostline.process import held, if_stopped, project_root, run_stage
+from frostline.search.depot import open_depot
 from frostline.search.outcome import run_study
 from frostline.search.places import digest_of
 from frostline.search.space import with_found_depths
 from frostline.search.starts import begin_study
-from frostline.search.supply import open_depot, put_supply
+from frostline.search.supply import put_supply
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.messages import say
 from frostline.tracking.owners import close_own_runs, sweep_dead_runs

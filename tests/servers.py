@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,9 @@ class Cluster:
     def kill(self, name: str) -> None:
         """Ends one, not PostgreSQL, as if its machine had lost its power."""
         number = json.loads((self.folder / "cluster.json").read_text())["processes"][name][0]
-        os.killpg(number, signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(number)])
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            os.killpg(number, signal.SIGKILL)
+            psutil.Process(number).wait(10)
 
     def _call(self, *words: str) -> "subprocess.CompletedProcess[str]":
         script = Path(__file__).parents[1] / "deploy" / "cluster.py"

@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from frostline.errors import Refused, first_line
+from frostline.params import Params
 from frostline.process import DISK_ERRORS
 from frostline.tracking.patience import Patience
 
@@ -117,6 +118,15 @@ class Depot:
         if isinstance(error, ImportError):
             return Refused(f"scale.store: {S3} needs s3fs, which comes with the extra `cluster`: pip install s3fs.")
         return Refused(f"scale.store: {self.address} cannot be used: {type(error).__name__}, {first_line(error)}.")
+
+
+def open_depot(params: Params) -> Depot | None:
+    """The place that `scale.store` names; None where it names none. Refused where it cannot be used now."""
+    if params.scale.store is None:
+        return None
+    depot = Depot(params.scale.store, params.tracking.patience_s)
+    depot.refuse_unusable()
+    return depot
 
 
 def is_away(error: Exception) -> bool:

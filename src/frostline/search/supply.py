@@ -13,7 +13,7 @@ from frostline.files import COMPLETE, load_json, save_json, sha256_of
 from frostline.params import Params, Paths
 from frostline.process import work_folder
 from frostline.search.cache import Cache, cache_folder
-from frostline.search.depot import Depot
+from frostline.search.depot import Depot, open_depot
 from frostline.search.places import digest_of, list_studies
 from frostline.search.space import with_found_depths
 from frostline.search.study import JOB
@@ -64,15 +64,6 @@ class Supply:
                 "worker",
                 f"{taken / 1e6:.3g} MB taken from {self.cache.depot.address} in {seconds:.1f} s, up to {names[-1]}",
             )
-
-
-def open_depot(params: Params) -> Depot | None:
-    """The place that `scale.store` names; None where it names none. Refused where it cannot be used now."""
-    if params.scale.store is None:
-        return None
-    depot = Depot(params.scale.store, params.tracking.patience_s)
-    depot.refuse_unusable()
-    return depot
 
 
 def put_supply(params: Params, depot: Depot | None) -> Entry | None:
