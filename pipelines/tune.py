@@ -46,9 +46,7 @@ def main() -> None:
 
         best = choose_best(outcome.trials)
         search = SearchRecord(digest, best.number, tune.epochs, tuple(outcome.trials))
-        stored = {
-            name: size_of(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))
-        }
+        stored = {name: size_of(Path(getattr(paths, name))) for name in ("views", "features")}
         features = load_json(Path(paths.features) / "features.json")
         report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
         report |= outcome.to_record()
