@@ -15,7 +15,7 @@ from torture import LONG
 from frostline.errors import Refused
 from frostline.files import sha256_of
 from frostline.search import depot as depots
-from frostline.search.depot import Depot
+from frostline.search.depot import Depot, Missing
 from frostline.tracking import patience
 
 
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_refused_at_once(address: str, tmp_path: Path) -> N
     path, digest = make_file(tmp_path, "a", 10)
     Depot(address, 60.0).put(path, digest)
     started = time.monotonic()
-    with pytest.raises(Refused, match="FileNotFoundError"):
+    with pytest.raises(Missing, match="`dvc repro tune` puts there what is missing"):
         list(Depot(address, 60.0).read("0" * 64, 10))
     assert time.monotonic() - started < 10
 

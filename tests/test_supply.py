@@ -128,7 +128,12 @@ def test_the_study_is_found_that_these_params_mean(
     Path("data").rename(tmp_path / "other data")
     assert mine[0] != others[0]
     for last, before in ((mine, others), (others, mine)):  # both are of these params
-        list_as(("0123456789abcdef", {}), ("fedcba9876543210", {JOB: {"manifest": None}}), last, before)
+        others_still = (
+            {},
+            {JOB: {"manifest": None}},
+            {JOB: {"manifest": ["0" * 64, 9]}},
+        )  # of the last, nothing is left
+        list_as(*(("0123456789abcdef", facts) for facts in others_still), last, before)
         with find_supply(params) as supply:
             assert digest_of(supply.params(params).with_depths(0, 2)) == last[0]
     changed = params.model_copy(update={"seed": 8})
@@ -158,7 +163,7 @@ def test_a_manifest_is_put_when_all_is_there_and_nothing_is_put_twice(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("*")}
     put(params)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("*")} == before
-    assert "0 of them put there now" in capsys.readouterr().out.splitlines()[-1]
+    assert capsys.readouterr().out.endswith("put there now: 0\n")
 
 
 def test_nothing_is_put_where_nobody_could_join(

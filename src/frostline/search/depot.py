@@ -24,6 +24,10 @@ AWAY = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPa
 T = TypeVar("T")
 
 
+class Missing(Refused):
+    """A file is not in the store, which itself is there."""
+
+
 @dataclass(frozen=True)
 class Depot:
     """Files by the sha256 of their bytes, which is their name: whoever comes second finds what it would have written.
@@ -59,7 +63,7 @@ class Depot:
         return self._call(partial(self._put, path, digest))
 
     def read(self, digest: str, size: int) -> Iterator[bytes]:
-        """The bytes of a file, block by block; whoever reads them compares the sha256. Refused where there is no such file."""
+        """The bytes of a file, block by block; whoever reads them compares the sha256. Missing where there is no such file."""
         for start in range(0, size, BLOCK):
             yield self._call(partial(self._read, digest, start, min(start + BLOCK, size)))
 
@@ -99,7 +103,11 @@ class Depot:
             try:
                 result = function()
             except Exception as error:
-                if not (is_away(error) or (isinstance(error, FileNotFoundError) and self._is_gone())):
+                if isinstance(error, FileNotFoundError) and not self._is_gone():
+                    raise Missing(
+                        f"{self.address} lacks a file ({first_line(error)}). `dvc repro tune` puts there what is missing when it starts."
+                    ) from error
+                if not (is_away(error) or isinstance(error, FileNotFoundError)):
                     raise self._refusal(error) from error
                 patience.wait(error)
                 continue

@@ -13,7 +13,7 @@ from frostline.files import COMPLETE, load_json, save_json, sha256_of
 from frostline.params import Params, Paths
 from frostline.process import work_folder
 from frostline.search.cache import Cache, cache_folder
-from frostline.search.depot import Depot, open_depot
+from frostline.search.depot import Depot, Missing, open_depot
 from frostline.search.places import digest_of, list_studies
 from frostline.search.space import with_found_depths
 from frostline.search.study import JOB
@@ -41,11 +41,11 @@ class Supply:
 
     def take_records(self) -> None:
         """Takes the records, which say what data this is."""
-        self._take([name for name in self.entries if name.endswith(".json")])
+        self._take([name for name in self.entries if name.endswith(".json")], "records")
 
     def take_shared(self) -> None:
         """Takes what every trial reads: labels, the base, and all cuts pooled."""
-        self._take([name for name in self.entries if not name.startswith(MAPS)])
+        self._take([name for name in self.entries if not name.startswith(MAPS)], "what every trial reads")
 
     def take_maps(self, name: str) -> None:
         """Takes the maps in one folder of the features, and lets go of the others', which may make room for them."""
@@ -53,17 +53,14 @@ class Supply:
         for other in self.entries:
             if other.startswith(MAPS) and other not in wanted:
                 (self.folder / other).unlink(missing_ok=True)
-        self._take(wanted)
+        self._take(wanted, name)
 
-    def _take(self, names: list[str]) -> None:
+    def _take(self, names: list[str], what: str) -> None:
         started = time.monotonic()
         missing = [name for name in names if not (self.folder / name).is_file()]
         if taken := sum(self.cache.link(*self.entries[name], self.folder / name) for name in missing):
-            seconds = time.monotonic() - started
-            say(
-                "worker",
-                f"{taken / 1e6:.3g} MB taken from {self.cache.depot.address} in {seconds:.1f} s, up to {names[-1]}",
-            )
+            took = f"{taken / 1e6:.3g} MB taken from {self.cache.depot.address} in {time.monotonic() - started:.1f} s"
+            say("worker", f"{what}: {took}")
 
 
 def put_supply(params: Params, depot: Depot | None) -> Entry | None:
@@ -82,11 +79,8 @@ def put_supply(params: Params, depot: Depot | None) -> Entry | None:
         save_json(folder / MANIFEST, entries)
         manifest = (sha256_of(folder / MANIFEST), (folder / MANIFEST).stat().st_size)
         depot.put(folder / MANIFEST, manifest[0])
-    total = sum(size for _, size in entries.values())
-    say(
-        "tune",
-        f"{len(entries)} files of {total / 1e6:.3g} MB for workers lie in {depot.address}, {new} of them put there now",
-    )
+    held = f"{len(entries)} files, {sum(size for _, size in entries.values()) / 1e6:.3g} MB"
+    say("tune", f"{held} for workers lie in {depot.address}; put there now: {new}")
     return manifest
 
 
@@ -109,10 +103,13 @@ def find_supply(params: Params) -> Iterator[Supply]:
             continue
         with cache.open_view() as folder:
             sha256, size = manifest
-            cache.link(sha256, size, folder / MANIFEST)
-            entries = {name: (sha256, size) for name, (sha256, size) in load_json(folder / MANIFEST).items()}
-            supply = Supply(folder, entries, cache)
-            supply.take_records()
+            try:
+                cache.link(sha256, size, folder / MANIFEST)
+                entries = {name: (sha256, size) for name, (sha256, size) in load_json(folder / MANIFEST).items()}
+                supply = Supply(folder, entries, cache)
+                supply.take_records()
+            except Missing:  # of a study that is over: a rule of the bucket may have removed it
+                continue
             if digest_of(with_found_depths(supply.params(params))) == digest:
                 supply.take_shared()
                 yield supply
