@@ -2,18 +2,21 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import RDBStorage
 from samples import make_trial
 
 from frostline.errors import Refused
 from frostline.evidence.trials import TrialRecord
 from frostline.hparams import Hparams
 from frostline.params import Tune, parse_params
-from frostline.search import space
+from frostline.search import places, space
 from frostline.search import study as search_study
 from frostline.search.places import SIGNED, StudyFile
 from frostline.search.space import list_baselines, suggest
@@ -114,6 +117,32 @@ def test_killed_while_it_draws_a_trial_draws_the_same_again(
     resumed = open_study(tmp_path)
     run(resumed, tune)
     assert records(resumed) == records(whole)
+
+
+def test_all_trials_are_read_at_most_three_times_for_a_trial_and_it_draws_what_it_would_anyway(
+    tmp_path: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = RDBStorage._get_trials, []
+
+    def count(*given: Any, **named: Any) -> Any:
+        reads.append(given)
+        return read(*given, **named)
+
+    monkeypatch.setattr(RDBStorage, "_get_trials", count)
+    file = open_study(tmp_path)
+    reads.clear()
+    run(file, tune)
+    assert len(reads) <= 3 * tune.num_trials + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(space, "steady", nullcontext)
+        patch.setattr(search_study, "steady", nullcontext)
+        patch.setattr(places, "load_steady", lambda name, storage: optuna.load_study(study_name=name, storage=storage))
+        plain = open_study(tmp_path / "plain")
+        few = len(reads)
+        reads.clear()
+        run(plain, tune)
+        assert len(reads) > few  # the more, the more trials are drawn by the sampler
+    assert records(file) == records(plain)
 
 
 @pytest.mark.parametrize("lost", [(0,), (0, 1)])

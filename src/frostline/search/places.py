@@ -18,6 +18,7 @@ from frostline.errors import Refused
 from frostline.files import digest_facts, load_json, remove_abandoned, replacing, require_complete
 from frostline.params import Params
 from frostline.process import locked
+from frostline.search.steady import load_steady
 from frostline.tracking.owners import is_gone, is_own, owner_tags
 from frostline.tracking.postgres import (
     CONNECT,
@@ -48,7 +49,7 @@ class StudyFile:
 
     def load(self) -> optuna.Study:
         """The study; several processes may hold it at once."""
-        return optuna.load_study(study_name=self.digest, storage=_storage(self.path, self.timeout_s))
+        return load_steady(self.digest, _storage(self.path, self.timeout_s))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -123,7 +124,7 @@ class StudyServer:
 
     def load(self) -> optuna.Study:
         """The study; KeyError where there is none."""
-        return optuna.load_study(study_name=self.name, storage=self._storage)
+        return load_steady(self.name, self._storage)
 
     @property
     def _storage(self) -> optuna.storages.RDBStorage:

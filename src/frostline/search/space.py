@@ -10,6 +10,7 @@ from optuna.trial import Trial
 from frostline.files import require_complete
 from frostline.hparams import HPARAMS, Hparam, Hparams
 from frostline.params import Params, Range, Space
+from frostline.search.steady import steady
 
 
 def with_found_depths(params: Params) -> Params:
@@ -25,8 +26,9 @@ DRAWN = "drawn"  # of a trial: all that it tries is written down
 def suggest(trial: Trial, space: Space) -> Hparams:
     """What a trial tries. Values with nothing to choose are not drawn."""
     drawn: dict[str, Any] = {}
-    for name, hparam in HPARAMS.items():
-        drawn[name] = _draw(trial, name, hparam, getattr(space, name)) if hparam.used(drawn) else None
+    with steady(trial.study):
+        for name, hparam in HPARAMS.items():
+            drawn[name] = _draw(trial, name, hparam, getattr(space, name)) if hparam.used(drawn) else None
     trial.set_user_attr(DRAWN, True)
     return Hparams(**drawn)
 

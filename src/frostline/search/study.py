@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from frostline.evidence.trials import TrialRecord
 from frostline.params import Tune
 from frostline.search.places import CODE, SIGNED, Place, StudyServer
 from frostline.search.space import DRAWN, list_baselines
+from frostline.search.steady import steady
 from frostline.seeding import derive_seed
 from frostline.tracking.messages import say
 
@@ -140,7 +141,7 @@ def draw(place: Place, study: optuna.Study, tune: Tune, seed: int) -> tuple[Tria
 
     Call it from a process that works on no trial: what an attempt left that broke off is given back, too.
     """
-    with place.locked():
+    with place.locked(), steady(study):
         if isinstance(place, StudyServer):  # of a file's workers the parent sees which is gone
             _close_open(study, place.judge())
         asked = ask(study, tune, seed)
@@ -221,7 +222,7 @@ def finish(place: Place, trial: Trial, record: TrialRecord) -> bool:
     So it goes with a process that was taken for dead while it was cut off, or suspended. Done twice, it is done once.
     """
     study = trial.study
-    with place.locked():
+    with place.locked(), steady(study):
         trials = study.get_trials(deepcopy=False)
         (mine,) = (other for other in trials if other._trial_id == trial._trial_id)
         others = {_number_of(other) for other in trials if other is not mine and counts(other)}
@@ -317,4 +318,10 @@ def _number_of(trial: FrozenTrial) -> int:
 
 
 def _record_of(trial: FrozenTrial) -> TrialRecord:
-    return TrialRecord.from_record(json.loads(trial.user_attrs[RECORD]))
+    return _parse_record(trial.user_attrs[RECORD])
+
+
+@lru_cache(maxsize=4096)
+def _parse_record(text: str) -> TrialRecord:
+    # Of all finished trials, whenever one is drawn or ends.
+    return TrialRecord.from_record(json.loads(text))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import BaseTrial, Trial
 
@@ -151,11 +152,12 @@ def _work(job: Job, bench: Bench, progress: SearchProgress) -> Iterator[str]:
     """Runs trials until none is left to draw; what is to be said of each."""
     place, tune = job.study, job.params.tune
     study = place.call(place.load)
+    head = _Head(place, study)
     while asked := place.call(partial(draw, place, study, tune, job.params.seed)):
         trial, number = asked
         with place.beating(trial):
             try:
-                record = _run(job, bench, trial, number, progress)
+                record = _run(job, bench, trial, number, head, progress)
                 is_ours = place.call(partial(finish, place, trial, record))
             except UpdateFinishedTrialError:
                 is_ours = False
@@ -163,11 +165,11 @@ def _work(job: Job, bench: Bench, progress: SearchProgress) -> Iterator[str]:
             delete_trials(job.store, job.parent_run_id, DRAW, [draw_of(trial)])
             yield f"tune: trial {number} was given to another process, as this one was out of reach for long"
             continue
-        yield describe_trial(record, tune.num_trials, _head_of(job), len(job.class_names))
+        yield describe_trial(record, tune.num_trials, head.score(), len(job.class_names))
         progress.end(record)
 
 
-def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProgress) -> TrialRecord:
+def _run(job: Job, bench: Bench, trial: Trial, number: int, head: "_Head", progress: SearchProgress) -> TrialRecord:
     tune = job.params.tune
     early = list_rungs(tune)[:-1]
 
@@ -190,15 +192,23 @@ def _run(job: Job, bench: Bench, trial: Trial, number: int, progress: SearchProg
     if origin := trial.user_attrs.get(STARTED):
         record = replace(record, started_from=origin)
         tags["frostline.started_from"] = origin
-    if has_collapsed(record, _head_of(job), len(job.class_names)):
+    if has_collapsed(record, head.score(), len(job.class_names)):
         tags["frostline.collapsed"] = describe_collapse(record)
     return replace(record, run_id=log_trial(job.store, job.parent_run_id, record, tags=tags, ended=time.time()))
 
 
-def _head_of(job: Job) -> float | None:
-    """The score of the better linear head, where every tail begins; None before there is one."""
-    records = job.study.read(partial(list_records, num_trials=HEADS))
-    return max((known.score for known in records if known.score is not None), default=None)
+class _Head:
+    """The better linear head, where every tail begins."""
+
+    def __init__(self, place: Place, study: optuna.Study) -> None:
+        self.place, self.study = place, study
+        self.records: list[TrialRecord] = []
+
+    def score(self) -> float | None:
+        """Its score, asked of the study until all heads have ended; None before there is one."""
+        if len(self.records) < HEADS:
+            self.records = self.place.call(partial(list_records, self.study, HEADS))
+        return max((known.score for known in self.records if known.score is not None), default=None)
 
 
 def _is_behind(trial: Trial, best: float, epoch: int) -> bool:

@@ -3,7 +3,8 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import cache
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ CONNECT = {
     "tcp_user_timeout": 60_000,
 }
 T = TypeVar("T")
+_held: ContextVar[sqlalchemy.Connection | None] = ContextVar("_held", default=None)  # by a lock, around this code
 
 
 def database_url() -> str | None:
@@ -74,19 +76,22 @@ def advisory_lock(name: str) -> Iterator[None]:
     """
     key = int.from_bytes(hashlib.sha256(f"frostline {name}".encode()).digest()[:8], "big", signed=True)
     connection = _connect()
+    token = _held.set(connection)
     try:
         # Until the transaction ends; so it works behind a pool of connections that gives them out by transaction.
         connection.execute(sqlalchemy.text("select pg_advisory_xact_lock(:key)"), {"key": key})
         yield
     finally:
+        _held.reset(token)
         with suppress(DBAPIError):
             connection.close()
 
 
 def read_clock() -> tuple[float, float]:
-    """Seconds since 1970 by the database's clock: now, and when it began to answer."""
+    """Seconds since 1970 by the database's clock: now, and when it began to answer. Inside a lock its connection is asked."""
     asked = "select extract(epoch from clock_timestamp()), extract(epoch from pg_postmaster_start_time())"
-    with _connect() as connection:
+    held = _held.get()
+    with nullcontext(held) if held else _connect() as connection:
         now, since = connection.execute(sqlalchemy.text(asked)).one()
     return float(now), float(since)
 
@@ -127,8 +132,8 @@ def _connect() -> sqlalchemy.Connection:
 
 @cache
 def _engine(url: str) -> sqlalchemy.Engine:
-    # A connection of its own for each lock: they are rare and short.
-    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=CONNECT)
+    # One connection is kept: to open one takes longer than most locks are held.
+    return sqlalchemy.create_engine(url, pool_size=1, max_overflow=2, pool_pre_ping=True, connect_args=CONNECT)
 
 
 def _require_url() -> str:
