@@ -147,7 +147,8 @@ def test_the_whole_line_through_the_services(server: Cluster, tmp_path: Path) ->
         run(f"pipelines/{stage}.py")
     assert load_json(folder / "reports/registration.json")["version"] == 1
     assert "champion now" in frostline("promote", "--force", "--reason", "a test")
-    change_params(folder, "tune", epochs=3)
+    # Another model for certain: the linear head, where it wins, is the same after any number of epochs.
+    change_params(folder, "tune", pooling="max")
     for stage in ("tune", "refit", "evaluate", "register"):
         run(f"pipelines/{stage}.py")
     assert load_json(folder / "reports/registration.json")["version"] == 2
