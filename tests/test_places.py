@@ -246,6 +246,12 @@ def test_a_password_is_taken_out_of_every_text_however_it_is_written(monkeypatch
     )
 
 
+def test_a_machine_without_the_address_of_the_database_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(postgres.VARIABLE, raising=False)
+    with pytest.raises(Refused, match=r"not set here.* environment of `ray start`"):
+        StudyServer("e", "d", 1.0).load()
+
+
 def test_a_database_that_does_not_answer_is_refused_before_any_work(
     tmp_path: Path, params_document: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,9 +89,9 @@ def test_a_single_worker_is_this_process(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("before", "gpus", "seen"),
-    [(None, ["0", "1"], ["0", "0", "1"]), ("4,5,6", ["4", "5", "6"], ["4", "5", "6"]), ("4", ["4"], ["4"] * 3)],
+    [(None, ["0", "1", "2", "3"], ["0", "1", "2"]), ("4,5,6", ["4", "5", "6"], ["4", "5", "6"])],
 )
-def test_workers_have_a_gpu_each_as_far_as_there_are(
+def test_workers_have_a_gpu_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None, gpus: list[str], seen: list[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -99,6 +99,13 @@ def test_workers_have_a_gpu_each_as_far_as_there_are(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
     assert run_workers(tmp_path, 3, 1, gpus) == ([], [], seen)
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+
+
+@pytest.mark.parametrize("gpus", [["0"], ["0", "1"]])
+def test_workers_that_would_share_a_gpu_are_refused(tmp_path: Path, gpus: list[str]) -> None:
+    with pytest.raises(Refused, match=rf"^tune.workers: 3 workers would share the memory of {len(gpus)} GPU"):
+        run_workers(tmp_path, 3, 1, gpus)
+    assert not list(tmp_path.iterdir())
 
 
 def test_who_ends_early_is_told_with_the_reason(tmp_path: Path) -> None:

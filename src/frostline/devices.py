@@ -280,7 +280,7 @@ def describe_device() -> str:
 
 
 def share_memory() -> None:
-    """Lets several workers share a GPU: memory is taken as it is needed. Call before the first computation.
+    """Lets a worker share a GPU with the process that began it: memory is taken as it is needed. Call before the first computation.
 
     JAX reads XLA_PYTHON_CLIENT_PREALLOCATE at its own start; `trials` sets it for the workers.
     """

@@ -59,11 +59,16 @@ class Local:
         gpus: Sequence[str] = (),
         one_machine: bool = False,
     ) -> list[str]:
-        """See `Engine.run_workers`. Of several GPUs each worker has one; where there are fewer than workers, some share."""
+        """See `Engine.run_workers`. Of several GPUs each worker has one; Refused where some would have to share."""
         if self.workers == 1:
             for line in here():
                 print(line, flush=True)
             return []
+        if 0 < len(gpus) < number:
+            raise Refused(
+                f"tune.workers: {number} workers would share the memory of {len(gpus)} GPU{'s' * (len(gpus) > 1)} without a limit. Allow "
+                "one for each, or compute on the processor: CUDA_VISIBLE_DEVICES=-1."
+            )
         # Spawned: a fork after TensorFlow has run hangs.
         context = multiprocessing.get_context("spawn")
         workers = [context.Process(target=_work, args=(run, facts)) for _ in range(number)]
@@ -143,7 +148,7 @@ def _one_gpu(gpus: Sequence[str], place: int) -> Iterator[None]:
     """A process that is started in the block sees one of several GPUs: its libraries look before our code in it runs."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if len(gpus) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place]
     try:
         yield
     finally:

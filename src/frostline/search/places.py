@@ -128,7 +128,12 @@ class StudyServer:
 
     @property
     def _storage(self) -> optuna.storages.RDBStorage:
-        return _server_storage(str(database_url()))
+        if (url := database_url()) is None:
+            raise Refused(
+                "FROSTLINE_STUDY_URL is not set here, and the study is in PostgreSQL. Every machine needs it in its environment; of Ray's "
+                "nodes that is the environment of `ray start`."
+            )
+        return _server_storage(url)
 
     def locked(self) -> AbstractContextManager[None]:
         """A short exclusive hold among all machines' processes."""
