@@ -28,6 +28,7 @@ from frostline.params import load_params
 
 sys.path.insert(0, str(results.ROOT / "tests"))
 
+LONG = {"tune.epochs": 80, "tune.pruning": "none", "fetch.images_per_class": 60}  # trials in which a fault can fall
 AWAY_S = 60.0  # that the MLflow server is away
 SERVICES = ("postgres", "s3", "mlflow", "ray", "ray-node")
 FAULTS = {
@@ -68,11 +69,11 @@ def main() -> None:
         make_base(Path(folder) / "tiny.keras")
         project.environment |= {**services.environment, "KERAS_BACKEND": "jax"}
         scale = {"scale.engine": "ray", "scale.address": services.environment["RAY_ADDRESS"], "scale.workers": 2}
-        project.set({**SMALL, **scale, "base.weights": str(Path(folder) / "tiny.keras")})
+        project.set({**SMALL, **scale, **LONG, "base.weights": str(Path(folder) / "tiny.keras")})
         for number in range(given.studies):
             faults = [kind for kind, times in FAULTS.items() for _ in range(times)]
             random.Random(given.seed + number).shuffle(faults)
-            project.set({"seed": number, "tune.num_trials": 4 + 3 * len(faults)})
+            project.set({"seed": number, "tune.num_trials": 4 * len(faults)})
             project.run("dvc", "repro", "extract")
             lines.append(Chaos(project, services).run(faults))
             print(json.dumps(lines[-1]), flush=True)
@@ -99,6 +100,7 @@ class Chaos:
             self.do(fault)
             self.wait_for_trials(self.count() + 1)
             waited.append(time.monotonic() - now)
+            print(f"{fault}: {waited[-1]:.0f} s, {self.count()} trials", flush=True)
         while self.keep_going():
             time.sleep(0.5)
         said = self.log.read_text()

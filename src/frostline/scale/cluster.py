@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import frostline
@@ -125,8 +125,9 @@ class Cluster:
                 for other in [said for said, (_, placed) in crew.items() if not ray.wait([placed], timeout=0)[0]]:
                     self._dismiss([crew.pop(other)[0]])
             except RayActorError as error:
-                crew.pop(said)
-                losses.append(_first_line(error))
+                self._dismiss([crew.pop(said)[0]])  # it may only be out of reach, and have come back
+                out_of_reach = isinstance(error, ActorUnavailableError)
+                losses.append("its node is out of reach" if out_of_reach else "its process, or its node, is gone")
                 lost(losses[-1])
                 if len(losses) <= RETRIES:
                     hire()

@@ -34,6 +34,9 @@ def open_engine(params: Params) -> Iterator[Engine]:
         return
     if not has_ray():
         raise Refused(f"scale.engine: {NO_RAY}.")
+    os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = (
+        "."  # or its word of a node that died, which we say in one line, is a page
+    )
     if params.scale.address is None:
         _close_doors()
     from frostline.scale.cluster import Cluster  # takes two seconds
