@@ -28,7 +28,7 @@ from frostline.params import load_params
 
 sys.path.insert(0, str(results.ROOT / "tests"))
 
-LONG = {"tune.epochs": 80, "tune.pruning": "none", "fetch.images_per_class": 60}  # trials in which a fault can fall
+LONG = {"tune.epochs": 15, "tune.pruning": "none"}  # trials in which a fault can fall
 AWAY_S = 60.0  # that the MLflow server is away
 SERVICES = ("postgres", "s3", "mlflow", "ray", "ray-node")
 FAULTS = {
