@@ -22,7 +22,16 @@ import results
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 # Of all kills, so many parts fall on each: more where more is written, fewer where a start takes long.
-WEIGHTS = {"promote": 1, "tune": 3, "tune, two workers": 2, "refit": 3, "register": 3, "pretrain": 2, "screen": 1}
+WEIGHTS = {
+    "promote": 1,
+    "tune": 3,
+    "tune, two workers": 2,
+    "refit": 3,
+    "register": 3,
+    "pretrain": 2,
+    "screen": 1,
+    "train": 1,
+}
 
 
 def main() -> None:
@@ -48,6 +57,12 @@ def main() -> None:
         default=[],
         metavar="FILE",
         help="wait before each kill while one is there",
+    )
+    parser.add_argument(
+        "--keep-different",
+        type=Path,
+        metavar="FOLDER",
+        help="the project and the log of each rerun that failed or differs",
     )
     results.add_options(parser)
     given = parser.parse_args()
@@ -75,6 +90,9 @@ def main() -> None:
                 print(f"{name}\t{kill.where}\t{kill.fell}\t{kill.code}\t{list(kill.differences)}", flush=True)
                 if kill.code or kill.differences:  # of both runs; a line of the table tells nothing of it
                     print(log_of(slaughter.folder).read_text(errors="replace")[-20_000:], file=sys.stderr, flush=True)
+                    if given.keep_different:
+                        log = log_of(slaughter.folder)
+                        _keep([slaughter.folder, log], given.keep_different / f"{name}-{len(kills)}", kill.differences)
             lines.append(
                 {
                     "victim": name,
@@ -93,6 +111,13 @@ def main() -> None:
             results.keep("kills", [*earlier, *lines], given, make_table)  # what comes may take hours
     nursery.close()
     print(make_table([*earlier, *lines]))
+
+
+def _keep(found: list[Path], folder: Path, differences: tuple[str, ...]) -> None:
+    """A project and its log, in which a cause is looked for, before the next kill makes the project anew."""
+    folder.mkdir(parents=True)
+    subprocess.run(["cp", "-a", *found, folder], check=True)
+    (folder / "differences.txt").write_text("\n".join(differences), encoding="utf-8")
 
 
 def _describe_call() -> dict[str, str]:

@@ -27,7 +27,9 @@ from urllib.parse import unquote, urlsplit
 import optuna
 import psutil
 
+from frostline.cli.presets import DEFAULT, apply_settings
 from frostline.files import sha256_of
+from frostline.images.generated.sets import write_target
 from frostline.tracking.store import create_database
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +66,8 @@ for line in sys.stdin:
         from frostline.cli import main
         main()
     else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        # Whole, or its workers look for it below the folder in which the nursery was started.
+        runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
     sys.exit()
 """
 LIGHT = "frostline.images.sources,frostline.images.preparation,frostline.images.views,frostline.evidence.figures.sheets"
@@ -126,13 +129,14 @@ class Victim:
     """What is run, killed and run again.
 
     outs: what DVC removes before it; loose: several workers decide the order, so only the shape of what is there counts;
-    codes: the exit codes that are no failure.
+    calls: is it one process, of which strace tells a call that it can be killed at?
     """
 
     name: str
     command: tuple[str, ...]
     outs: tuple[str, ...] = ()
     loose: bool = False
+    calls: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -164,7 +168,7 @@ class Slaughter:
         self.expected = states[0]
         self.volatile = {key for key in {*states[0], *states[1]} if states[0].get(key) != states[1].get(key)}
         # Under strace several processes with all their threads would take minutes.
-        self.calls = self._list_calls() if STRACE and calls and not victim.loose else []
+        self.calls = self._list_calls() if STRACE and calls and victim.calls else []
 
     def kill(self, generator: random.Random, *, by_call: bool) -> Kill:
         """One kill, the rerun and the comparison."""
@@ -208,6 +212,16 @@ class Slaughter:
         again = self._run()
         assert again == 0, log_of(self.folder).read_text()[-3000:]
         return code, said, self._differences(state_of(self.folder))
+
+    def lock(self) -> tuple[int, str]:
+        """Exit code and words of a run on a disk that may only be read; the folder is a mount."""
+        self._restore()
+        subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], check=True)
+        try:
+            code = self._run()
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", str(self.folder)], check=True)
+        return code, log_of(self.folder).read_text(errors="replace")
 
     def _restore(self) -> None:
         self.nursery.wait_for_quiet()
@@ -325,8 +339,10 @@ def _session_of(process: int) -> int:
 
 # --- what is there ----------------------------------------------------------------------------------------------------
 
-# Code, and a memory that only saves a look.
-LEFT_OUT = re.compile(r"^(src|pipelines|\.git)/|(^|/)__pycache__/|\.pyc$|^\.frostline/mlflow-revision\.json$")
+# Code, a memory that only saves a look, and DVC's own, which names files by what is in them.
+LEFT_OUT = re.compile(
+    r"^(src|pipelines|\.git|\.dvc/cache|\.dvc/tmp)/|(^|/)__pycache__/|\.pyc$|^\.frostline/mlflow-revision\.json$"
+)
 # Only their names are compared: locks, times, memories, and databases, whose rows are looked at instead.
 # How long something took is known of what this very process did.
 # A promotion that was broken off has used the test split, too, and says so.
@@ -466,12 +482,18 @@ PRETRAIN = (
     "pretrain generated --out own --option alpha=0.35 --image-size 32 --epochs 2 --classes 4 --images-per-class 12"
 )
 SCREEN = "screen --candidate MobileNetV2,weights=random,alpha=0.35 --size 32 --sample 50"
+# More minutes than it takes, or its pace would choose what is searched.
+TRAIN = "train photos --candidate custom,weights=tiny.keras --minutes 600"
 COMMANDS = {
-    "tune, two workers": Victim("tune, two workers", STAGES["tune"].command, OUTS["tune"], loose=True, environment=JAX),
+    "tune, two workers": Victim(
+        "tune, two workers", STAGES["tune"].command, OUTS["tune"], loose=True, calls=False, environment=JAX
+    ),
     "promote": Victim("promote", ("frostline", "promote", "--force", "--reason", "a test"), environment=JAX),
     "clean": Victim("clean", ("frostline", "clean", "--older-than", "0", "--yes")),
     "pretrain": Victim("pretrain", ("frostline", *PRETRAIN.split(), "--batch-size", "8")),
     "screen": Victim("screen", ("frostline", *SCREEN.split())),
+    "monitor": Victim("monitor", ("frostline", "monitor", "new", "--version", "1")),
+    "train": Victim("train", ("frostline", *TRAIN.split()), calls=False, environment=JAX),
 }
 VICTIMS = {**STAGES, **COMMANDS}
 SMALL: dict[str, Any] = {
@@ -534,7 +556,7 @@ def make_templates(nursery: Nursery, folder: Path, names: Sequence[str]) -> dict
     line, order = folder / PROJECT, list(STAGES)
     ran = {name: order.index(name) for name in order} | {"tune, two workers": order.index("tune")}
     ran |= {"pretrain": order.index("prepare"), "screen": order.index("prepare")}
-    ran |= {"promote": len(order), "clean": len(order)}
+    ran |= {"promote": len(order), "clean": len(order), "monitor": len(order), "train": 0}
     templates = {name: folder / "templates" / re.sub(r"\W+", "-", name) for name in names}
 
     def run(stage: str) -> None:
@@ -548,12 +570,34 @@ def make_templates(nursery: Nursery, folder: Path, names: Sequence[str]) -> dict
         for name in (name for name in names if ran[name] == place):
             if name == "clean":
                 _leave_behind(line, run)
-            shutil.copytree(line, templates[name], symlinks=True)
+            if name == "train":
+                _make_clone(templates[name])
+                shutil.copy(line / "mlflow.db", templates[name])
+            else:
+                shutil.copytree(line, templates[name], symlinks=True)
         if place < max(ran[name] for name in names):
             run(order[place])
+    if monitored := templates.get("monitor"):
+        write_target(monitored / "new", 4, 48, 8)
     if two := templates.get("tune, two workers"):
         change_params(two, "tune", workers=2, num_trials=6)
     return templates
+
+
+def _make_clone(folder: Path) -> None:
+    """All that git knows, as `dvc repro` needs it, with small defaults and a folder of images, on which nothing has run."""
+    from test_line import start_project
+
+    project = start_project(folder)
+    default = folder / DEFAULT
+    small = {"base.image_size": 32, "evaluate.resamples": 100, "evaluate.worst_mistakes": 4, "evaluate.explained": 2}
+    text = apply_settings(default.read_text(encoding="utf-8"), {**small, "tracking.uri": None})
+    for path in (default, folder / "params.yaml"):
+        path.write_text(text, encoding="utf-8")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "-m", "start")
+    make_base(folder / "tiny.keras")
+    write_target(folder / "photos", 12, 48, 7)
 
 
 def _leave_behind(line: Path, run: Callable[[str], None]) -> None:

@@ -84,6 +84,13 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_stage_goes_on(slaughter_
     check_full_disk(slaughter_of(name), 0.7)
 
 
+def test_a_disk_that_may_only_be_read_is_one_line(slaughter_of, folder):
+    if not (folder / PROJECT).is_mount():
+        pytest.skip("needs a disk of its own: this user, or this container, may not mount one")
+    code, said = slaughter_of("fetch").lock()
+    assert code == 2 and said.startswith("frostline: ") and "Read-only file system" in said and said.count("\n") == 1
+
+
 @pytest.mark.skipif(not LONG, reason="all stages, several times: `make torture`")
 def test_a_full_disk_at_any_stage_is_one_line_and_nothing_is_corrupt(tmp_path):
     names = [*STAGES, "promote"]

@@ -3,7 +3,8 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
-from frostline.cli.presets import apply_settings, list_presets, load_preset, write_params
+from frostline.cli import presets
+from frostline.cli.presets import apply_settings, list_presets, load_preset, preset_of, refuse_edits, write_params
 from frostline.errors import Refused
 from frostline.params import parse_document, parse_params
 
@@ -74,6 +75,23 @@ def test_the_labs_are_the_reference_experiments(root):
         )
         assert params.tune.space.head_learning_rate.low == params.tune.space.head_learning_rate.high == rate
         assert params.tune.space.unfrozen_blocks == (0, 0)
+
+
+def test_whoever_was_killed_while_it_wrote_params_has_left_no_edits(project, monkeypatch):
+    write_params(project, "seed: 1\n", "a")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("save_json", "replacing"):
+        with monkeypatch.context() as patch:
+            patch.setattr(presets, place, die)
+            with pytest.raises(KeyboardInterrupt):
+                write_params(project, "seed: 2\n", "b")
+        refuse_edits(project)
+        assert preset_of(project) in ("a", None)
+    write_params(project, "seed: 2\n", "b")
+    assert preset_of(project) == "b"
 
 
 def test_a_committed_params_file_may_be_replaced(project, root):

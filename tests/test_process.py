@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from frostline.errors import Refused
-from frostline.process import ask_git, describe_disk_error, project_root, work_folder
+from frostline.process import ask_git, describe_refusal, project_root, work_folder
 
 STAGE = """
 import ctypes, json, signal, sys, time
@@ -26,6 +26,9 @@ def main():
         raise RuntimeError("a mistake of ours")
     if what == "full":
         raise OSError(28, "No space left on device", "data/raw/cats/1.jpg")
+    if what == "too large":
+        import numpy
+        numpy.zeros(1 << 50)
     Path("started").write_text("yes")
     if what == "sleep":
         time.sleep(60)
@@ -109,6 +112,23 @@ def test_a_full_disk_is_one_line_that_names_the_file(folder):
     assert err.startswith("frostline: data/raw/cats/1.jpg: No space left on device.") and err.count("\n") == 1
 
 
+def test_too_little_memory_is_one_line(folder):
+    process = start(folder, "too large")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert err.startswith("frostline: There is not enough memory.") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("library", ["tensorflow", "jax"])
+def test_that_memory_is_short_is_heard_in_a_librarys_words(library):
+    """A hundred terabytes, which no machine has."""
+    module = pytest.importorskip(library)
+    ones = module.ones if library == "tensorflow" else module.numpy.ones
+    with pytest.raises(Exception, match=r"OOM|RESOURCE_EXHAUSTED") as error:
+        ones((1 << 22, 1 << 22)).block_until_ready()
+    assert "not enough memory" in describe_refusal(error.value)
+
+
 def behind(told: BaseException, system: BaseException) -> BaseException:
     """As a library raises it, with the system's word behind its own."""
     try:
@@ -128,10 +148,11 @@ def behind(told: BaseException, system: BaseException) -> BaseException:
         (behind(RuntimeError("tell"), sqlite3.OperationalError("database or disk is full")), "No space left on device"),
         (behind(RuntimeError("no such layer"), PermissionError(errno.EACCES, "Permission denied", "x")), None),
         (ValueError("a mistake of ours"), None),
+        (behind(RuntimeError("tell"), MemoryError()), "not enough memory"),
     ],
 )
 def test_that_the_disk_is_full_is_heard_behind_a_librarys_words(error, said):
-    found = describe_disk_error(error)
+    found = describe_refusal(error)
     assert found is None if said is None else said in found and "\n" not in found
 
 

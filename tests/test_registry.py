@@ -549,8 +549,11 @@ def test_the_champion_is_monitored_from_run_to_run(workspace):
     assert code == 1 and "bad.png: " in said and "90 new images or labels of 91, 90 in all" in said
     assert "ALARM" not in said and "calm   familiarity" in said and "calm   shares" in said and "accuracy" not in said
     (folder / "bad.png").unlink()
+    # As if it had been killed between its run and the verdict on the version.
+    store.client.delete_model_version_tag("frostline", "1", "frostline.monitor")
     code, said = call("monitor", "new")
     assert code == 0 and "0 new images or labels of 90, 90 in all" in said
+    assert load_version(store, "frostline", 1).tags["frostline.monitor"] == "calm, after 90 images and labels"
     # Images that the version was made from, or measured on, are none of the new ones.
     write_images(workspace / "again", make_new(3, seed=6), "")
     manifest = Path("data/prepared/manifest.csv")

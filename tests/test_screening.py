@@ -122,10 +122,11 @@ def project(raw, params_document, tmp_path, root, monkeypatch):
 
 
 def test_the_command_tells_and_writes_what_it_found(project, run_cli):
-    answer = run_cli(
+    arguments = (
         *("screen", "--candidate", "MobileNetV2,weights=random,alpha=0.35", "--sample", "100", "--size", "32"),
         *("--candidate", "MobileNetV2,weights=bundled,alpha=0.35", "--apply"),
     )
+    answer = run_cli(*arguments)
     assert answer.code == 0, answer.err
     first = answer.out.splitlines()[1]
     assert first.split(",")[0].strip() == "MobileNetV2" and "bundled at 32 px" in first
@@ -146,6 +147,10 @@ def test_the_command_tells_and_writes_what_it_found(project, run_cli):
     (run,) = list_runs(store, "screen")
     assert run["accuracy"] == pytest.approx(record["candidates"][0]["accuracy"]["value"], abs=1e-4)
     assert not list((project / ".frostline/unfinished").glob("screen-*"))
+
+    # As if it had been killed when params.yaml was written: it is the same look.
+    assert run_cli(*arguments).code == 0
+    assert [again["id"] for again in list_runs(store, "screen")] == [run["id"]]
 
 
 def test_candidates_are_read_as_they_are_written():

@@ -153,16 +153,19 @@ def test_artifacts_lie_below_the_root_wherever_the_process_stands(store, tmp_pat
 
 
 def test_projects_that_share_a_database_and_start_together_lose_nothing(tmp_path):
-    projects, each, runs = (4, 6, 3) if LONG else (3, 1, 2)
-    ended = write_together(tmp_path, projects, each, runs)
-    assert [code for code, _ in ended] == [0] * len(ended), ended
-    shared = Tracking(uri=f"sqlite:///{tmp_path / 'team' / 'shared.db'}")
-    store = open_store(shared, tmp_path / "project-0")
-    found = store.client.search_runs([store.experiment_id])
-    assert len(found) == projects * each * runs and {len(run.data.metrics) for run in found} == {10}
-    assert {run.info.status for run in found} == {"FINISHED"}
-    # Files go beside what is shared, not to whoever came first.
-    assert all(run.info.artifact_uri.startswith((tmp_path / "team" / "mlruns").as_uri()) for run in found)
+    rounds, projects, each, runs = (20, 4, 2, 3) if LONG else (1, 3, 1, 2)
+    for number in range(rounds):
+        folder = tmp_path / f"round-{number}"
+        folder.mkdir()
+        ended = write_together(folder, projects, each, runs)
+        assert [code for code, _ in ended] == [0] * len(ended), ended
+        shared = Tracking(uri=f"sqlite:///{folder / 'team' / 'shared.db'}")
+        store = open_store(shared, folder / "project-0")
+        found = store.client.search_runs([store.experiment_id])
+        assert len(found) == projects * each * runs and {len(run.data.metrics) for run in found} == {10}
+        assert {run.info.status for run in found} == {"FINISHED"}
+        # Files go beside what is shared, not to whoever came first.
+        assert all(run.info.artifact_uri.startswith((folder / "team" / "mlruns").as_uri()) for run in found)
 
 
 def test_what_a_killed_creation_of_the_database_left_goes(tmp_path):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from frostline.bases.graph import copy_graph
 from frostline.devices import without_drawing
 from frostline.hparams import Hparams
 from frostline.training.data import TrainingData, draw_folds, make_class_weights
@@ -237,3 +238,14 @@ def test_score_logits_matches_the_definition() -> None:
     loss, accuracy = score_logits(logits, np.array([0, 1, 1], np.int32))
     assert loss == pytest.approx(-np.log([0.7, 0.6, 0.1]).mean(), rel=1e-5)
     assert accuracy == pytest.approx(2 / 3)
+
+
+def test_whoever_answers_with_a_copy_takes_nothing_from_its_original() -> None:
+    """JAX gives the arrays of a model that predicts away, those of a copy too where it shared them."""
+    images, original = np.ones((2, 4, 4, 8), np.float32), build_suffix()
+    answers = []
+    for _ in range(2):
+        start = keras.Input((4, 4, 8))
+        copy = keras.Model(start, copy_graph(original.input, original.outputs, start))
+        answers.append(copy.predict_on_batch(images)[0])
+    np.testing.assert_array_equal(*answers)

@@ -4,50 +4,47 @@ import multiprocessing
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
-
-@dataclass(frozen=True)
-class BrokenJob:
-    """In place of a Job: one of its workers ends early, the others stay, and its study cannot be asked."""
-
-    folder: Path
-
-    @property
-    def study(self) -> "BrokenJob":
-        return self
-
-    def call(self, function: object) -> None:
-        raise OSError("the study's disk is gone")
+from frostline.scale import local
 
 
-def end_or_stay(job: BrokenJob) -> None:
+def end_or_stay(folder: Path) -> None:
+    """One worker ends early, the others stay."""
     with suppress(FileExistsError):
-        (job.folder / "first").mkdir()
+        (folder / "first").mkdir()
         os._exit(3)
     time.sleep(600)
 
 
-def test_a_search_that_cannot_go_on_leaves_no_worker_to_wait_for(tmp_path, monkeypatch):
-    from frostline.search import worker  # here, because the workers load this module, and that one loads Keras
+def test_a_search_that_cannot_go_on_leaves_no_worker_to_wait_for(tmp_path):
+    def lose(_: str) -> None:
+        raise OSError("the study's disk is gone")
 
-    monkeypatch.setattr(worker, "_work_for_parent", end_or_stay)
     with pytest.raises(OSError, match="disk is gone"):
-        worker._run_workers(BrokenJob(tmp_path), 2)  # type: ignore[arg-type]
+        local.Local(2).run_workers(end_or_stay, (tmp_path,), 2, here=lambda: iter(()), lost=lose)  # type: ignore[arg-type]
     assert multiprocessing.active_children() == []  # the interpreter would wait for them
 
 
 def test_a_worker_whose_start_was_broken_off_is_ended_too(monkeypatch):
-    from frostline.search import worker
-
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
     process.start()
     with monkeypatch.context() as patch:
         patch.setattr(multiprocessing.process, "_children", set())  # as when a signal comes within `start`
-        worker._end_workers()
+        local._end_workers()
     assert not psutil.pid_exists(process.pid)
     process.join()
+
+
+def lack_memory() -> None:
+    raise MemoryError
+
+
+def test_a_worker_that_lacks_memory_says_so_in_one_line(capfd):
+    ended = local.Local(2).run_workers(lack_memory, (), 2, here=lambda: iter(()), lost=lambda _: None)  # type: ignore[arg-type]
+    assert ended == ["exit code 2"] * 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2 and all(line.startswith("frostline: There is not enough memory.") for line in said)

@@ -36,9 +36,10 @@ MOST_TIMES = 20  # of runs that did not end
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A process that is told to end has so long to come out of a library's call; and so long in all.
 YIELD_SECONDS, STOP_SECONDS = 2.0, 4.5
-# What the user mends, not we: a full, read-only or closed disk.
+# What the user mends, not we: a full, read-only or closed disk, or too little memory.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_SAID = re.compile(r"database or disk is full|No space left on device")
+NO_MEMORY_SAID = re.compile(r"OOM when allocating|RESOURCE_EXHAUSTED")  # TensorFlow and JAX
 DISK_ERRORS = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -94,9 +95,7 @@ def ending_in_words(name: str) -> Iterator[None]:
     except BaseException as error:
         if _stop.signal:  # whatever a library made of it
             _leave(name)
-        if isinstance(error, Refused):
-            print(f"frostline: {redact(str(error))}", file=sys.stderr)
-        elif said := describe_disk_error(error):
+        if said := describe_refusal(error):
             print(f"frostline: {redact(said)}", file=sys.stderr)
         elif isinstance(error, Exception):  # whatever it quotes, a log is kept and shown to others
             print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="")
@@ -106,11 +105,13 @@ def ending_in_words(name: str) -> Iterator[None]:
         sys.exit(2)
 
 
-def describe_disk_error(error: BaseException) -> str | None:
-    """What the disk did not allow, in one line; None where that is not what happened.
+def describe_refusal(error: BaseException) -> str | None:
+    """What was refused, by us, by the disk, or for want of memory, in words for the user; None of a mistake of ours.
 
-    That it is full, libraries say in exceptions of their own, with the system's somewhere behind.
+    That the disk is full, libraries say in exceptions of their own, with the system's somewhere behind.
     """
+    if isinstance(error, Refused):
+        return str(error)
     told: BaseException | None = error
     while told is not None:
         allowed = DISK_ERRORS if told is error else FULL
@@ -118,6 +119,11 @@ def describe_disk_error(error: BaseException) -> str | None:
             return f"{told.filename or Path.cwd()}: {told.strerror}. Free space, or change the rights, and run again."
         if FULL_SAID.search(str(told)):
             return f"{Path.cwd()}: {os.strerror(errno.ENOSPC)}. Free space, and run again."
+        if isinstance(told, MemoryError) or NO_MEMORY_SAID.search(str(told)):
+            return (
+                "There is not enough memory. What is finished is kept; smaller batches or images, or fewer workers, need less, "
+                "and the same again goes on from there."
+            )
         told = told.__cause__ or told.__context__
     return None
 

@@ -184,6 +184,7 @@ def _names_like(name: str) -> Iterator[str]:
 def copy_weights(source: keras.Layer, target: keras.Layer) -> None:
     """Gives `target` the weights of `source`, a layer of the same configuration."""
     for variable, value in zip(target.variables, source.variables, strict=True):
-        variable.assign(value)
+        # JAX would share the array, and to predict with one of the two gives it away.
+        variable.assign(keras.ops.copy(value))
     if isinstance(target, keras.layers.Normalization):
         target.finalize_state()

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from frostline.errors import Refused, redact
+from frostline.errors import redact
 
 # Command -> one line for --help. The command stands in `frostline.cli.<name>` as `command`.
 COMMANDS: dict[str, str] = {
@@ -61,13 +61,13 @@ def group() -> None:
 
 
 def main() -> None:
-    """Runs the command; a refusal, and what the disk does not allow, is one line on stderr and exit code 2."""
+    """Runs the command; a refusal, also by the disk or for want of memory, is one line on stderr and exit code 2."""
     try:
         group(prog_name="frostline")
     except Exception as error:
-        from frostline.process import describe_disk_error
+        from frostline.process import describe_refusal
 
-        said = str(error) if isinstance(error, Refused) else describe_disk_error(error)
+        said = describe_refusal(error)
         if said is None:
             raise
         click.echo(f"frostline: {redact(said)}", err=True)

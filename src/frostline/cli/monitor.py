@@ -60,6 +60,8 @@ def command(images: Path, number: int | None) -> None:
         found = weigh(test, answers)
         if new:
             log(project, version, answers, len(new), found, work)
+        if answers:  # also those of a look that was killed before it could say so
+            tell_version(project, version, len(answers), found)
     name = f"{version.name} version {version.number}"
     click.echo(f"{name}: {len(new)} new images or labels of {len(given)}, {len(answers)} in all")
     for test_name, reading in found.items():
@@ -70,7 +72,7 @@ def command(images: Path, number: int | None) -> None:
             click.echo(f"         {ABOUT[test_name]}")
     if test.familiarity is None:
         click.echo("  note   This version does not tell how familiar an image is; `dvc repro` makes one that does.")
-    sys.exit(1 if failed or any(reading.raised for reading in found.values()) else 0)
+    sys.exit(1 if failed or list_raised(found) else 0)
 
 
 def list_files(given: Path) -> list[tuple[Path, str]]:
@@ -146,13 +148,11 @@ def log(
     found: "dict[str, Reading]",
     work: Path,
 ) -> None:
-    """Writes a run below the version's own, with the answers that the next look goes on from, and the verdict on the version."""
+    """Writes a run below the version's own, with the answers that the next look goes on from."""
     from frostline.evidence.monitoring import save_answers
     from frostline.tracking.runs import log_look
 
     save_answers(work / FILE, answers)
-    raised = [name for name, reading in found.items() if reading.raised]
-    verdict = f"alarm: {', '.join(raised)}" if raised else "calm"
     metrics = {f"monitor/{name}": reading.wealth for name, reading in found.items()}
     metrics |= {f"monitor/{name}_highest": reading.highest for name, reading in found.items()}
     tags = {"mlflow.parentRunId": version.run_id, MODEL: version.sha256, "frostline.version": str(version.number)}
@@ -161,9 +161,24 @@ def log(
         "monitor",
         f"monitor · version {version.number}",
         params={"num_new": num_new},
-        metrics={**metrics, "monitor/images": float(len(answers)), "monitor/alarms": float(len(raised))},
-        tags={**tags, "frostline.verdict": verdict},
+        metrics={**metrics, "monitor/images": float(len(answers)), "monitor/alarms": float(len(list_raised(found)))},
+        tags={**tags, "frostline.verdict": say_verdict(found)},
         artifacts=[work / FILE],
     )
-    text = f"{verdict}, after {len(answers)} images and labels"
+
+
+def tell_version(project: Project, version: "Version", num_answers: int, found: "dict[str, Reading]") -> None:
+    """Puts the verdict on the version."""
+    text = f"{say_verdict(found)}, after {num_answers} images and labels"
     project.store.client.set_model_version_tag(version.name, str(version.number), "frostline.monitor", text)
+
+
+def list_raised(found: "dict[str, Reading]") -> list[str]:
+    """The tests that raise alarm."""
+    return [name for name, reading in found.items() if reading.raised]
+
+
+def say_verdict(found: "dict[str, Reading]") -> str:
+    """Calm, or which tests raise alarm."""
+    raised = list_raised(found)
+    return f"alarm: {', '.join(raised)}" if raised else "calm"

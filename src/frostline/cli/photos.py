@@ -13,7 +13,7 @@ from frostline.cli.screen import SAMPLE, Screening, label_of, log_result, run_sc
 from frostline.errors import Refused, some
 from frostline.evidence.predictions import BASELINES
 from frostline.images.sources import count_layout
-from frostline.params import Params, list_problems, load_params, parse_document, parse_params
+from frostline.params import Params, list_problems, parse_document, parse_params
 from frostline.process import UNFINISHED
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
         reasons["augment.views"] = f"{wanted} would take more than {minutes:g} minutes; epochs repeat them"
     text = apply_settings(default, settings, reasons)
     _checked(text, root, data)
-    write_params(root, text, NAME, force=True)
     show(screening)
-    log_result(load_params(), screening)
+    log_result(params, screening, text)
     accuracy, model = best.accuracy, save_first(screening)
+    write_params(root, text, NAME, force=True)  # last: whoever finds it takes all before it for done
     click.echo(
         f"\nA first answer, a linear head on {label_of(best.base)}: accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, "
         f"{accuracy.high:.3f}] out of fold.\nIt answers already: frostline predict --model {model} FILES\n"

@@ -17,7 +17,7 @@ from frostline.process import ask_git
 
 FOLDER = Path("presets")
 DEFAULT = FOLDER / "default.yaml"
-# The hash of params.yaml as a preset wrote it: as long as it is the same, nobody has edited the file.
+# The hash of params.yaml as a preset wrote it, and of what it replaced: as long as it is one of them, nobody has edited the file.
 MEMORY = Path(".frostline/preset.json")
 
 
@@ -83,9 +83,11 @@ def write_params(root: Path, text: str, preset: str, *, force: bool = False) -> 
     path = root / "params.yaml"
     if not force:
         refuse_edits(root, text)
+    # First, and with what it replaces: a process that is killed between the two has left no edits of anybody's.
+    before = _hash(path.read_text(encoding="utf-8")) if path.is_file() else None
+    save_json(root / MEMORY, {"preset": preset, "sha256": _hash(text), "before": before})
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    save_json(root / MEMORY, {"preset": preset, "sha256": _hash(text)})
 
 
 def refuse_edits(root: Path, text: str = "") -> None:
@@ -97,7 +99,7 @@ def refuse_edits(root: Path, text: str = "") -> None:
     if path.is_file():
         current = path.read_text(encoding="utf-8")
         known = [text, (root / DEFAULT).read_text(encoding="utf-8"), ask_git(root, "show", "HEAD:./params.yaml")[0]]
-        if current not in known and _hash(current) != _remembered(root):
+        if current not in known and _hash(current) not in _remembered(root):
             raise Refused(
                 "params.yaml has edits of yours, which `use` would overwrite. Commit them (git commit params.yaml), or throw "
                 "them away with --force."
@@ -107,14 +109,14 @@ def refuse_edits(root: Path, text: str = "") -> None:
 def preset_of(root: Path) -> str | None:
     """The preset that wrote `params.yaml` as it is now; None where nobody did, or it was edited since."""
     path, memory = root / "params.yaml", root / MEMORY
-    if not memory.is_file() or _hash(path.read_text(encoding="utf-8")) != _remembered(root):
-        return None
-    return str(load_json(memory)["preset"])
+    record = load_json(memory) if memory.is_file() else None
+    return str(record["preset"]) if record and record["sha256"] == _hash(path.read_text(encoding="utf-8")) else None
 
 
-def _remembered(root: Path) -> str | None:
+def _remembered(root: Path) -> set[str | None]:
     memory = root / MEMORY
-    return str(load_json(memory)["sha256"]) if memory.is_file() else None
+    record = load_json(memory) if memory.is_file() else {}
+    return {record.get("sha256"), record.get("before")}
 
 
 def _hash(text: str) -> str:

@@ -63,7 +63,7 @@ def command(
         click.echo(json.dumps(screening.to_record()))
     else:
         show(screening)
-    log_result(params, screening)
+    log_result(params, screening, Path("params.yaml").read_text(encoding="utf-8"))
     if apply:
         apply_choice(screening.best)
         click.echo("params.yaml: base is the first of the table. Next: dvc repro", err=as_json)
@@ -299,8 +299,8 @@ def show(screening: Screening) -> None:
     click.echo(f"{OUT / 'screen.png'} shows it; {screening.seconds:.0f} s")
 
 
-def log_result(params: Params, screening: Screening) -> None:
-    """Writes `reports/screen` and a run in MLflow."""
+def log_result(params: Params, screening: Screening, text: str) -> None:
+    """Writes `reports/screen` and a run in MLflow; text: of params.yaml."""
     from frostline.evidence.figures.screening import screening as draw
     from frostline.files import save_json
     from frostline.process import project_root
@@ -326,7 +326,7 @@ def log_result(params: Params, screening: Screening) -> None:
             "log_loss": best.log_loss,
             **{f"log_loss/{row['label']}": row["log_loss"] for row in shown},
         },
-        tags=lineage_tags(Path("params.yaml").read_text(encoding="utf-8"), root),
+        tags=lineage_tags(text, root),
         artifacts=[OUT / "screen.json", OUT / "screen.png"],
     )
 

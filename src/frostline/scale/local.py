@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from frostline.errors import Refused
-from frostline.process import die_with_parent, if_stopped, shielded, start_pool
+from frostline.process import describe_refusal, die_with_parent, if_stopped, shielded, start_pool
 from frostline.scale.work import Work
 from frostline.seeding import in_order
 
@@ -122,8 +122,11 @@ def _work(run: Callable[..., Iterator[str]], facts: tuple[Any, ...]) -> None:
     try:
         for line in run(*facts):
             print(line, flush=True)
-    except Refused as refusal:
-        print(f"frostline: {refusal}", file=sys.stderr, flush=True)
+    except Exception as error:
+        said = describe_refusal(error)
+        if said is None:
+            raise
+        print(f"frostline: {said}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

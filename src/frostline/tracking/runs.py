@@ -34,6 +34,8 @@ logging.getLogger("mlflow.store.db.utils").addFilter(lambda record: record.level
 
 DRAW = "frostline.draw"  # tag of a trial's run: which draw of the study it is of
 LOOK = "frostline.look"  # tag of a look's run: the digest of what it found
+# Tags that a look changes itself where it writes its choice into params.yaml.
+CHOSEN = ("frostline.params.sha256", "frostline.git.changes")
 STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}
 # Prefixes of the tags that say where a run comes from.
 LINEAGE = (
@@ -175,8 +177,10 @@ def log_look(
     """The id of a whole run that tells what was found: by a screening of bases (`screen`), or of a version in use (`monitor`).
 
     A look that found the very same in the same project is taken up, whole or not: its process was killed, or asked again.
+    What it chose may stand in params.yaml by then.
     """
-    facts = {"kind": kind, "name": name, "params": params, "metrics": metrics, "tags": tags}
+    known = {key: value for key, value in tags.items() if key not in CHOSEN}
+    facts = {"kind": kind, "name": name, "params": params, "metrics": metrics, "tags": known}
     tags = {**tags, **owner_tags(), "frostline.kind": kind, LOOK: digest_facts(facts)}
     found = store.client.search_runs([store.experiment_id], f"tags.`{LOOK}` = '{tags[LOOK]}'", max_results=1)
     if found:
