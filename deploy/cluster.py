@@ -375,7 +375,7 @@ def start_head(cluster: Cluster) -> None:
         cluster.run("ray", [*_find_ray(), *options, "--include-dashboard=false"], cluster.environment())
 
     def answers() -> bool:
-        return _can_reach(port) and _num_nodes(cluster) > 0
+        return _can_reach(port) and bool(_list_nodes(cluster))
 
     cluster.wait("ray", answers)
 
@@ -386,10 +386,10 @@ def start_node(cluster: Cluster) -> None:
         raise Missing("A node joins a head: start ray, too.")
     if cluster.process("ray-node"):
         return
-    before = _num_nodes(cluster)
+    before = _list_nodes(cluster)
     address = cluster.environment()["RAY_ADDRESS"]
     cluster.run("ray-node", [*_find_ray(), f"--address={address}"], cluster.environment())
-    cluster.wait("ray-node", lambda: _num_nodes(cluster) > before)
+    cluster.wait("ray-node", lambda: bool(_list_nodes(cluster) - before))
 
 
 def _find_ray() -> list[str]:
@@ -398,17 +398,12 @@ def _find_ray() -> list[str]:
     return [ray, "start", "--block", f"--num-cpus={NODE_CPUS}", "--disable-usage-stats"]
 
 
-def _num_nodes(cluster: Cluster) -> int:
-    """How many nodes the head knows that live."""
-    asked = "import ray; ray.init('auto', log_to_driver=False, logging_level=50); print(sum(node['Alive'] for node in ray.nodes()))"
-    done = subprocess.run(
-        [sys.executable, "-c", asked],
-        env={**os.environ, **cluster.environment()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return int(done.stdout or 0) if not done.returncode else 0
+def _list_nodes(cluster: Cluster) -> set[str]:
+    """The nodes that the head knows, by their ids; one that was killed is among them for half a minute."""
+    asked = "import ray; ray.init('auto', log_to_driver=False, logging_level=50); print(*(node['NodeID'] for node in ray.nodes()))"
+    environment = {**os.environ, **cluster.environment()}
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=False)
+    return set(done.stdout.split())
 
 
 def _can_reach(port: int) -> bool:

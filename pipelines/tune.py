@@ -10,10 +10,12 @@ from frostline.files import load_json, save_json, size_of
 from frostline.params import load_params
 from frostline.planning.closure import code_of
 from frostline.process import held, if_stopped, project_root, run_stage
+from frostline.search.depot import open_depot
 from frostline.search.outcome import run_study
 from frostline.search.places import digest_of
 from frostline.search.space import with_found_depths
 from frostline.search.starts import begin_study
+from frostline.search.supply import put_supply
 from frostline.tracking.lineage import lineage_tags
 from frostline.tracking.messages import say
 from frostline.tracking.owners import close_own_runs, sweep_dead_runs
@@ -29,7 +31,7 @@ def main() -> None:
     digest = digest_of(params)
     # What changes a trial: the worker and all that it runs; not this script, nor how a search is summed up.
     code = code_of("search/worker.py")
-    store = open_store(params.tracking, root)
+    store, depot = open_store(params.tracking, root), open_depot(params)
     with if_stopped(partial(close_own_runs, store)):
         refuse_server(store, params.register_.name)
         sweep_dead_runs(store)
@@ -40,13 +42,11 @@ def main() -> None:
         with held(root / "studies" / f"{digest}.owner", f"study {digest}"):
             study = begin_study(root / "studies", digest, code, params)
             class_names = tuple(load_json(prepared / "classes.json"))
-            outcome = run_study(params, study, store, parent, class_names)
+            outcome = run_study(params, study, store, parent, class_names, put_supply(params, depot))
 
         best = choose_best(outcome.trials)
         search = SearchRecord(digest, best.number, tune.epochs, tuple(outcome.trials))
-        stored = {
-            name: size_of(Path(folder)) for name, folder in (("views", paths.views), ("features", paths.features))
-        }
+        stored = {name: size_of(Path(getattr(paths, name))) for name in ("views", "features")}
         features = load_json(Path(paths.features) / "features.json")
         report = {"study": digest, "parent_run_id": parent, "cuts": features["cuts"], "cache_bytes": stored}
         report |= outcome.to_record()
@@ -54,8 +54,7 @@ def main() -> None:
         save_json(out / "best.json", best.to_record())
         save_json(out / "study.json", report)
         images = draw_study(search, report, out)
-        told = (describe_edge(search, report), describe_collapsed(search, len(class_names)))
-        notes = [note for note in told if note]
+        notes = [note for note in (describe_edge(search, report), describe_collapsed(search, len(class_names))) if note]
         say("tune", notes)
         close_run(
             store,

@@ -1,17 +1,20 @@
 """Servers on the loopback: one for tests of whoever downloads, and the services of deploy/cluster.py."""
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 
@@ -75,6 +78,13 @@ class Cluster:
     def down(self, *names: str) -> None:
         done = self._call("down", *names)
         assert done.returncode == 0, done.stderr
+
+    def kill(self, name: str) -> None:
+        """Ends one, not PostgreSQL, as if its machine had lost its power."""
+        number = json.loads((self.folder / "cluster.json").read_text())["processes"][name][0]
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            os.killpg(number, signal.SIGKILL)
+            psutil.Process(number).wait(10)
 
     def _call(self, *words: str) -> "subprocess.CompletedProcess[str]":
         script = Path(__file__).parents[1] / "deploy" / "cluster.py"

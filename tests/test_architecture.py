@@ -29,6 +29,7 @@ HOMES = {
     "albumentations": {"images.transforms", "images.views"},
     "optuna": {"search"},
     "sqlalchemy": {"tracking.postgres"},
+    "fsspec": {"search.depot"},
     "mlflow": {"tracking", "registry", "serving"},
     "ruamel": {"params", "cli.presets"},
     "pydantic": {"params"},

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 
@@ -60,3 +62,28 @@ def test_words_for_the_depth_are_said_in_numbers(project, run_cli):
         (project / "params.yaml").write_text(text.replace("unfrozen_blocks: [0, 4]", f"unfrozen_blocks: {words}"))
         answer = run_cli("check")
         assert answer.code == 0 and f"tune.space.unfrozen_blocks: {said}" in answer.out
+
+
+def test_a_store_is_looked_at(project, run_cli, monkeypatch):
+    def check(store):
+        text = (project / "params.yaml").read_text()
+        (project / "params.yaml").write_text(re.sub(r"scale:\n(  store: .*\n)?", f"scale:\n  store: {store}\n", text))
+        return run_cli("check")
+
+    (project / "shared").mkdir()
+    assert check(project / "shared").code == 0
+    answer = check(project / "none")
+    assert answer.code == 2 and answer.err.count("\n") == 1, answer.err
+    assert f"scale.store: {project / 'none'} cannot be used: FileNotFoundError" in answer.err
+    for wrong in ("gs://bucket/features", "s3://KEY:SECRET@bucket", "features"):
+        answer = check(wrong)
+        assert answer.code == 2 and "scale.store: neither null, nor a folder as /shared/folder" in answer.err
+        assert "SECRET" not in answer.err
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of-nobody")
+    answer = check("s3://bucket/features")
+    assert answer.code == 2 and "Could not connect" in answer.err
+    monkeypatch.setattr("frostline.planning.checks.find_spec", lambda _: None)
+    answer = check("s3://bucket/features")
+    assert answer.code == 2 and "s3:// needs s3fs, which comes with the extra `cluster`" in answer.err

@@ -101,6 +101,15 @@ def test_a_server_that_does_not_answer_fails_within_seconds(project, monkeypatch
     assert "http://127.0.0.1:9 does not answer" in failure and "Start the server" in failure
 
 
+def test_a_store_of_features_is_looked_at(project):
+    text_of_params = (project / "params.yaml").read_text()
+    (project / "shared").mkdir()
+    (project / "params.yaml").write_text(text_of_params.replace("scale:\n", f"scale:\n  store: {project / 'shared'}\n"))
+    assert f"store of features {project / 'shared'}" in text(findings(project)["ok"])
+    (project / "shared").rmdir()
+    assert "FileNotFoundError" in text(findings(project)["fail"])
+
+
 def test_a_database_that_is_none_is_one_finding_among_the_others(project):
     (project / "mlflow.db").write_bytes(b"this is no database")
     found = findings(project)

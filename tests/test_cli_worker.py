@@ -14,13 +14,15 @@ from optuna.trial import TrialState
 from servers import Cluster, cluster
 from torture import LONG
 
-from frostline.files import load_json
+from frostline.files import load_json, sha256_of
 from frostline.params import load_params
 from frostline.planning.closure import code_of
 from frostline.process import run_stage
+from frostline.search.depot import open_depot
 from frostline.search.places import StudyServer, digest_of
 from frostline.search.starts import begin_study
 from frostline.search.study import announce, list_killed, list_records
+from frostline.search.supply import put_supply
 from frostline.tracking.runs import open_study_run
 from frostline.tracking.store import open_store
 
@@ -31,9 +33,11 @@ WORKER = [sys.executable, "-c", "from frostline.cli import main; main()", "worke
 
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with cluster("postgres") as made:
-        monkeypatch.setenv("FROSTLINE_STUDY_URL", made.environment["FROSTLINE_STUDY_URL"])
+    with cluster("postgres", "s3") as made:
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
         yield made
+        made.kill("s3")  # asked to end, it takes ten seconds
 
 
 @pytest.fixture
@@ -41,7 +45,10 @@ def project(services: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A small line that has run up to `extract`."""
     folder = tmp_path / "project"
     make_project(folder)
-    change_params(folder, "tune", num_trials=TRIALS)
+    space = load_json(folder / "params.yaml")["tune"]["space"] | {"unfrozen_blocks": [1, 2]}
+    change_params(folder, "tune", num_trials=TRIALS, space=space)
+    change_params(folder, "scale", store="s3://frostline/features")
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(folder)
     for stage in ("source", "fetch", "prepare", "augment", "extract"):
         run_stage(stage, runpy.run_path(f"pipelines/{stage}.py")["main"])
@@ -61,25 +68,40 @@ def wait(process: "subprocess.Popen[str]", is_so: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def is_training(place: StudyServer) -> bool:
+    return bool(place.load().get_trials(states=(TrialState.RUNNING,)))
+
+
 def numbers(place: StudyServer) -> list[int]:
     return [record.number for record in place.read(lambda study: list_records(study, TRIALS))]
 
 
-def test_a_worker_draws_what_is_left_and_ends(project: Path) -> None:
+def test_a_worker_without_the_data_draws_what_is_left_and_ends(project: Path) -> None:
     """In the place of `tune`, which would train, too, this test begins the study."""
     params = load_params()
     store, digest = open_store(params.tracking, project), digest_of(params)
     parent = open_study_run(store, digest, params={}, tags={})
     place = begin_study(project / "studies", digest, code_of("search/worker.py"), params)
-    announce(place, TRIALS, parent)
+    announce(place, TRIALS, parent, put_supply(params, open_depot(params)))
+    data = (project / "data").rename(project / "elsewhere")
     worker = start(WORKER)
-    said = worker.communicate()
+    out, said = worker.communicate()
     assert worker.returncode == 0, said
     assert numbers(place) == list(range(TRIALS))
-    runs = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     records = place.read(lambda study: list_records(study, TRIALS))
+    runs = store.client.search_runs([store.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert sorted(run.info.run_id for run in runs) == sorted(record.run_id for record in records)
     assert list((project / "studies").glob("*.db")) == []
+    # Taken were neither images nor the maps of a depth that no trial had, and nothing is left but the cache.
+    assert "MB taken from s3://frostline/features" in out and not (project / "data").exists()
+    cache = project.with_name("cache")
+    taken = {path.name for path in cache.glob("files/*/*")}
+    maps = list(data.glob("features/depth-*/*.npy"))
+    depths = {record.hparams.unfrozen_blocks for record in records}
+    wanted = {sha256_of(path) for path in maps if int(path.parent.name[-2:]) in depths}
+    assert 0 < len(wanted) < len(maps) and {sha256_of(path) for path in maps} & taken == wanted
+    assert sha256_of(data / "prepared/train/images.npy") not in taken
+    assert list(cache.glob("views/*")) == []
 
 
 @pytest.mark.skipif(not LONG, reason="five processes with Keras, one after the other: `make torture`")
@@ -91,21 +113,23 @@ def test_workers_finish_what_a_killed_tune_began_and_it_takes_over_what_they_did
 
     place.prepare()  # whoever comes first makes the tables
     tune = start(TUNE)
-    wait(tune, lambda: place.exists() and len(numbers(place)) > 0)
+    wait(tune, lambda: place.exists() and len(numbers(place)) > 1 and is_training(place))
     tune.kill()
     tune.communicate()
 
     worker, before = start(WORKER), len(numbers(place))
-    wait(worker, lambda: len(numbers(place)) > before)
+    wait(worker, lambda: len(numbers(place)) > before and is_training(place))
     worker.terminate()
     said = worker.communicate()[1]
     assert worker.returncode == 143 and "worker was ended by SIGTERM" in said.splitlines()[-1], said
-    assert place.load().get_trials(states=(TrialState.RUNNING,)) == []
+    assert not is_training(place)
 
+    data = (project / "data").rename(project / "elsewhere")  # the last one takes what `tune` put into the store
     worker = start(WORKER)
     said = worker.communicate()
-    assert worker.returncode == 0, said
+    assert worker.returncode == 0 and "MB taken from s3://frostline/features" in said[0], said
     assert numbers(place) == list(range(TRIALS))
+    data.rename(project / "data")
 
     tune = start(TUNE)
     said = tune.communicate()
@@ -115,7 +139,7 @@ def test_workers_finish_what_a_killed_tune_began_and_it_takes_over_what_they_did
     store = open_store(params.tracking, project)
     runs = store.client.search_runs([store.experiment_id], "tags.`frostline.kind` = 'trial'")
     assert sorted(run.info.run_id for run in runs) == sorted(trial["run_id"] for trial in trials)
-    assert 1 <= len(place.read(list_killed)) <= 2
+    assert len(place.read(list_killed)) == 2
     # The database's password is nowhere, and neither is a study beside it.
     password = services.environment["FROSTLINE_STUDY_URL"].split(":")[2].split("@")[0].encode()
     assert len(password) > 20

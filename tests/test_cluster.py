@@ -21,7 +21,7 @@ from test_line import SMALL, Project, ran_in, start_project
 from test_registry import add, ask, call, encode, files, run_register, running, train_again, workspace  # noqa: F401
 from torture import LONG, promote_in_turns
 
-from frostline.files import load_json
+from frostline.files import load_json, sha256_of
 from frostline.params import Tracking, load_params
 from frostline.registry.versions import download_version, load_version
 from frostline.tracking.store import open_store
@@ -105,7 +105,8 @@ def test_a_versions_life_on_the_server(server: Cluster, workspace: Path, tmp_pat
     assert code == 0, said
     store = open_store(load_params().tracking, workspace)
     first = load_version(store, "frostline", 1)
-    assert "final.keras" in str([path.name for path in download_version(store, first, tmp_path / "copy").rglob("*")])
+    (model,) = download_version(store, first, tmp_path / "copy").rglob("model.keras")
+    assert sha256_of(model) == sha256_of(Path("models/final.keras"))
     image = np.load("data/prepared/test/images.npy")[0]
     Path("one.png").write_bytes(encode(image))
     wanted = json.loads(call("predict", "one.png", "--json")[1])
@@ -146,7 +147,8 @@ def test_the_whole_line_through_the_services(server: Cluster, tmp_path: Path) ->
         run(f"pipelines/{stage}.py")
     assert load_json(folder / "reports/registration.json")["version"] == 1
     assert "champion now" in frostline("promote", "--force", "--reason", "a test")
-    change_params(folder, "tune", epochs=3)
+    # Another model for certain: the linear head, where it wins, is the same after any number of epochs.
+    change_params(folder, "tune", pooling="max")
     for stage in ("tune", "refit", "evaluate", "register"):
         run(f"pipelines/{stage}.py")
     assert load_json(folder / "reports/registration.json")["version"] == 2

@@ -19,7 +19,7 @@ from test_search import ABOUT, run, run_trained
 
 from frostline.errors import Refused, redact
 from frostline.search import places
-from frostline.search.places import SIGNED, StudyFile, StudyServer, find_place, require_server
+from frostline.search.places import SIGNED, StudyFile, StudyServer, find_place, list_studies, require_server
 from frostline.search.starts import find_starts
 from frostline.search.study import (
     announce,
@@ -275,8 +275,14 @@ def test_a_worker_without_a_study_is_told_what_is_missing(
         require_server("feed", params)
     place = StudyServer("frostline", "beef", 60.0)
     open_study(place, "c", "ask")
-    announce(place, 5, "a run")
-    assert require_server("beef", params).load().user_attrs["job"] == {"num_trials": 5, "parent_run_id": "a run"}
+    announce(place, 5, "a run", ("a sha256", 7))
+    job = {"num_trials": 5, "parent_run_id": "a run", "manifest": ["a sha256", 7]}
+    assert require_server("beef", params).load().user_attrs["job"] == job
+    open_study(StudyServer("frostline", "cafe", 60.0), "c", "ask")
+    open_study(StudyServer("another", "f00d", 60.0), "c", "ask")
+    assert [(digest, facts.get("job")) for digest, facts in list_studies(params)] == [("cafe", None), ("beef", job)]
     monkeypatch.delenv(postgres.VARIABLE)
     with pytest.raises(Refused, match="set FROSTLINE_STUDY_URL"):
         require_server("beef", params)
+    with pytest.raises(Refused, match="set FROSTLINE_STUDY_URL"):
+        list_studies(params)

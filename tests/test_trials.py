@@ -1,6 +1,7 @@
 """The core of the line on a tiny base: features, receipt, trials, refit."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +123,21 @@ def test_features_are_what_the_base_gives(project: Path, bench: Bench) -> None:
     np.testing.assert_allclose(stored, whole, rtol=5e-3, atol=1e-3 * np.abs(stored).max())
     pooled = bench.data(0, "last").views[0][NUM["train"] :]
     np.testing.assert_allclose(pooled, whole.mean(axis=(1, 2)), rtol=5e-3, atol=1e-3 * np.abs(pooled).max())
+
+
+def test_maps_that_lie_elsewhere_are_asked_for_and_those_of_the_depth_before_let_go(
+    project: Path, bench: Bench
+) -> None:
+    asked: list[str] = []
+    own = Bench(make_params(project), 2, bench.heads, asked.append)
+    own.data(0, "all")
+    assert asked == []
+    own.train(hparams_at(1), 0)
+    before = weakref.ref(own.data(1, "all"))
+    assert before() is not None
+    own.data(2, "all")
+    gc.collect()
+    assert asked == ["depth-01", "depth-02"] and before() is None
 
 
 def test_features_are_float16_unless_that_loses_them() -> None:

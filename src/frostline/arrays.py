@@ -248,12 +248,22 @@ def save_split(
     save_json(folder / "ids.json", ids)
 
 
+def load_labels(folder: Path) -> NDArray[np.int32]:
+    """The labels of one split, memory-mapped; its images need not be there."""
+    return load_array(folder / "labels.npy")
+
+
+def load_groups(folder: Path) -> NDArray[np.int64]:
+    """The groups of one split, memory-mapped; its images need not be there."""
+    return load_array(folder / "groups.npy")
+
+
 def load_split(folder: Path) -> ImageSplit:
     """One split, its images memory-mapped."""
     return ImageSplit(
         load_array(folder / "images.npy"),
-        load_array(folder / "labels.npy"),
-        load_array(folder / "groups.npy"),
+        load_labels(folder),
+        load_groups(folder),
         tuple(load_json(folder / "ids.json")),
         load_array(folder / DIGESTS / "images.npy"),
     )

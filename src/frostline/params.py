@@ -2,6 +2,7 @@
 
 import codecs
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -342,6 +343,12 @@ class Tracking(Section):
     patience_s: Annotated[float, Field(ge=0)] = 300.0
 
 
+def _check_store(given: str) -> str:
+    if not re.fullmatch(r"/[^\0]*|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#@\0]*)?", given):
+        raise ValueError("neither null, nor a folder as /shared/folder, nor s3://BUCKET or s3://BUCKET/PREFIX")
+    return given
+
+
 def _check_address(given: str) -> str:
     host, _, port = given.rpartition(":")
     if given != "auto" and not (host and "/" not in host and port.isdigit()):
@@ -358,7 +365,7 @@ def _check_gpus(given: Any) -> Any:
 
 
 class Scale(Section):
-    """Where the stages' work runs; it changes nothing in what comes out. See docs/scale.md."""
+    """Where the stages' work runs, and what workers elsewhere read; it changes nothing in what comes out. See docs/scale.md."""
 
     # local: in processes of this machine; ray: as tasks and actors of Ray (the extra of that name).
     engine: Literal["local", "ray"] = "local"
@@ -370,6 +377,10 @@ class Scale(Section):
     cpus: Positive | None = None
     # Of each worker that computes with the base.
     gpus: Annotated[int, BeforeValidator(_check_gpus)] = 0
+    # A folder that machines share, or s3://BUCKET/PREFIX: `tune` puts there what `frostline worker` takes where its folder has no data.
+    store: Annotated[str, AfterValidator(_check_store)] | None = None
+    # What workers of one machine took from there, in GB; it lies where FROSTLINE_CACHE says.
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0
 
 
 class Params(Section):

@@ -22,6 +22,10 @@ def command() -> None:
     refuse_problems()
     show_changes()
     params = load_params()
+    if params.scale.store:
+        from frostline.search.depot import open_depot
+
+        open_depot(params)
     with suppress(Refused):  # only `fetch` can tell
         counts = count_images(params)
         for line in describe_splits(counts.test, counts.val, counts.num_classes):

@@ -80,6 +80,8 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Finding]:
         if deep:
             yield from guarded("the base on the images", examine_input, root, params)
         yield from guarded("the tracking store", examine_store, root, params)
+        if params.scale.store:
+            yield from guarded("the store of features", examine_depot, root, params)
         yield from examine_disk(root, params.storage)
     yield from examine_dvc(root, deep)
     if deep:
@@ -251,6 +253,21 @@ def examine_store(root: Path, params: Params) -> Iterator[Finding]:
     if dead := find_dead_runs(store):
         advice = "The next `dvc repro tune` closes them; so does `frostline clean --yes`."
         yield Finding("warn", f"{len(dead)} runs are RUNNING although their process is gone", advice)
+
+
+def examine_depot(root: Path, params: Params) -> Iterator[Finding]:
+    from frostline.search.depot import open_depot
+
+    try:
+        open_depot(params)
+    except Refused as refusal:
+        yield Finding(
+            "fail",
+            str(refusal),
+            "Start it, or change scale.store; its keys and endpoint are AWS_... of the environment.",
+        )
+        return
+    yield Finding("ok", f"store of features {params.scale.store}")
 
 
 def examine_disk(root: Path, storage: Storage) -> Iterator[Finding]:

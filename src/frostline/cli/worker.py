@@ -15,8 +15,7 @@ def command() -> None:
     with ending_in_words("worker"):  # from here on a launcher's SIGTERM gives the trial back
         from frostline.cli.project import open_project
         from frostline.planning.closure import code_of
-        from frostline.search.space import with_found_depths
         from frostline.search.worker import join
 
         project = open_project()
-        join(with_found_depths(project.params), project.store, code_of("search/worker.py"))
+        join(project.params, project.store, code_of("search/worker.py"))

@@ -1,6 +1,7 @@
 """What is wrong with `params.yaml` beyond its schema, found without running or building anything."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -239,10 +240,14 @@ def check_tracking(tracking: Tracking) -> list[str]:
 
 
 def check_scale(scale: Scale, tune: Tune | None) -> list[str]:
-    """Problems of engine ray: it is not installed, or workers of the other engine are asked for."""
+    """Problems of engine ray and of a store on S3: they are not installed, or workers of the other engine are asked for."""
+    problems = []
+    if (scale.store or "").startswith("s3://") and not find_spec("s3fs"):
+        problems.append("scale.store: s3:// needs s3fs, which comes with the extra `cluster`: pip install s3fs")
     if scale.engine == "local":
-        return []
-    problems = [] if has_ray() else [f"scale.engine: {NO_RAY}"]
+        return problems
+    if not has_ray():
+        problems.append(f"scale.engine: {NO_RAY}")
     if tune and tune.workers > 1:
         problems.append(
             f"tune.workers: given was {tune.workers}, which are workers of engine local; with engine ray say scale.workers"

@@ -21,7 +21,7 @@ BOOKKEEPING = frozenset(
             "planning.settings",
             "planning.workspace",
         ),
-        *("search.progress", "images.manifest"),
+        *("search.cache", "search.depot", "search.progress", "search.supply", "images.manifest"),
         *("evidence.card", "evidence.figures", "evidence.pages", "evidence.report"),
     }
 )

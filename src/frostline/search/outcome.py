@@ -70,10 +70,20 @@ class Outcome:
         }
 
 
-def run_study(params: Params, study: Place, store: Store, parent_run_id: str, class_names: tuple[str, ...]) -> Outcome:
-    """Linear heads, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`."""
+def run_study(
+    params: Params,
+    study: Place,
+    store: Store,
+    parent_run_id: str,
+    class_names: tuple[str, ...],
+    manifest: tuple[str, int] | None = None,
+) -> Outcome:
+    """Linear heads, receipts at the shallowest and the deepest cut, then trials until there are `tune.num_trials`.
+
+    manifest: as in `announce`.
+    """
     laps = [time.monotonic()]
-    announce(study, params.tune.num_trials, parent_run_id)
+    announce(study, params.tune.num_trials, parent_run_id, manifest)
     bench = Bench(params, len(class_names), {})
     bench.base  # noqa: B018 - built here, so that its seconds are its own
     laps.append(time.monotonic())

@@ -183,12 +183,10 @@ class StudyServer:
 
     def list_earlier(self) -> list["StudyServer"]:
         """The other studies of this project, the one that began last first."""
-        known = optuna.get_all_study_summaries(self._storage, include_best_trial=False)
         begun = [
             (study.datetime_start, digest)
-            for study in known
-            for experiment, _, digest in [study.study_name.rpartition("/")]
-            if study.datetime_start and experiment == self.experiment and digest != self.digest and "." not in digest
+            for digest, study in _list_summaries(self.experiment)
+            if study.datetime_start and digest != self.digest
         ]
         return [StudyServer(self.experiment, digest, self.patience_s) for _, digest in sorted(begun, reverse=True)]
 
@@ -237,13 +235,21 @@ def find_place(folder: Path, digest: str, params: Params) -> Place:
     return StudyServer(params.tracking.experiment, digest, params.tracking.patience_s)
 
 
+def list_studies(params: Params) -> list[tuple[str, Mapping[str, Any]]]:
+    """(digest, attributes) of each study of this project in the database of the environment, the last made first.
+
+    Refused where there is no database.
+    """
+    _require_database()
+    with suppress(optuna.exceptions.StorageInternalError):  # a database without tables
+        known = sorted(_list_summaries(params.tracking.experiment), key=lambda each: -each[1]._study_id)
+        return [(digest, study.user_attrs) for digest, study in known]
+    return []
+
+
 def require_server(digest: str, params: Params) -> StudyServer:
     """The study that runs in the database of the environment. Refused where there is none."""
-    if database_url() is None:
-        raise Refused(
-            "A worker joins a study in PostgreSQL: set FROSTLINE_STUDY_URL as for `tune`. On one machine tune.workers starts more."
-        )
-    refuse_unusable()
+    _require_database()
     place = StudyServer(params.tracking.experiment, digest, params.tracking.patience_s)
     with suppress(KeyError, optuna.exceptions.StorageInternalError):  # of the latter kind is a database without tables
         if place.exists():
@@ -268,6 +274,21 @@ def digest_of(params: Params) -> str:
         "seed": params.seed,
     }
     return digest_facts(facts)
+
+
+def _require_database() -> None:
+    if database_url() is None:
+        raise Refused(
+            "A worker joins a study in PostgreSQL: set FROSTLINE_STUDY_URL as for `tune`. On one machine tune.workers starts more."
+        )
+    refuse_unusable()
+
+
+def _list_summaries(experiment: str) -> list[tuple[str, optuna.study.StudySummary]]:
+    """The digest and what Optuna says of each study of an experiment that nobody put aside."""
+    known = optuna.get_all_study_summaries(_server_storage(str(database_url())), include_best_trial=False)
+    parts = [(study.study_name.rpartition("/"), study) for study in known]
+    return [(digest, study) for (name, _, digest), study in parts if name == experiment and "." not in digest]
 
 
 def _storage(path: Path, timeout_s: float) -> optuna.storages.RDBStorage:

@@ -88,9 +88,13 @@ def _has_trials_of_other_code(study: optuna.Study, code: str) -> bool:
     )
 
 
-def announce(place: Place, num_trials: int, parent_run_id: str) -> None:
-    """Writes down what a worker that joins has to know beside what lies in the project's folder."""
-    place.read(lambda study: study.set_user_attr(JOB, {"num_trials": num_trials, "parent_run_id": parent_run_id}))
+def announce(place: Place, num_trials: int, parent_run_id: str, manifest: tuple[str, int] | None = None) -> None:
+    """Writes down what a worker that joins has to know beside what lies in the project's folder.
+
+    manifest: sha256 and size of the list of what lies in `scale.store`.
+    """
+    job = {"num_trials": num_trials, "parent_run_id": parent_run_id, "manifest": manifest}
+    place.read(lambda study: study.set_user_attr(JOB, job))
 
 
 def close_abandoned(place: Place) -> None:

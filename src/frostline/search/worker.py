@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from frostline.process import if_stopped
 from frostline.scale.engines import open_engine
 from frostline.search.places import CODE, Place, StudyFile, digest_of, require_server
 from frostline.search.progress import SearchProgress
-from frostline.search.space import list_baselines, suggest
+from frostline.search.space import list_baselines, suggest, with_found_depths
 from frostline.search.study import (
     JOB,
     STARTED,
@@ -32,6 +32,7 @@ from frostline.search.study import (
     list_rungs,
     wait_for_all,
 )
+from frostline.search.supply import find_supply, lacks_features
 from frostline.search.trial import run_baseline, run_trial
 from frostline.tracking.messages import describe_trial
 from frostline.tracking.runs import DRAW, delete_trials, has_run, log_trial
@@ -78,8 +79,18 @@ def run_trials(job: Job, bench: Bench) -> None:
 def join(params: Params, store: Store, code: str) -> None:
     """Runs trials of the study that `tune` runs with these params and data on another machine, until none is left to draw.
 
-    code: the digest of the trials' code here. Refused where there is no such study, or its trials are of other code or another store.
+    What it reads is in this project's folder or, where there are no features, in `scale.store`. code: the digest of the trials' code
+    here. Refused where there is no such study, or its trials are of other code or another store.
     """
+    if params.scale.store and lacks_features(params):
+        with find_supply(params) as supply:
+            _join(supply.params(params), store, code, supply.take_maps)
+    else:
+        _join(params, store, code)
+
+
+def _join(params: Params, store: Store, code: str, take: Callable[[str], None] | None = None) -> None:
+    params = with_found_depths(params)
     study = require_server(digest_of(params), params)
     facts = study.read(lambda loaded: loaded.user_attrs)
     if facts[CODE] != code:
@@ -97,7 +108,7 @@ def join(params: Params, store: Store, code: str) -> None:
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"num_trials": facts[JOB]["num_trials"]})})
     classes = tuple(load_json(Path(params.paths.prepared) / "classes.json"))
     _share_device()
-    bench = Bench(params, len(classes), {})
+    bench = Bench(params, len(classes), {}, take)
     # Fitted again: they take seconds, and what is sent from machine to machine would have to be believed.
     bench.heads = fit_shared_heads(bench)
     with if_stopped(partial(close_stopped, study)):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from frostline.arrays import load_split
+from frostline.arrays import load_labels, load_split
 from frostline.bases.base import Base, load_base
 from frostline.files import require_complete
 from frostline.hparams import Hparams
@@ -33,11 +33,18 @@ class Bench:
     """What trials of one process share.
 
     params: of the whole project; num_classes: of the images; heads: a linear head, cross-validated on the training images,
-    for each of `last` and `all` that may be seen, where trials begin; empty where heads begin at random.
+    for each of `last` and `all` that may be seen, where trials begin; empty where heads begin at random. take: brings the folder
+    of this name among the features, where they lie elsewhere; it may remove the one before.
     """
 
-    def __init__(self, params: Params, num_classes: int, heads: Mapping[str, CrossValidation]) -> None:
-        self.params, self.num_classes, self.heads = params, num_classes, dict(heads)
+    def __init__(
+        self,
+        params: Params,
+        num_classes: int,
+        heads: Mapping[str, CrossValidation],
+        take: Callable[[str], None] | None = None,
+    ) -> None:
+        self.params, self.num_classes, self.heads, self._take = params, num_classes, dict(heads), take
         self._base: Base | None = None
         self._trainers: dict[tuple[int, int, str, str], Trainer] = {}
         self._data: dict[tuple[int, str], TrainingData] = {}
@@ -81,11 +88,17 @@ class Bench:
             paths, tune = self.params.paths, self.params.tune
             flat = tune.pooling == "flatten"
             columns = slice(0, 0) if flat else find_columns(self.base, depth, tune.pooling, sees)
-            features = load_features(Path(paths.features), depth, columns, lambda: self.base)
+            features = load_features(Path(paths.features), depth, columns, lambda: self.base, self._bring)
             self._data[depth, sees] = load_training_data(
                 features, self.rows, Path(paths.prepared), tune.class_weights, self.num_classes
             )
         return self._data[depth, sees]
+
+    def _bring(self, name: str) -> None:
+        """Brings the maps of a depth, and lets go of the other depths': nothing that is open could be removed."""
+        if self._take:
+            self._data = {key: data for key, data in self._data.items() if key[0] == 0}
+            self._take(name)
 
     def train(
         self,
@@ -182,6 +195,6 @@ def fit_shared_heads(bench: Bench) -> dict[str, CrossValidation]:
     params = bench.params
     if not params.tune.probe:
         return {}
-    rows, labels = bench.rows, load_split(Path(params.paths.prepared) / "train").labels
+    rows, labels = bench.rows, load_labels(Path(params.paths.prepared) / "train")
     folds = draw_folds(labels[rows.train], rows.groups[rows.train], HEAD_FOLDS, params.seed)
     return fit_heads(bench, ("last", "all"), rows.train, folds)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.arrays import ALL, GROUPS, LEFT_OUT, USE, load_array, load_split, take_rows
+from frostline.arrays import ALL, GROUPS, LEFT_OUT, USE, load_array, load_groups, load_labels, take_rows
 from frostline.bases.base import Base
 from frostline.bases.cuts import build_bridge
 from frostline.bases.features import MIRROR, PLAIN, POOLED, Forward, compute_features, depth_folder
@@ -94,10 +94,17 @@ class TrainingData:
         return replace(self, train=train, held_out=held_out)
 
 
-def load_features(folder: Path, depth: int, columns: slice, base: Callable[[], Base]) -> dict[str, FeatureRows]:
+def load_features(
+    folder: Path,
+    depth: int,
+    columns: slice,
+    base: Callable[[], Base],
+    take: Callable[[str], None] | None = None,
+) -> dict[str, FeatureRows]:
     """The features of one depth by view, PLAIN first; see FeatureRows.
 
-    columns: of the pooled cuts. `base` is built where the depth's map is not stored but computed from a cut below.
+    columns: of the pooled cuts. `base` is built where the depth's map is not stored but computed from a cut below. take: brings
+    the folder of this name among the features, where they lie elsewhere.
     """
     facts = require_complete(folder)
     names = sorted(path.stem for path in (folder / POOLED).glob("*.npy"))
@@ -106,6 +113,8 @@ def load_features(folder: Path, depth: int, columns: slice, base: Callable[[], B
     if depth == 0 and columns != slice(0, 0):  # a pooled head sees columns alone
         return {name: FeatureRows(rows, columns) for name, rows in pooled.items()}
     source = depth if depth in facts["stored"] else min(stored for stored in facts["stored"] if stored > depth)
+    if take:
+        take(depth_folder(source))
     maps = {name: load_array(folder / depth_folder(source) / f"{name}.npy") for name in names}
     bridge, shape = None, maps[PLAIN].shape[1:]
     if source != depth:
@@ -134,8 +143,8 @@ def load_rows(features: Path, prepared: Path) -> SplitRows:
 
     Where `extract` has not looked for any, all are used, in the groups that `prepare` found.
     """
-    splits = [load_split(prepared / split) for split in ("train", "val")]
-    groups, num_train = np.concatenate([split.groups for split in splits]), len(splits[0].labels)
+    train, val = (load_groups(prepared / split) for split in ("train", "val"))
+    groups, num_train = np.concatenate([train, val]), len(train)
     use = np.full(len(groups), ALL, np.uint8)
     if (features / USE).is_file():
         groups, use = np.asarray(load_array(features / GROUPS)), load_array(features / USE)
@@ -147,7 +156,7 @@ def load_training_data(
     features: dict[str, FeatureRows], rows: SplitRows, prepared: Path, class_weights: str, num_classes: int
 ) -> TrainingData:
     """The features with the labels of train and val: trained on train, judged on val."""
-    labels = np.concatenate([load_split(prepared / split).labels for split in ("train", "val")])
+    labels = np.concatenate([load_labels(prepared / split) for split in ("train", "val")])
     return TrainingData(
         views=[view for name, view in features.items() if name != MIRROR],
         mirror=features.get(MIRROR),
