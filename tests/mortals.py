@@ -71,6 +71,14 @@ def tell_process(kept: None, number: int, seconds: float) -> Iterator[tuple[int,
     yield number, os.getpid()
 
 
+def tell_node(kept: None, number: int, seconds: float) -> Iterator[str]:
+    """Ray's node that this process is on, after so many seconds."""
+    import ray
+
+    time.sleep(seconds)
+    yield ray.get_runtime_context().get_node_id()
+
+
 def tell_gpu(kept: None, number: int, seconds: float) -> Iterator[str | None]:
     """The GPU that this process sees, after so many seconds."""
     time.sleep(seconds)

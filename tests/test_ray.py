@@ -19,6 +19,7 @@ import mortals
 import numpy as np
 import psutil
 import pytest
+import servers
 from mortals import Mortal
 from projects import NUM, SIZE, make_params, make_project
 from samples import make_trial
@@ -156,7 +157,11 @@ def test_folds_are_the_same(project: Path, tmp_path: Path, ray_engine: Engine) -
 
 
 def test_one_worker_runs_the_same_trials(
-    project: Path, mlflow_root: Path, ray_engine: Any, monkeypatch: pytest.MonkeyPatch
+    project: Path,
+    mlflow_root: Path,
+    ray_engine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     params = make_params(project, num_trials=6)
     store = open_store(params.tracking, mlflow_root)
@@ -181,6 +186,8 @@ def test_one_worker_runs_the_same_trials(
     assert records["local"] == records["ray"] and len(records["ray"]) == 6
     killed = [trial.number for trial in list_killed(study.load())]
     assert len(killed) == isinstance(ray_engine, Mortal)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tune:")]
+    assert len(said) == len(killed) and all(line.startswith("tune: a worker ended early (its ") for line in said)
     assert len(study.load().get_trials()) == 6 + len(killed)  # it came back once
 
 
@@ -352,6 +359,14 @@ def test_each_worker_has_a_gpu_of_its_own(tmp_path: Path, head: tuple[str, dict[
     lines = out.splitlines()
     assert set(lines[:4]) == {"0", "1"}, out  # tasks
     assert set(lines[4:6]) == {"GPU 0", "GPU 1"}, out  # workers of a study
+
+
+def test_cluster_up_starts_two_nodes_that_a_stage_finds(tmp_path: Path) -> None:
+    with servers.cluster("ray", "ray-node") as made:
+        scale = {"address": "auto", "workers": 2, "cpus": 2}  # all that a node has
+        stage = start_stage(tmp_path, scale, "tell_node", [[number, 2.0] for number in range(4)], made.environment)
+        out, err = stage.communicate(timeout=180)
+    assert stage.returncode == 0 and len(set(out.splitlines()[:4])) == 2, out + err
 
 
 def test_a_worker_that_fits_no_node_is_refused_and_so_is_an_address_where_nothing_is(
