@@ -39,8 +39,8 @@ test: env lint
 # What the suite does once, with more processes, rounds and kills; the last two commands write their numbers into docs/reliability.md.
 torture: env
 	@FROSTLINE_TORTURE=1 python -m pytest tests/test_tracking.py tests/test_trials.py tests/test_doorkeeper.py tests/test_fuzz.py tests/test_cluster.py tests/test_cli_worker.py tests/test_depot.py \
-	    tests/test_crowds.py tests/test_kills.py tests/test_registry.py \
-	    -k "share or outlives or at_once or thousand or mutated or chain_of_champions or through_the_services or life_on_the_server or killed_tune or pushed_to_s3 or crowds or full_disk or asked_number or minute"
+	    tests/test_crowds.py tests/test_kills.py tests/test_registry.py tests/test_ray.py \
+	    -k "share or outlives or at_once or thousand or mutated or chain_of_champions or through_the_services or life_on_the_server or killed_tune or pushed_to_s3 or crowds or full_disk or asked_number or minute or undisturbed"
 	@python benchmarks/stops.py --write
 	@python benchmarks/kills.py --kills 300 --write
 
