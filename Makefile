@@ -70,7 +70,8 @@ ui: env
 cluster-up: env
 	@python deploy/cluster.py up
 
-cluster-down: env
+# Not `env`, which would make the environment without the extra that runs.
+cluster-down:
 	@python deploy/cluster.py down
 
 env: $(READY)
