@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from frostline.arrays import JoinedRows, load_array, save_array, take_rows
@@ -111,6 +112,34 @@ def test_workers_that_would_share_a_gpu_are_refused(tmp_path: Path, gpus: list[s
 def test_who_ends_early_is_told_with_the_reason(tmp_path: Path) -> None:
     ended, told, _ = run_workers(tmp_path, 2, 9, [])
     assert ended == told == ["exit code 7"] * 2
+
+
+def end_after_the_first(folder: Path) -> Iterator[str]:
+    try:
+        (folder / "first").touch(exist_ok=False)
+    except FileExistsError:
+        (folder / "second").write_text(str(os.getpid()))
+        while not (folder / "told").exists():
+            time.sleep(0.01)
+    yield "here"
+    sys.exit(7)
+
+
+def test_who_ends_while_another_is_told_is_told_too(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def tell(reason: str) -> None:
+        told.append(reason)
+        while not (tmp_path / "second").exists() or not (number := (tmp_path / "second").read_text()):
+            time.sleep(0.01)
+        (tmp_path / "told").touch()
+        if len(told) == 1:  # nobody has asked for its exit code yet
+            second = psutil.Process(int(number))
+            while second.is_running() and second.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+
+    assert Local(2).run_workers(end_after_the_first, (tmp_path,), 2, here=iter, lost=tell) == told  # type: ignore[arg-type]
+    assert told == ["exit code 7"] * 2
 
 
 def test_joined_rows_are_sent_as_the_names_of_their_files(tmp_path: Path) -> None:

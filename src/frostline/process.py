@@ -13,14 +13,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -46,6 +46,21 @@ DISK_ERRORS = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 def count_cores() -> int:
     """The cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def set_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """These variables of the environment, in the block and in the processes that are started in it; as before it, afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def project_root() -> Path:
@@ -192,41 +207,36 @@ def _watch(name: str, reader: int) -> None:
     _stop.signal = _stop.signal or number
     threading.Thread(target=_leave, args=(name,), daemon=True).start()
     time.sleep(STOP_SECONDS - YIELD_SECONDS)
-    _exit(name)
+    os._exit(128 + _stop.signal)
 
 
 def _leave(name: str) -> None:
-    """Does what is to be done at the end, once, and ends the process; libraries' own endings would print and wait."""
+    """Ends the process that was told to end; libraries' own endings would print and wait."""
     if not _stop.leaving.acquire(blocking=False):
         time.sleep(STOP_SECONDS)  # another thread is at it, or _watch ends us
-    _end_all()
-    _exit(name)
+    how = signal.Signals(_stop.signal).name
+    _end(
+        f"{name} was ended by {how}; what is finished is kept, and `dvc repro` goes on from there.", 128 + _stop.signal
+    )
 
 
 def end_process(sentence: str) -> None:
     """Ends this process with this one word, from any thread: for what a library neither raises nor survives."""
     if _stop.leaving.acquire(blocking=False):
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            os.write(2, f"frostline: {sentence}\n".encode())
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library has more to say while its processes end
-        _end_all()
-        os._exit(2)
+        _end(sentence, 2)
 
 
-def _end_all() -> None:
+def _end(sentence: str, code: int) -> NoReturn:
+    """The last word, and what is to be done at the end."""
+    with suppress(OSError, ValueError):  # nobody may be listening any more
+        sys.stdout.flush()
+    with suppress(OSError):
+        os.write(2, f"frostline: {sentence}\n".encode())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries have more to say while their processes end
     while _stop.endings:
         with suppress(Exception):  # the next start mends what could not be done
             _stop.endings.pop()()
-
-
-def _exit(name: str) -> None:
-    how = signal.Signals(_stop.signal).name
-    said = f"frostline: {name} was ended by {how}; what is finished is kept, and `dvc repro` goes on from there."
-    with suppress(OSError, ValueError):  # nobody may be listening any more
-        sys.stdout.flush()
-        print(said, file=sys.stderr, flush=True)
-    os._exit(128 + _stop.signal)
+    os._exit(code)
 
 
 @contextmanager

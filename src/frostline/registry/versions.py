@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from frostline.errors import Refused
 from frostline.evidence.evaluation import Evaluation
 from frostline.files import hash_folder, sha256_of
+from frostline.process import set_variables
 from frostline.serving.model import DATA, MODEL, Card, save_model_folder
 from frostline.tracking.leftovers import remove_unfinished_models
 from frostline.tracking.store import Store, exclusive, pages
@@ -96,7 +96,8 @@ def register(
                 "frostline.test_uses": "1",
             }
             wear = describe_wear(count_test_uses(store, name, tags.get("frostline.data.sha256", "")) + 1)
-            with _current_store(store):
+            # The database's registry looks a model up through MLflow's own idea of the current store, not through its client.
+            with set_variables({"MLFLOW_TRACKING_URI": store.uri}):
                 made = client.create_model_version(
                     name,
                     f"models:/{model_id}",
@@ -258,20 +259,6 @@ def download_version(store: Store, version: Version, folder: Path) -> Path:
 
 def _sha256_or_lost(path: Path) -> str:
     return sha256_of(path) if path.is_file() else ""
-
-
-@contextlib.contextmanager
-def _current_store(store: Store) -> Iterator[None]:
-    # The database's registry looks a model up through MLflow's own idea of the current store, not through its client.
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = store.uri
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _create_model(client: MlflowClient, name: str) -> None:

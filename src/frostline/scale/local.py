@@ -2,19 +2,19 @@
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import psutil
 
 from frostline.errors import Refused
-from frostline.process import describe_refusal, die_with_parent, if_stopped, shielded, start_pool
+from frostline.process import describe_refusal, die_with_parent, if_stopped, set_variables, shielded, start_pool
 from frostline.scale.work import Work
 from frostline.seeding import in_order
 
@@ -76,14 +76,18 @@ class Local:
             try:
                 with shielded():
                     for place, worker in enumerate(workers):
-                        with _one_gpu(gpus, place):
+                        # Seen before our code in it runs: its libraries look first.
+                        with set_variables({"CUDA_VISIBLE_DEVICES": gpus[place]} if len(gpus) > 1 else {}):
                             worker.start()
                 ended: list[str] = []
-                while running := [worker for worker in workers if worker.exitcode is None]:
-                    multiprocessing.connection.wait([worker.sentinel for worker in running])
-                    for code in [code for worker in running if (code := worker.exitcode)]:
-                        ended.append(f"exit code {code}")
-                        lost(ended[-1])
+                running: dict[Any, SpawnProcess] = {worker.sentinel: worker for worker in workers}
+                while running:
+                    for sentinel in multiprocessing.connection.wait(list(running)):
+                        worker = running.pop(sentinel)
+                        worker.join()
+                        if worker.exitcode:
+                            ended.append(f"exit code {worker.exitcode}")
+                            lost(ended[-1])
                 return ended
             except BaseException:
                 _end_workers()  # or the interpreter, at its end, would wait for them without a word
@@ -144,18 +148,3 @@ def _end_workers() -> None:
     for worker in multiprocessing.active_children():
         worker.join()
     psutil.wait_procs(spawned)
-
-
-@contextmanager
-def _one_gpu(gpus: Sequence[str], place: int) -> Iterator[None]:
-    """A process that is started in the block sees one of several GPUs: its libraries look before our code in it runs."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if len(gpus) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place]
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
-        elif len(gpus) > 1:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
