@@ -125,7 +125,7 @@ class Cluster:
             process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env={**os.environ, **environment},
+                env=_add(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -401,8 +401,9 @@ def _find_ray() -> list[str]:
 def _list_nodes(cluster: Cluster) -> set[str]:
     """The nodes that the head knows, by their ids; one that was killed is among them for half a minute."""
     asked = "import ray; ray.init('auto', log_to_driver=False, logging_level=50); print(*(node['NodeID'] for node in ray.nodes()))"
-    environment = {**os.environ, **cluster.environment()}
-    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env=_add(cluster.environment()), capture_output=True, text=True, check=False
+    )
     return set(done.stdout.split())
 
 
@@ -418,6 +419,11 @@ STARTERS = {
     "ray": start_head,
     "ray-node": start_node,
 }
+
+
+def _add(environment: Mapping[str, str]) -> dict[str, str]:
+    """Our own environment and this; what ours says of another Ray is not for this one."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **environment}
 
 
 def _find_program(name: str) -> str | None:

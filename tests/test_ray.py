@@ -193,6 +193,13 @@ def test_one_worker_runs_the_same_trials(
     assert len(study.load().get_trials()) == 6 + len(killed)  # it came back once
 
 
+def test_what_an_own_ray_is_told_is_not_told_to_what_this_process_starts_later(project: Path) -> None:
+    before = dict(os.environ)
+    with open_engine(scaled(make_params(project))):
+        assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert dict(os.environ) == before
+
+
 # --- what is raised ---------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import frostline
 from frostline.errors import Refused
 from frostline.params import Scale
-from frostline.process import count_cores, end_process, if_stopped, lives
+from frostline.process import Stopped, count_cores, end_process, if_stopped, lives
 from frostline.scale.work import Work
 
 RETRIES = 3  # of a task, or of a study's worker, whose process is gone
@@ -54,7 +54,9 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        # Else what is to be done at the process' end ends Ray; its own way is slower, and it has much to say on it.
+        if not isinstance(error, Stopped):
+            self._stack.close()
 
     def divide(self, number: int, most: int) -> Iterator[slice]:
         """See `Engine.divide`."""

@@ -8,6 +8,7 @@ from secrets import token_hex
 
 from frostline.errors import Refused
 from frostline.params import Params
+from frostline.process import set_variables
 from frostline.scale.local import Local
 from frostline.scale.work import Engine
 
@@ -19,11 +20,11 @@ def has_ray() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-def _close_doors() -> None:
+def _close_doors() -> dict[str, str]:
     """What a Ray of this stage's own is told, before it is loaded: nobody else may use it, and no other machine can."""
-    os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
+    token = os.environ.get("RAY_AUTH_TOKEN") or token_hex(32)
     # Without clusters, which is what Ray does by itself on macOS, it listens at 127.0.0.1; else at every address of the machine.
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return {"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager
@@ -34,12 +35,10 @@ def open_engine(params: Params) -> Iterator[Engine]:
         return
     if not has_ray():
         raise Refused(f"scale.engine: {NO_RAY}.")
-    os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = (
-        "."  # or its word of a node that died, which we say in one line, is a page
-    )
-    if params.scale.address is None:
-        _close_doors()
-    from frostline.scale.cluster import Cluster  # takes two seconds
+    # Or Ray's word of a node that died, which we say in one line, is a page.
+    told = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", **({} if params.scale.address else _close_doors())}
+    with set_variables(told):
+        from frostline.scale.cluster import Cluster  # takes two seconds
 
-    with Cluster(params.scale) as cluster:
-        yield cluster
+        with Cluster(params.scale) as cluster:
+            yield cluster
