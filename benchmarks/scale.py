@@ -36,13 +36,13 @@ CURVES = {name: [0.5] * 6 for name in ("loss", "accuracy", "val_loss", "val_accu
 def work(
     folder: Path, study: Place, store: Store, parent: str, params: Params, seconds: float, workers: int
 ) -> Iterator[str]:
-    """Waits until so many workers are there, and runs trials that train for `seconds` until none is left."""
+    """Waits until so many workers are there, each with the study, and runs trials that train for `seconds` until none is left."""
+    loaded = study.load()
     (folder / f"ready-{os.getpid()}").touch()
     while len(list(folder.glob("ready-*"))) < workers:
         time.sleep(0.05)
     began, spent, tune = time.time(), [], params.tune
     baselines = list_baselines(tune.space, tune.pooling)
-    loaded = study.load()
     while True:
         started = time.monotonic()
         if (asked := study.call(partial(draw, study, loaded, tune, params.seed))) is None:
