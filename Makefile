@@ -34,7 +34,7 @@ run: env
 	@frostline summary
 
 test: env lint
-	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 10
 
 # What the suite does once, with more processes, rounds and kills; the last two commands write their numbers into docs/reliability.md.
 torture: env

@@ -361,6 +361,37 @@ def test_the_lowest_out_of_fold_log_loss_is_chosen() -> None:
     assert choice.tails is None and choice.heads is heads["all"]
     choice = refit_module.choose(labels, heads, [answer(0.9, "trial 3", True)], [False])
     assert choice.share == 1.0 and choice.heads is None
+    others = [answer(0.9, "trial 3", True), answer(0.95, "trial 4", True), answer(0.8, "trial 5", True)]
+    choice = refit_module.choose(labels, heads, others, [False, True])
+    assert choice.tails is others[1] and (choice.share, choice.mirrored) == (1.0, False)
+
+
+def test_within_a_standard_error_of_the_best_are_mirror_images_and_most_of_the_tails() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400).astype(np.int32)
+
+    def answer(name: str, noise: float, tails: bool, mirror_too: float = 0.0) -> CrossFit:
+        """Probabilities of the right class, noisy logits around 1.5, of image and mirror image."""
+
+        def draw(more: float) -> Any:
+            right = 1 / (1 + np.exp(-(1.5 + (noise + more) * rng.standard_normal(400))))
+            return np.where(np.arange(2) == labels[:, None], right[:, None], 1 - right[:, None])
+
+        return CrossFit(name, make_trial(3) if tails else None, draw(0.0), draw(mirror_too), [], {})
+
+    # As good as each other: more of the tails than the mixture with the lowest loss has.
+    heads = {"all": (head := answer("head on every cut", 1.0, False))}
+    choice = refit_module.choose(labels, heads, [tails := answer("trial 3", 1.0, True)], [False, True])
+    mixed = {share: share * tails.answers(True) + (1 - share) * head.answers(True) for share in refit_module.SHARES}
+    lowest = min(mixed, key=lambda share: refit_module.log_loss(labels, mixed[share]))
+    assert choice.mirrored and 0.3 < lowest < choice.share
+    # Much worse tails get no more than their due, and a mirror image that says something else is left out.
+    choice = refit_module.choose(labels, heads, [answer("trial 3", 4.0, True, mirror_too=9.0)], [False, True])
+    assert choice.share < 0.3
+    heads = {"all": answer("head on every cut", 1.0, False, mirror_too=9.0)}
+    assert not refit_module.choose(
+        labels, heads, [answer("trial 3", 1.0, True, mirror_too=9.0)], [False, True]
+    ).mirrored
 
 
 def test_flattened_maps_are_learnt_and_joined(project: Path, tmp_path: Path) -> None:

@@ -293,8 +293,8 @@ class Refit(Section):
     # mean: the folds' tails on one prefix, probabilities averaged; average_weights: one tail with the mean of their weights;
     # single: one tail trained on all images.
     combine: Literal["mean", "average_weights", "single"] = "mean"
-    # Does the model answer for the image and its mirror image? auto: where a flip was among the transforms and it lowers the
-    # out-of-fold log loss.
+    # Does the model answer for the image and its mirror image? auto: where a flip was among the transforms, unless the
+    # out-of-fold log loss is more than one standard error higher with it.
     mirrored: Literal["auto", "yes", "no"] = "auto"
     # Are validation images trained on, once they have chosen? drawn: where `prepare` drew them; a validation split that the
     # folder brings may be another camera or another year, set apart on purpose.

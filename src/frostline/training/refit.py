@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,11 +179,16 @@ class Choice:
 def choose(
     labels: NDArray[np.int32], heads: Mapping[str, CrossFit], trials: Sequence[CrossFit], mirrored: Sequence[bool]
 ) -> Choice:
-    """The mixture of one trial's tails and the better linear head with the lowest out-of-fold log loss.
+    """The mixture of one trial's tails and the better linear head, by out-of-fold log loss.
+
+    The trial is that of the mixture with the lowest. What one tail says out of fold is worse than what the mean of all folds' tails
+    will say, and of two answers to one image the same is true of the mirror image's; so of this trial's mixtures that are within one
+    standard error of the best (paired, over images) the one with the mirror image and the largest share of the tails is taken
+    (docs/decisions/0014-cross-fitting.md).
 
     heads: by what they see; mirrored: which of with and without the mirror image may be chosen.
     """
-    found: list[tuple[float, bool, float, str, CrossFit | None, CrossFit | None, Floats]] = []
+    found: list[_Mixture] = []
     every: Sequence[CrossFit | None] = trials or [None]
     for with_mirror in mirrored:
 
@@ -197,18 +202,48 @@ def choose(
             for share in (0.0,) if trial is None else (1.0,) if head is None else SHARES:
                 parts = [(1 - share, head), (share, trial)]
                 mixed = np.sum([part * each.answers(with_mirror) for part, each in parts if each is not None], axis=0)
-                found.append((log_loss(labels, mixed), with_mirror, float(share), sees, head, trial, mixed))
-    _, with_mirror, share, sees, head, best, mixed = min(found, key=lambda item: item[:3])
+                losses = losses_of(labels, mixed)
+                found.append(
+                    _Mixture(float(losses.mean()), with_mirror, float(share), sees, head, trial, mixed, losses)
+                )
+    best = min(found, key=lambda each: each.loss)
+    trial = min((each for each in found if each.share > 0), key=lambda each: each.loss, default=best).trial
+    close = [each for each in found if each.trial is trial and _is_close(each.losses, best.losses)]
+    chosen = max(close, key=lambda each: (each.mirrored, each.share))
     # A linear head's L2 is chosen by log loss already: a temperature only harms
     # (docs/decisions/0013-linear-heads.md).
-    temperature = fit_temperature(labels, mixed) if share > 0 else 1.0
-    tails, heads_used = best if share > 0 else None, head if share < 1 else None
-    return Choice(tails, heads_used, sees, share, with_mirror, temperature, mixed)
+    temperature = fit_temperature(labels, chosen.mixed) if chosen.share > 0 else 1.0
+    tails, heads_used = chosen.trial if chosen.share > 0 else None, chosen.head if chosen.share < 1 else None
+    return Choice(tails, heads_used, chosen.sees, chosen.share, chosen.mirrored, temperature, chosen.mixed)
+
+
+class _Mixture(NamedTuple):
+    """Of a trial's tails and a head: out-of-fold log loss, in all and of each image, and what makes it."""
+
+    loss: float
+    mirrored: bool
+    share: float
+    sees: str
+    head: CrossFit | None
+    trial: CrossFit | None
+    mixed: Floats
+    losses: Floats
+
+
+def _is_close(losses: Floats, best: Floats) -> bool:
+    """Is the mean within one standard error of the best one's?"""
+    above = losses - best
+    return bool(above.mean() <= above.std(ddof=1) / np.sqrt(len(above)))
+
+
+def losses_of(labels: NDArray[np.integer[Any]], probabilities: Floats) -> Floats:
+    """Cross-entropy of each image in nats."""
+    return np.asarray(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)))
 
 
 def log_loss(labels: NDArray[np.integer[Any]], probabilities: Floats) -> float:
     """Mean cross-entropy in nats."""
-    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
+    return float(losses_of(labels, probabilities).mean())
 
 
 def make_members(bench: Bench, choice: Choice, combine: str, rows: NDArray[np.intp], work: Path) -> Members:
