@@ -41,6 +41,8 @@ FAMILIARITY_TOLERANCE = 0.1
 PART_OF_FILE = 0.08  # of the base's weights, that may be spent on what tells how familiar an image is
 BARE, EVERY_CUT = "bare head", "head on every cut"
 SHARES = np.linspace(0, 1, 11)  # of the tails in a mixture, that are tried
+# Standard errors of log loss that the mirror image, and more of the tails, may seem to cost out of fold.
+MIRROR_ERRORS, TAILS_ERRORS = 1.0, 0.25
 Floats = NDArray[np.float64]
 Trained = tuple[list[NDArray[Any]], dict[str, list[float]]]  # a tail's parameters, and its curves
 
@@ -181,10 +183,9 @@ def choose(
 ) -> Choice:
     """The mixture of one trial's tails and the better linear head, by out-of-fold log loss.
 
-    The trial is that of the mixture with the lowest. What one tail says out of fold is worse than what the mean of all folds' tails
-    will say, and of two answers to one image the same is true of the mirror image's; so of this trial's mixtures that are within one
-    standard error of the best (paired, over images) the one with the mirror image and the largest share of the tails is taken
-    (docs/decisions/0014-cross-fitting.md).
+    The trial is that of the mixture with the lowest. The mirror image is asked unless that costs more than one standard error
+    (paired, over images). Of the mixtures within a quarter of one of the best the largest share of the tails is taken: out of fold one tail
+    answers alone, and the mean of all folds' is better (docs/decisions/0014-cross-fitting.md).
 
     heads: by what they see; mirrored: which of with and without the mirror image may be chosen.
     """
@@ -208,8 +209,12 @@ def choose(
                 )
     best = min(found, key=lambda each: each.loss)
     trial = min((each for each in found if each.share > 0), key=lambda each: each.loss, default=best).trial
-    close = [each for each in found if each.trial is trial and _is_close(each.losses, best.losses)]
-    chosen = max(close, key=lambda each: (each.mirrored, each.share))
+    its = [each for each in found if each.trial is trial]
+    asked = min((each for each in its if each.mirrored), key=lambda each: each.loss, default=best)
+    if not _is_close(asked, best, MIRROR_ERRORS):
+        asked = best
+    alike = [each for each in its if each.mirrored == asked.mirrored]
+    chosen = max((each for each in alike if _is_close(each, asked, TAILS_ERRORS)), key=lambda each: each.share)
     # A linear head's L2 is chosen by log loss already: a temperature only harms
     # (docs/decisions/0013-linear-heads.md).
     temperature = fit_temperature(labels, chosen.mixed) if chosen.share > 0 else 1.0
@@ -230,10 +235,10 @@ class _Mixture(NamedTuple):
     losses: Floats
 
 
-def _is_close(losses: Floats, best: Floats) -> bool:
-    """Is the mean within one standard error of the best one's?"""
-    above = losses - best
-    return bool(above.mean() <= above.std(ddof=1) / np.sqrt(len(above)))
+def _is_close(one: _Mixture, best: _Mixture, errors: float) -> bool:
+    """Is its loss above the best one's by no more than so many standard errors?"""
+    above = one.losses - best.losses
+    return bool(above.mean() <= errors * above.std(ddof=1) / np.sqrt(len(above)))
 
 
 def losses_of(labels: NDArray[np.integer[Any]], probabilities: Floats) -> Floats:
