@@ -40,7 +40,10 @@ def write(path: Path, text: str = "mine") -> Path:
 
 def record_run(root: Path, stage: str, **times: float) -> None:
     (root / RUNS).mkdir(parents=True, exist_ok=True)
-    save_json(root / RUNS / f"{stage}.json", times)
+    record = root / RUNS / f"{stage}.json"
+    save_json(record, times)
+    if "ended" not in times:  # so long ago it was killed
+        os.utime(record, (times["begun"],) * 2)
 
 
 def test_the_default_places_do_not_overlap(tmp_path):
@@ -155,6 +158,27 @@ def test_what_a_killed_stage_left_is_moved_aside_and_not_deleted(tmp_path):
     (moved,) = (tmp_path / ".frostline/aside").rglob("trials.json")
     assert moved.read_text() == "half"
     assert find_strangers(Paths(**PATHS), tmp_path) == {}
+
+
+def test_what_a_killed_stage_wrote_while_it_lived_is_its_own(tmp_path):
+    (tmp_path / "tune.py").write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from frostline.process import run_stage\n"
+        "def main():\n"
+        "    time.sleep(1.2)\n"
+        "    Path('reports/tune').mkdir(parents=True, exist_ok=True)\n"
+        "    Path('reports/tune/trials.json').write_text('half')\n"
+        "    os._exit(9)\n"
+        "if __name__ == '__main__':\n"
+        "    run_stage('tune', main)\n"
+    )
+    for _ in range(2):  # what the first wrote is known after the second, too
+        assert subprocess.run([sys.executable, "tune.py"], cwd=tmp_path, capture_output=True).returncode == 9
+        assert find_strangers(Paths(**PATHS), tmp_path) == {}
+    time.sleep(0.7)
+    mine = write(tmp_path / "reports/tune/mine.json")
+    assert find_strangers(Paths(**PATHS), tmp_path) == {"study": [mine]}
 
 
 def test_a_folder_that_appears_whole_is_never_taken_for_a_killed_stages(tmp_path):

@@ -32,6 +32,7 @@ UNFINISHED = Path(".frostline/unfinished")
 RUNS = Path(".frostline/runs")
 
 MOST_TIMES = 20  # of runs that did not end
+BEAT_S = 0.5
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A process that is told to end has so long to come out of a library's call; and so long in all.
@@ -294,21 +295,39 @@ def lives(process: int) -> bool:
 
 @contextmanager
 def _timed(record: Path) -> Iterator[None]:
-    """Writes down when the block began, and when it ended without an error; a file's time may be a tick coarser."""
+    """Writes down when the block began, and when it ended without an error; a file's time may be a tick coarser.
+
+    While it runs the record is touched every BEAT_S seconds, so that one that was killed is known to have lived until then.
+    """
     record.parent.mkdir(parents=True, exist_ok=True)
     begun = time.time() - 0.1
     # What it wrote before is its own, too, until it has written it anew: DVC may not have taken it over.
-    earlier = _load_times(record)
+    earlier = load_times(record)
     _write_times(record, {"begun": begun, "earlier": earlier[-MOST_TIMES:]})
-    yield
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_S):
+            with suppress(OSError):
+                os.utime(record)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
     _write_times(record, {"begun": begun, "ended": time.time()})
 
 
-def _load_times(record: Path) -> list[dict[str, float]]:
-    """When the stage ran since it last ended well, that time included; oldest first."""
+def load_times(record: Path) -> list[dict[str, float]]:
+    """When a stage ran since it last ended well, that time included, by its file in RUNS; oldest first.
+
+    begun, and ended or, of a run that did not end well, seen: until when it may have written; seconds since 1970.
+    """
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
-        return [*known.pop("earlier", []), known]
+        seen = {} if "ended" in known else {"seen": record.stat().st_mtime + BEAT_S}
+        return [*known.pop("earlier", []), known | seen]
     except (FileNotFoundError, ValueError):
         return []
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from frostline.files import COMPLETE, load_json, path_of
 from frostline.images.survey import SOURCE_FILE
 from frostline.params import Paths, load_lock
-from frostline.process import RUNS
+from frostline.process import RUNS, load_times
 
 # Stage -> its outputs, as keys of `paths`.
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
@@ -102,7 +102,7 @@ def find_strangers(paths: Paths, root: Path) -> dict[str, list[Path]]:
     for stage, names in OUTPUTS.items():
         for name in names:
             output = root / getattr(paths, name)
-            windows = _windows(stage, output, root)
+            windows = _windows(stage, name, output, root)
             strangers = [
                 Path(file.path)
                 for file in _files_below(output)
@@ -168,17 +168,17 @@ def _holds(outer: tuple[str, str], inner: tuple[str, str]) -> bool:
     return any(b == a or b.startswith(a.rstrip("/") + "/") for a, b in zip(outer, inner, strict=True))
 
 
-def _windows(stage: str, output: Path, root: Path) -> list[tuple[float, float]]:
-    """The seconds in which `stage` ran here; to the marker of its output where it did not come to its end.
+def _windows(stage: str, name: str, output: Path, root: Path) -> list[tuple[float, float]]:
+    """The seconds in which `stage` ran here; where it did not come to its end, to its output's marker, or its last sign of life.
 
     Its last run that ended, those after it that did not, and the one that is under way.
     """
-    record = root / RUNS / f"{stage}.json"
-    if not record.is_file():
-        return []
-    times, marker = load_json(record), output / COMPLETE
+    marker = output / COMPLETE
     written = marker.stat().st_mtime if marker.is_file() else -1.0
-    return [(each["begun"], each.get("ended", written)) for each in [*times.get("earlier", []), times]]
+    times = load_times(root / RUNS / f"{stage}.json")
+    return [
+        (each["begun"], each.get("ended", each.get("seen", 0.0) if name in PIECEMEAL else written)) for each in times
+    ]
 
 
 def _was_killed(name: str, root: Path) -> bool:
