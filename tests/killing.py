@@ -327,14 +327,18 @@ def end_session(leader: int) -> None:
                 os.kill(process, signal.SIGKILL)
         assert time.monotonic() < end, members
         time.sleep(0.01)
+    # DVC takes a dead process whose new parent has not asked for it yet for one that runs, and its lock for held.
+    end = time.monotonic() + 10
+    while any(_session_of(process, dead=True) == leader for process in psutil.pids()) and time.monotonic() < end:
+        time.sleep(0.01)
 
 
-def _session_of(process: int) -> int:
+def _session_of(process: int, *, dead: bool = False) -> int:
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return 0 if fields[0] == "Z" else int(fields[3])
+    return 0 if fields[0] == "Z" and not dead else int(fields[3])
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
