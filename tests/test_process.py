@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from frostline.errors import Refused
-from frostline.process import ask_git, describe_refusal, project_root, work_folder
+from frostline.process import ask_git, describe_refusal, lives, project_root, work_folder
+from frostline.tracking.owners import is_gone, owner_tags
 
 STAGE = """
 import ctypes, json, signal, sys, time
@@ -339,3 +341,18 @@ def test_processes_started_shielded_do_not_get_ctrl_c(tmp_path):
     (tmp_path / "shield.py").write_text(SHIELD)
     done = subprocess.run([sys.executable, "shield.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "3"]
+
+
+def test_a_dead_process_that_its_parent_has_not_asked_for_does_not_live():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    tags = owner_tags() | {
+        "frostline.pid": str(child.pid),
+        "frostline.started": str(psutil.Process(child.pid).create_time()),
+    }
+    assert lives(child.pid) and not is_gone(tags)
+    child.kill()
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert not lives(child.pid) and is_gone(tags)
+    child.wait()
+    assert not lives(child.pid) and is_gone(tags)

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import psutil
 from filelock import FileLock, Timeout
 
 from frostline.errors import Refused, redact
@@ -283,14 +284,13 @@ def work_folder(name: str) -> Iterator[Path]:
 
 
 def lives(process: int) -> bool:
-    """Is there a process of this number on this machine?"""
+    """Is there a process of this number on this machine? One that is dead and that its parent has not asked for is none."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except (psutil.NoSuchProcess, ValueError):
         return False
-    except (PermissionError, OverflowError):
+    except psutil.AccessDenied:
         return True
-    return True
 
 
 @contextmanager

@@ -11,13 +11,12 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 
 import optuna
-import psutil
 from optuna.trial import FrozenTrial, Trial
 
 from frostline.errors import Refused
 from frostline.files import digest_facts, load_json, remove_abandoned, replacing, require_complete
 from frostline.params import Params
-from frostline.process import locked
+from frostline.process import lives, locked
 from frostline.search.steady import load_steady
 from frostline.tracking.owners import is_gone, is_own, owner_tags
 from frostline.tracking.postgres import (
@@ -103,7 +102,7 @@ class StudyFile:
 
     def judge(self, *, alone: bool = False) -> Callable[[FrozenTrial], bool]:
         """Tells of an open trial whether nobody works on it; `alone` says that nobody can."""
-        return lambda trial: alone or not psutil.pid_exists(trial.user_attrs.get(SIGNED, (0, -1))[1])
+        return lambda trial: alone or not lives(trial.user_attrs.get(SIGNED, (0, -1))[1])
 
 
 @dataclass(frozen=True)

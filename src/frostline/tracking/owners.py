@@ -86,7 +86,10 @@ def _is_dead(tags: Mapping[str, str]) -> bool:
 
 def _lives(tags: Mapping[str, str]) -> bool:
     try:
-        started = psutil.Process(int(tags["frostline.pid"])).create_time()
+        process = psutil.Process(int(tags["frostline.pid"]))
+        if process.status() == psutil.STATUS_ZOMBIE:  # dead, though its parent has not asked for it
+            return False
+        started = process.create_time()
     except (psutil.NoSuchProcess, KeyError, ValueError):
         return False
     # The clock may have been set since; a process that took over the number started far later.
