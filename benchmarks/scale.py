@@ -29,15 +29,15 @@ from frostline.search.study import draw, finish, open_study
 from frostline.tracking.runs import log_trial, open_study_run
 from frostline.tracking.store import Store, open_store
 
-TRIALS = {0.5: 12, 5.0: 4}  # seconds of a training -> trials of each worker
+TRIALS = {0.5: 12, 5.0: 8}  # seconds of a training -> trials of each worker
 CURVES = {name: [0.5] * 6 for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
 
 
 def work(
     folder: Path, study: Place, store: Store, parent: str, params: Params, seconds: float, workers: int
 ) -> Iterator[str]:
-    """Waits until so many workers are there, each with the study, and runs trials that train for `seconds` until none is left."""
-    loaded = study.load()
+    """Waits until so many workers are there, each with the study and MLflow's client, and runs trials that train for `seconds` until none is left."""
+    loaded, _ = study.load(), store.client
     (folder / f"ready-{os.getpid()}").touch()
     while len(list(folder.glob("ready-*"))) < workers:
         time.sleep(0.05)

@@ -152,6 +152,7 @@ def _work(job: Job, bench: Bench, progress: SearchProgress) -> Iterator[str]:
     """Runs trials until none is left to draw; what is to be said of each."""
     place, tune = job.study, job.params.tune
     study = place.call(place.load)
+    _ = job.store.client  # MLflow's store takes a second to import: before a trial is drawn, not when one ends
     head = _Head(place, study)
     while asked := place.call(partial(draw, place, study, tune, job.params.seed)):
         trial, number = asked
