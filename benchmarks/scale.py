@@ -36,7 +36,7 @@ CURVES = {name: [0.5] * 6 for name in ("loss", "accuracy", "val_loss", "val_accu
 def work(
     folder: Path, study: Place, store: Store, parent: str, params: Params, seconds: float, workers: int
 ) -> Iterator[str]:
-    """Waits until so many workers are there, each with the study and MLflow's client, and runs trials that train for `seconds` until none is left."""
+    """Waits until so many workers are there, with study and MLflow client, and runs trials that train for `seconds` until none is left."""
     loaded, _ = study.load(), store.client
     (folder / f"ready-{os.getpid()}").touch()
     while len(list(folder.glob("ready-*"))) < workers:
