@@ -15,16 +15,19 @@ from servers import Cluster, cluster
 from torture import LONG
 
 from frostline.files import load_json, sha256_of
-from frostline.params import load_params
+from frostline.params import Params, load_params
 from frostline.planning.closure import code_of
 from frostline.process import run_stage
+from frostline.scale.engines import has_ray
 from frostline.search.depot import open_depot
 from frostline.search.places import StudyServer, digest_of
 from frostline.search.starts import begin_study
 from frostline.search.study import announce, list_killed, list_records
 from frostline.search.supply import put_supply
+from frostline.search.worker import Job, run_trials
 from frostline.tracking.runs import open_study_run
-from frostline.tracking.store import open_store
+from frostline.tracking.store import Store, open_store
+from frostline.training.bench import Bench, fit_shared_heads
 
 TRIALS = 8 if LONG else 4
 TUNE = [sys.executable, "pipelines/tune.py"]
@@ -76,13 +79,35 @@ def numbers(place: StudyServer) -> list[int]:
     return [record.number for record in place.read(lambda study: list_records(study, TRIALS))]
 
 
-def test_a_worker_without_the_data_draws_what_is_left_and_ends(project: Path) -> None:
-    """In the place of `tune`, which would train, too, this test begins the study."""
-    params = load_params()
+def begin(project: Path, params: Params) -> tuple[StudyServer, Store, str]:
+    """A study, its data in the store, and the run below which its trials belong: in the place of `tune`, which would train, too."""
     store, digest = open_store(params.tracking, project), digest_of(params)
     parent = open_study_run(store, digest, params={}, tags={})
     place = begin_study(project / "studies", digest, code_of("search/worker.py"), params)
     announce(place, TRIALS, parent, put_supply(params, open_depot(params)))
+    assert isinstance(place, StudyServer)
+    return place, store, parent
+
+
+@pytest.mark.skipif(not has_ray(), reason="the extra ray is not installed: make env EXTRA=ray")
+def test_rays_workers_without_the_data_take_it_from_the_store(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")  # of the workers
+    params = load_params()
+    params = params.model_copy(update={"scale": params.scale.model_copy(update={"engine": "ray", "workers": 1})})
+    place, store, parent = begin(project, params)
+    bench = Bench(params, 2, {})
+    heads = fit_shared_heads(bench)
+    (project / "data").rename(project / "elsewhere")
+    run_trials(Job(params, place, store, parent, ("a", "b"), heads), bench)
+    assert numbers(place) == list(range(TRIALS)) and not (project / "data").exists()
+    assert capfd.readouterr().out.count("tune: trial") == TRIALS
+
+
+def test_a_worker_without_the_data_draws_what_is_left_and_ends(project: Path) -> None:
+    params = load_params()
+    place, store, parent = begin(project, params)
     data = (project / "data").rename(project / "elsewhere")
     worker = start(WORKER)
     out, said = worker.communicate()

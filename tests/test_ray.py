@@ -225,6 +225,22 @@ def test_nobody_else_can_reach_it_and_nobody_is_called(cluster: Any) -> None:
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
+def test_a_node_without_the_folder_or_with_other_code_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from frostline.scale.cluster import Home, _digest_code
+
+    monkeypatch.chdir(tmp_path)
+    Home(str(tmp_path / "gone"), _digest_code(), needed=False).enter()
+    assert Path.cwd() == tmp_path
+    for home, said in (
+        (Home(str(tmp_path / "gone"), _digest_code()), "does not see .*gone: No such file or directory"),
+        (Home(str(tmp_path), "0123"), "another version of Frostline"),
+    ):
+        with pytest.raises(Refused, match=said):
+            home.enter()
+
+
 # --- the stage's process ----------------------------------------------------------------------------------------------
 
 STAGE = """

@@ -18,7 +18,7 @@ from frostline.search import supply as supplies
 from frostline.search.depot import Depot, open_depot
 from frostline.search.places import digest_of
 from frostline.search.study import JOB
-from frostline.search.supply import PLACES, find_supply, lacks_features, put_supply
+from frostline.search.supply import PLACES, find_data, find_supply, put_supply
 
 MAPS = 2 * 6 * 8 * 8 * 4 * 2  # bytes of those of a depth: two views of six images, float16
 
@@ -80,8 +80,9 @@ def test_a_machine_without_data_gets_what_a_trial_needs_and_no_more(
     params: Params, list_as: Callable[..., None], tmp_path: Path
 ) -> None:
     list_as(put(params))
+    with find_data(params) as (found, take):
+        assert found is params and take is None
     data = Path("data").rename(tmp_path / "data")
-    assert lacks_features(params)
     with find_supply(params) as supply:
         shared = {
             *("features/complete.json", "features/features.json", f"features/{GROUPS}", f"features/{USE}"),
@@ -98,6 +99,10 @@ def test_a_machine_without_data_gets_what_a_trial_needs_and_no_more(
             assert files_in(supply.folder) == shared | maps | beside
             for name in shared | maps:
                 assert (supply.folder / name).read_bytes() == (data / name).read_bytes()
+        with find_data(params) as (own, take):
+            assert take is not None and not (Path(own.paths.features) / "depth-01").exists()
+            take("depth-01")
+            assert (Path(own.paths.features) / "depth-01" / "view-001.npy").is_file()
         own = supply.params(params)
         assert digest_of(own.with_depths(0, 2)) and load_json(Path(own.paths.prepared) / "classes.json") == ["a", "b"]
     assert list((tmp_path / "cache" / "views").iterdir()) == []

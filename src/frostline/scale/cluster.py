@@ -10,7 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import frostline
 from frostline.errors import Refused
+from frostline.files import hash_folder
 from frostline.params import Scale
 from frostline.process import Stopped, count_cores, end_process, if_stopped, lives
 from frostline.scale.work import Work
@@ -106,12 +108,13 @@ class Cluster:
             self._check_places(node)
             needs["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         given = ray.put((run, facts))
+        home = Home(str(Path.cwd()), _digest_code(), needed=self.scale.store is None)
         crew: dict[Any, tuple[Any, Any]] = {}  # what a worker says -> the worker, and whether it has a place
 
         def hire() -> None:
             worker = ray.remote(_Worker).options(**needs).remote()
             placed = worker.__ray_ready__.remote()
-            said = worker.run.options(num_returns="streaming").remote(str(Path.cwd()), [given])
+            said = worker.run.options(num_returns="streaming").remote(home, [given])
             crew[said] = worker, placed
             self._crew.append(worker)
 
@@ -216,7 +219,9 @@ class Cluster:
     def _submit(self, work: Work, task: tuple[Any, ...]) -> Any:
         if work not in self._given:
             self._given[work] = ray.put((work.make, work.begin, work.facts))
-        return self._do.options(**self._needs(work.on_gpu)).remote(str(Path.cwd()), [self._given[work]], task)
+        return self._do.options(**self._needs(work.on_gpu)).remote(
+            Home(str(Path.cwd()), _digest_code()), [self._given[work]], task
+        )
 
     def _call(self, question: Callable[[], Any]) -> Any:
         """What Ray answers; a task's error is raised as it is, and one of Ray's own is a refusal."""
@@ -294,11 +299,45 @@ def _first_line(error: BaseException) -> str:
 # --- in the workers ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where the stage runs: its folder, from which the paths of params.yaml begin, and the digest of its code.
+
+    needed: must a node see the folder?
+    """
+
+    folder: str
+    code: str
+    needed: bool = True
+
+    def enter(self) -> None:
+        """Goes there. Refused where this node has other code, or does not see a folder that is needed."""
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            if self.needed:
+                raise Refused(
+                    f"The node {socket.gethostname()} of Ray does not see {self.folder}: {error.strerror}. Every node needs the "
+                    "project's folder under the same path, for instance on a shared file system."
+                ) from None
+        if self.code != _digest_code():
+            raise Refused(
+                f"The node {socket.gethostname()} of Ray has another version of Frostline than the stage that asks it. Every node "
+                "needs the same."
+            )
+
+
+@cache
+def _digest_code() -> str:
+    """Of this process's Frostline."""
+    return hash_folder(Path(frostline.__file__).parent)
+
+
 _kept: dict[str, tuple[Callable[..., Iterator[Any]], Any]] = {}  # what a process keeps between its tasks
 _began_on: dict[str, str | None] = {}  # the GPU that its libraries keep
 
 
-def _do(project: str, given: list[Any], task: tuple[Any, ...]) -> list[Any]:
+def _do(home: Home, given: list[Any], task: tuple[Any, ...]) -> list[Any]:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
     if _began_on.setdefault("gpu", gpu) != gpu:
         os._exit(1)  # Ray gave this process another one, and does the task again in another process
@@ -306,7 +345,7 @@ def _do(project: str, given: list[Any], task: tuple[Any, ...]) -> list[Any]:
     key = reference.hex()
     if key not in _kept:
         _kept.clear()
-        _enter(project)
+        home.enter()
         make, begin, facts = ray.get(reference)
         _kept[key] = make, begin(*facts)
     make, kept = _kept[key]
@@ -316,18 +355,7 @@ def _do(project: str, given: list[Any], task: tuple[Any, ...]) -> list[Any]:
 class _Worker:
     """A worker of a study."""
 
-    def run(self, project: str, given: list[Any]) -> Iterator[str]:
-        _enter(project)
+    def run(self, home: Home, given: list[Any]) -> Iterator[str]:
+        home.enter()
         run, facts = ray.get(given[0])
         yield from run(*facts)
-
-
-def _enter(project: str) -> None:
-    """Goes to the project's folder, from which the paths of params.yaml begin."""
-    try:
-        os.chdir(project)
-    except OSError as error:
-        raise Refused(
-            f"The node {socket.gethostname()} of Ray does not see {project}: {error.strerror}. Every node needs the project's "
-            "folder under the same path, for instance on a shared file system."
-        ) from None

@@ -1,7 +1,7 @@
 """What a worker reads of a project's data: put into `scale.store` by `tune`, and taken from there where a project has none."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +84,17 @@ def put_supply(params: Params, depot: Depot | None) -> Entry | None:
     return manifest
 
 
-def lacks_features(params: Params) -> bool:
-    """Are there no features in this project's folder?"""
-    return not (Path(params.paths.features) / COMPLETE).is_file()
+@contextmanager
+def find_data(params: Params) -> Iterator[tuple[Params, Callable[[str], None] | None]]:
+    """The params by which a worker reads its data, and what takes the maps of a folder of the features before they are read.
+
+    The data is in this project's folder or, where that has no features, taken from `scale.store`; then it goes with the block.
+    """
+    if params.scale.store is None or (Path(params.paths.features) / COMPLETE).is_file():
+        yield params, None
+        return
+    with find_supply(params) as supply:
+        yield supply.params(params), supply.take_maps
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from frostline.search.study import (
     list_rungs,
     wait_for_all,
 )
-from frostline.search.supply import find_supply, lacks_features
+from frostline.search.supply import find_data
 from frostline.search.trial import run_baseline, run_trial
 from frostline.tracking.messages import describe_trial
 from frostline.tracking.runs import DRAW, delete_trials, has_run, log_trial
@@ -82,14 +82,11 @@ def join(params: Params, store: Store, code: str) -> None:
     What it reads is in this project's folder or, where there are no features, in `scale.store`. code: the digest of the trials' code
     here. Refused where there is no such study, or its trials are of other code or another store.
     """
-    if params.scale.store and lacks_features(params):
-        with find_supply(params) as supply:
-            _join(supply.params(params), store, code, supply.take_maps)
-    else:
-        _join(params, store, code)
+    with find_data(params) as (found, take):
+        _join(found, store, code, take)
 
 
-def _join(params: Params, store: Store, code: str, take: Callable[[str], None] | None = None) -> None:
+def _join(params: Params, store: Store, code: str, take: Callable[[str], None] | None) -> None:
     params = with_found_depths(params)
     study = require_server(digest_of(params), params)
     facts = study.read(lambda loaded: loaded.user_attrs)
@@ -134,7 +131,9 @@ def _work_here(job: Job, bench: Bench) -> Iterator[str]:
 
 def _work_alone(job: Job) -> Iterator[str]:
     _share_device()
-    yield from _work(job, Bench(job.params, len(job.class_names), job.heads), _hidden_progress(job.params))
+    with find_data(job.params) as (params, take):
+        bench = Bench(params, len(job.class_names), job.heads, take)
+        yield from _work(replace(job, params=params), bench, _hidden_progress(params))
 
 
 def _share_device() -> None:
