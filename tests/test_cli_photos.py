@@ -8,7 +8,7 @@ import pytest
 from test_cli_use import project  # noqa: F401 (a fixture)
 
 from frostline.cli import screen
-from frostline.cli.photos import choose_search
+from frostline.cli.photos import choose_base, choose_search
 from frostline.images.generated.sets import write_target
 from frostline.params import load_params
 from frostline.planning.defaults import choose_settings
@@ -66,14 +66,14 @@ def test_what_takes_too_long_gives_way_depth_first_then_views(root):
 
     def plan(_, params):
         seconds = 5 * params.augment.views + 10 * params.tune.space.unfrozen_blocks[1]
-        return SimpleNamespace(steps=[SimpleNamespace(seconds=seconds)])
+        return SimpleNamespace(seconds=seconds)
 
     best = SimpleNamespace(network=SimpleNamespace(cuts=range(7)))
-    screening = SimpleNamespace(best=best, plan=plan)
+    screening = SimpleNamespace(plan=plan)
     text = (root / "presets" / "default.yaml").read_text()
     found = {}
     for seconds in (200, 120, 75, 45, 15, 12, 1):
-        search, _ = choose_search(screening, text, 12, seconds / 60)
+        search, _ = choose_search(screening, best, text, 12, seconds / 60)
         found[seconds] = (
             search["augment.views"],
             search["tune.space.unfrozen_blocks"][1],
@@ -87,6 +87,29 @@ def test_what_takes_too_long_gives_way_depth_first_then_views(root):
         15: (1, 1, None),
         12: (1, 0, 2),  # the linear heads alone
         1: (1, 0, 2),
+    }
+
+
+def test_of_the_best_bases_the_first_is_taken_that_there_is_time_for(root):
+    """Bases of 100, 50 and 200 seconds for the linear heads alone, twice that for a search."""
+    text = (root / "presets" / "default.yaml").read_text()
+
+    def plan(each, params):
+        return SimpleNamespace(seconds=each.seconds * (2 if params.tune.space.unfrozen_blocks[1] else 1))
+
+    slow, fast, slowest = (
+        SimpleNamespace(seconds=seconds, network=SimpleNamespace(cuts=range(7))) for seconds in (100, 50, 200)
+    )
+    screening = SimpleNamespace(ranked=[slow, fast], left=[slowest], plan=plan)
+    found = {}
+    for minutes in (4, 2, 1.2, 0.5):
+        best, search, its_plan = choose_base(screening, text, 12, minutes)
+        found[minutes] = (best, search["tune.space.unfrozen_blocks"], its_plan.seconds)
+    assert found == {
+        4: (slow, [0, 6], 200),
+        2: (slow, [0, 0], 100),
+        1.2: (fast, [0, 0], 50),
+        0.5: (fast, [0, 0], 50),
     }
 
 

@@ -1,6 +1,7 @@
 """Which base, at which size: the sample holds no test image, the better base wins, and the command says and applies it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def test_of_a_split_folder_only_train_is_looked_at(raw, tmp_path):
 def make_screened(losses, speed):
     losses = np.asarray(losses, float)
     base = Base(name="MobileNetV2", weights="random", image_size=32)
-    return screening.Screened(base, losses, losses < 0.7, None, None, speed, 1.0, 1, 1.0)  # type: ignore[arg-type]
+    candidate = SimpleNamespace(base=base)
+    rows = np.arange(len(losses))
+    return screening.Screened(candidate, rows, losses, losses < 0.7, None, speed, 1, 1.0)  # type: ignore[arg-type]
 
 
 def test_what_the_sample_cannot_tell_apart_is_called_equal():
@@ -83,17 +86,24 @@ def test_a_base_that_knows_something_leaves_a_drawn_one_behind(raw, tmp_path, mo
     ranked, left = screening.race(
         [drawn, known],
         lambda _: sample,
-        mirrored=True,
         seed=7,
         work=tmp_path,
-        report=lambda found, images: seen.append((found.base.weights, len(images.labels))),
+        report=lambda found: seen.append((found.base.weights, len(found.rows))),
     )
     assert [each.base for each in ranked] == [known] and [each.base for each in left] == [drawn]
     assert seen == [("random", 96), ("bundled", 96), ("bundled", len(sample.labels))]
     # Out of fold: the head that answers has not seen the image.
     assert 0.3 < ranked[0].accuracy.value < 1 and ranked[0].log_loss < left[0].log_loss
     assert ranked[0].log_loss == pytest.approx(ranked[0].head.loss, rel=1e-4)
-    assert list(ranked[0].accuracy_by_class(sample).values()) == sorted(ranked[0].accuracy_by_class(sample).values())
+    by_class = ranked[0].accuracy_by_class()
+    assert list(by_class.values()) == sorted(by_class.values()) and set(by_class) == set(sample.classes)
+    # Going on from some images to all gives what all at once give, and so it is where mirrored ones come to it.
+    rows = np.arange(len(sample.labels))
+    again = screening.Candidate(known, sample, known=True, seed=7, work=tmp_path / "again")
+    at_once = again.judge(rows, mirrored=True)
+    np.testing.assert_allclose(again.judge(rows).losses, ranked[0].losses, atol=1e-3)
+    np.testing.assert_allclose(ranked[0].candidate.judge(rows, mirrored=True).losses, at_once.losses, atol=1e-3)
+    assert not np.allclose(at_once.losses, ranked[0].losses, atol=1e-2)
 
 
 def test_a_file_of_weights_in_disorder_is_refused_before_anything_is_judged(raw, tmp_path):
@@ -108,7 +118,7 @@ def test_a_file_of_weights_in_disorder_is_refused_before_anything_is_judged(raw,
     sample = screening.load_sample(entries, Prepare(), 48, 7, tmp_path)
     base = Base(name="MobileNetV2", weights=str(tmp_path / "mine.weights.h5"), image_size=48, options=options)
     with pytest.raises(Refused, match=r"base\.weights: the statistics"):
-        screening.screen(base, sample, mirrored=False, seed=7, work=tmp_path / "base")
+        screening.Candidate(base, sample, known=False, seed=7, work=tmp_path / "base")
 
 
 @pytest.fixture

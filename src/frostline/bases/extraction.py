@@ -151,9 +151,13 @@ class Extractor:
         if not self._types:
             *maps, pooled = next(self.run(take_rows(images, slice(0, self.batch_size))))
             self._types = [choose_dtype(values) for values in maps]
-            cuts = [choose_dtype(values) for values in np.split(pooled, self._ends[:-1], axis=1)]
-            self._types.append(np.float32 if np.float32 in cuts else np.float16)
+            self._types.append(self.choose_pooled_type(pooled))
         return self._types
+
+    def choose_pooled_type(self, pooled: NDArray[np.float32]) -> type[np.floating[Any]]:
+        """The type in which all cuts pooled, (num_images, num_features), are stored."""
+        cuts = [choose_dtype(values) for values in np.split(pooled, self._ends[:-1], axis=1)]
+        return np.float32 if np.float32 in cuts else np.float16
 
     def row_bytes(self, images: Rows) -> dict[str, int]:
         """Bytes that one image's features take in each folder."""

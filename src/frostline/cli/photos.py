@@ -19,10 +19,12 @@ from frostline.process import UNFINISHED
 if TYPE_CHECKING:
     from frostline.images.folders import Layout
     from frostline.planning.estimate import Plan
+    from frostline.search.screening import Screened
 
 NAME = "photos"
 DEEPEST = 8  # blocks that are unfrozen at most
 WIDEST = 12  # classes that are shown one by one
+SAMPLE_A_MINUTE, FEW = 100, 300  # images that bases are judged on, for each minute that the line may take, and at least
 
 
 def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *, force: bool) -> None:
@@ -38,17 +40,20 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     for line in describe_folder(layout):
         click.echo(line)
     sys.stdout.flush()
-    screening = run_screening(params, candidates, (), SAMPLE)
-    best = screening.best
+    screening = run_screening(params, candidates, (), min(SAMPLE, max(FEW, round(SAMPLE_A_MINUTE * minutes))))
+    chosen = choose_settings(len(layout.entries), count_layout(layout)[2])
+    wanted = chosen["augment.views"].value
+    suits = apply_settings(default, {"fetch.source": data, **{name: setting.value for name, setting in chosen.items()}})
+    best, search, plan = choose_base(screening, suits, wanted, minutes)
     settings: dict[str, Any] = {"fetch.source": data}
     settings |= {f"base.{name}": value for name, value in best.base.model_dump(mode="json").items()}
     reasons = {
         "base.name": f"out of fold {best.accuracy.value:.3f} on {len(best.losses)} images, by `frostline screen`"
     }
-    for name, setting in choose_settings(len(layout.entries), count_layout(layout)[2]).items():
+    if best is not screening.best:
+        reasons["base.name"] += f"; {label_of(screening.best.base)} would take more than {minutes:g} minutes"
+    for name, setting in chosen.items():
         settings[name], reasons[name] = setting.value, setting.reason
-    wanted = settings["augment.views"]
-    search, plan = choose_search(screening, apply_settings(default, settings), wanted, minutes)
     settings |= search
     if "tune.num_trials" in search:
         longer = f"to unfreeze one block would take more than {minutes:g} minutes"
@@ -61,7 +66,8 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     _checked(text, root, data)
     show(screening)
     log_result(params, screening, text)
-    accuracy, model = best.accuracy, save_first(screening)
+    model, answer = save_first(screening.params, best)
+    accuracy = answer.accuracy
     write_params(root, text, NAME, force=True)  # last: whoever finds it takes all before it for done
     click.echo(
         f"\nA first answer, a linear head on {label_of(best.base)}: accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, "
@@ -69,9 +75,7 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     )
     for step in plan.steps:
         click.echo(f"plan: {step.stage}: {step.what}, about {step.seconds:.0f} s")
-    click.echo(
-        f"plan: about {sum(step.seconds for step in plan.steps) / 60:.0f} minutes in all; --minutes says how many may be"
-    )
+    click.echo(f"plan: about {plan.seconds / 60:.0f} minutes in all; --minutes says how many may be")
 
 
 def describe_folder(layout: "Layout") -> list[str]:
@@ -85,9 +89,21 @@ def describe_folder(layout: "Layout") -> list[str]:
     return [*lines, *(f"note: {note}" for note in layout.notes)]
 
 
-def choose_search(screening: Screening, text: str, views: int, minutes: float) -> "tuple[dict[str, Any], Plan]":
+def choose_base(screening: Screening, text: str, views: int, minutes: float) -> "tuple[Screened, dict[str, Any], Plan]":
+    """The first of the ranking whose line takes at most so many minutes, or the fastest; how it is searched, and its plan."""
+    found = []
+    for each in (*screening.ranked, *screening.left):
+        search, plan = choose_search(screening, each, text, views, minutes)
+        found.append((each, search, plan))
+        if plan.seconds <= 60 * minutes:
+            return found[-1]
+    return min(found, key=lambda each: each[2].seconds)
+
+
+def choose_search(
+    screening: Screening, best: "Screened", text: str, views: int, minutes: float
+) -> "tuple[dict[str, Any], Plan]":
     """As many views and then as deep as the plan takes at most so many minutes, or the linear heads alone; and that plan."""
-    best = screening.best
     deepest = min(DEEPEST, len(best.network.cuts) - 1)
     searches: list[dict[str, Any]] = [
         {"augment.views": number, "tune.space.unfrozen_blocks": [0, depth]}
@@ -96,7 +112,7 @@ def choose_search(screening: Screening, text: str, views: int, minutes: float) -
     heads = {"augment.views": 1, "tune.space.unfrozen_blocks": [0, 0], "tune.num_trials": len(BASELINES)}
     for search in [*searches, heads]:
         plan = screening.plan(best, parse_params(parse_document(apply_settings(text, search)), "params.yaml"))
-        if sum(step.seconds for step in plan.steps) <= 60 * minutes:
+        if plan.seconds <= 60 * minutes:
             break
     return search, plan
 

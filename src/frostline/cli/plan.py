@@ -42,7 +42,7 @@ def command(as_json: bool) -> None:
     table = Table("stage", "what", "MB", "seconds", box=None)
     for step in plan.steps:
         table.add_row(step.stage, step.what, f"{step.bytes / 1e6:,.0f}" if step.bytes else "", f"{step.seconds:,.0f}")
-    taken, seconds = sum(step.bytes for step in plan.steps), sum(step.seconds for step in plan.steps)
+    taken, seconds = sum(step.bytes for step in plan.steps), plan.seconds
     table.add_row("all", "", f"{taken / 1e6:,.0f}", f"{seconds:,.0f}")
     # A pipe has no width: rows are not to be folded there.
     Console(width=None if sys.stdout.isatty() else 160).print(table)

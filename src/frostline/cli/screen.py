@@ -80,15 +80,11 @@ class Basics(NamedTuple):
 
 @dataclass(frozen=True)
 class Screening:
-    """The candidates, best first; `left` were behind on fewer images.
-
-    sample: of the best; basics: by image size.
-    """
+    """The candidates, best first; `left` were behind on fewer images. basics: by image size."""
 
     params: Params
     ranked: "list[Screened]"
     left: "list[Screened]"
-    sample: "Sample"
     counts: "Counts"
     basics: dict[int, Basics]
     seconds: float
@@ -112,21 +108,23 @@ class Screening:
                 **each.to_record(),
                 "num_images": len(each.losses),
                 "equal": each in equals,
-                "line_seconds": sum(step.seconds for step in self.plan(each).steps),
+                "line_seconds": self.plan(each).seconds,
             }
             for each in [*self.ranked, *self.left]
         ]
 
     def to_record(self) -> dict[str, Any]:
-        classes = self.best.accuracy_by_class(self.sample)
-        return {"candidates": self.rows(), "accuracy_by_class": classes, "seconds": self.seconds}
+        return {
+            "candidates": self.rows(),
+            "accuracy_by_class": self.best.accuracy_by_class(),
+            "seconds": self.seconds,
+        }
 
 
 def run_screening(params: Params, candidates: Sequence[str], sizes: Sequence[int], number: int) -> Screening:
     """Judges the candidates on the images of params; says each as it is judged on stderr."""
     started = time.monotonic()
     from frostline.planning.pace import count_images, find_images
-    from frostline.planning.storage import flips
     from frostline.process import work_folder
     from frostline.search.screening import draw_sample, load_sample, race
 
@@ -140,25 +138,23 @@ def run_screening(params: Params, candidates: Sequence[str], sizes: Sequence[int
             return load_sample(entries, params.prepare, size, params.seed, work)
 
         bases = list_bases(params.base, candidates, sizes)
-        mirrored = flips(params.augment)
-        ranked, left = race(bases, samples, mirrored=mirrored, seed=params.seed, work=work, report=_report)
+        ranked, left = race(bases, samples, seed=params.seed, work=work, report=_report)
         found = {each.base.image_size: each.base for each in (*ranked, *left)}
         basics = {
             size: measure_basics(params.model_copy(update={"base": base}), work, loaded) for size, base in found.items()
         }
-        sample = samples(ranked[0].base.image_size).first(len(ranked[0].losses))
     seconds = time.monotonic() - started
-    return Screening(params, ranked, left, sample, count_images(params), basics, seconds)
+    return Screening(params, ranked, left, count_images(params), basics, seconds)
 
 
-def _report(found: "Screened", sample: "Sample") -> None:
+def _report(found: "Screened") -> None:
     accuracy = found.accuracy
     click.echo(
         f"screen: {label_of(found.base)}: accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}], "
         f"log loss {found.log_loss:.3f}, {len(found.losses)} images, {found.seconds:.0f} s",
         err=True,
     )
-    for warning in found.warnings:
+    for warning in found.candidate.warnings:
         click.echo(f"screen: {warning}", err=True)
 
 
@@ -294,7 +290,7 @@ def show(screening: Screening) -> None:
     click.echo(
         "A head on every cut, out of fold, the lowest log loss first; =: this sample cannot tell it from the first."
     )
-    hard = list(screening.best.accuracy_by_class(screening.sample).items())[:3]
+    hard = list(screening.best.accuracy_by_class().items())[:3]
     click.echo("Hardest classes with the first: " + ", ".join(f"{name} {share:.2f}" for name, share in hard))
     click.echo(f"{OUT / 'screen.png'} shows it; {screening.seconds:.0f} s")
 
@@ -331,25 +327,23 @@ def log_result(params: Params, screening: Screening, text: str) -> None:
     )
 
 
-def save_first(screening: Screening) -> Path:
-    """The best base with its head on every cut as one model, which answers before anything is searched."""
+def save_first(params: Params, chosen: "Screened") -> "tuple[Path, Screened]":
+    """A base with its head on every cut as one model, which answers before anything is searched; and what it is worth.
+
+    Where a flip is among the transforms it has learned from the mirrored images, too, and asks the mirror image.
+    """
     from frostline.files import save_json
     from frostline.planning.storage import flips
     from frostline.training.model import Members, build_model, save_model
 
-    best = screening.best
-    members = Members(None, [], None, [best.head.whole], "all", 0.0)
-    model = build_model(
-        best.network,
-        members,
-        pooling="avg",
-        temperature=1.0,
-        mirrored=flips(screening.params.augment),
-    )
+    mirrored = flips(params.augment)
+    answer = chosen.candidate.judge(chosen.rows, mirrored=mirrored)
+    members = Members(None, [], None, [answer.head.whole], "all", 0.0)
+    model = build_model(chosen.network, members, pooling="avg", temperature=1.0, mirrored=mirrored)
     OUT.mkdir(parents=True, exist_ok=True)
-    save_json(OUT / "classes.json", list(screening.sample.classes))
+    save_json(OUT / "classes.json", list(chosen.candidate.sample.classes))
     save_model(model, OUT / "first.keras")
-    return OUT / "first.keras"
+    return OUT / "first.keras", answer
 
 
 def apply_choice(best: "Screened") -> None:

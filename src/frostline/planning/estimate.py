@@ -34,6 +34,11 @@ class Plan:
     storage: Storage
     notes: list[str]
 
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(step.seconds for step in self.steps)
+
     def to_record(self) -> dict[str, Any]:
         storage = {"views": self.storage.views, "stored": self.storage.stored, "bytes": self.storage.bytes}
         return {"steps": [asdict(step) for step in self.steps], "storage": storage, "notes": self.notes}

@@ -59,31 +59,35 @@ class Sample:
     folds: NDArray[np.int64] = field(repr=False)
     classes: tuple[str, ...]
 
-    def first(self, number: int) -> "Sample":
-        """About so many of its images, evenly spread, in the same folds."""
-        rows = np.unique(np.linspace(0, len(self.labels) - 1, min(number, len(self.labels))).astype(int))
-        return Sample(self.images[rows], self.labels[rows], self.folds[rows], self.classes)
+    def spread(self, number: int) -> NDArray[np.intp]:
+        """The places of about so many of its images, evenly spread."""
+        return np.unique(np.linspace(0, len(self.labels) - 1, min(number, len(self.labels))).astype(np.intp))
 
 
 @dataclass(frozen=True, eq=False)
 class Screened:
     """What a candidate is worth, out of fold, and what it costs.
 
-    losses: float64 (num_images,), cross-entropy in nats; right: bool (num_images,); head: the linear head on every cut;
-    images_per_second: of the prefix; flops: of one image; column_bytes: what the pooled cuts of one view take; warnings: of a
-    base that may not know the images.
+    rows: of the sample, on which it was judged; losses: float64 (num_images,), cross-entropy in nats; right: bool (num_images,);
+    head: the linear head on every cut; images_per_second: of the prefix; column_bytes: what the pooled cuts of one view take.
     """
 
-    base: BaseParams
+    candidate: "Candidate" = field(repr=False)
+    rows: NDArray[np.intp] = field(repr=False)
     losses: NDArray[np.float64] = field(repr=False)
     right: NDArray[np.bool_] = field(repr=False)
     head: CrossValidation = field(repr=False)
-    network: Base = field(repr=False)
     images_per_second: float
-    flops: float
     column_bytes: int
     seconds: float
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> BaseParams:
+        return self.candidate.base
+
+    @property
+    def network(self) -> Base:
+        return self.candidate.network
 
     @property
     def log_loss(self) -> float:
@@ -103,10 +107,11 @@ class Screened:
         difference = self.losses - other.losses
         return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
-    def accuracy_by_class(self, sample: Sample) -> dict[str, float]:
+    def accuracy_by_class(self) -> dict[str, float]:
         """The share of right predictions of each class, the hardest class first."""
-        present = np.unique(sample.labels).tolist()  # the first images of many classes need not be of all
-        shares = {sample.classes[label]: float(self.right[sample.labels == label].mean()) for label in present}
+        labels, classes = self.candidate.sample.labels[self.rows], self.candidate.sample.classes
+        present = np.unique(labels).tolist()  # the first images of many classes need not be of all
+        shares = {classes[label]: float(self.right[labels == label].mean()) for label in present}
         return dict(sorted(shares.items(), key=lambda item: item[1]))
 
     def to_record(self) -> dict[str, Any]:
@@ -118,7 +123,7 @@ class Screened:
             "log_loss": {"value": self.log_loss, "error": self.error},
             "strength": self.head.choice.strength,
             "images_per_second": self.images_per_second,
-            "flops": self.flops,
+            "flops": flops_of(self.network)["total"],
             "column_bytes": self.column_bytes,
             "seconds": self.seconds,
         }
@@ -162,27 +167,94 @@ def load_sample(entries: Sequence[Entry], prepare: Prepare, size: int, seed: int
     return Sample(images, labels, draw_folds(labels, groups, FOLDS, derive_seed(seed, "screen")), tuple(classes))
 
 
+class Candidate:
+    """A base at one size, built, checked and compiled once, and judged on more and more images of a sample.
+
+    work: where its weights are put; known: are its weights known to know such images? Refused where the base cannot be had, or a
+    file's weights do not know the images.
+    """
+
+    def __init__(self, base: BaseParams, sample: Sample, *, known: bool, seed: int, work: Path) -> None:
+        started = time.monotonic()
+        self.base, self.sample = base, sample
+        fetch_weights(base, work, seed)
+        self.network = load_base(base, work)
+        # What has a name was compared with a hash already.
+        named = base.weights in WEIGHTS
+        self.warnings = () if named or known else tuple(check_input(self.network, sample.images))
+        self._extractor = Extractor(self.network, [], min(BATCH, len(sample.images)))
+        # Features of the plain and of the mirrored images, and which of them are there.
+        self._images = (sample.images, sample.images[:, :, ::-1])
+        self._views = np.zeros((2, len(sample.labels), *self._extractor.shapes[0]), np.float32)
+        self._done = np.zeros((2, len(sample.labels)), bool)
+        self._laps: list[tuple[int, float]] = []  # images and seconds; the first are slow, it is compiled
+        self.seconds = time.monotonic() - started
+
+    def judge(self, rows: NDArray[np.intp], *, mirrored: bool = False) -> Screened:
+        """What it is worth on these images: its prefix over those that it has not seen yet, then a cross-validated head.
+
+        mirrored: with the mirrored images beside the plain ones.
+        """
+        started, num_views = time.monotonic(), 1 + mirrored
+        for view in range(num_views):
+            missing = rows[~self._done[view, rows]]
+            for part in (missing[:BATCH], missing[BATCH:]):
+                self._compute(view, part)
+        if len(self._laps) == 1:
+            self._compute(0, rows)
+        labels, groups = self.sample.labels[rows], group_columns(self.network, "all")
+        views = self._views[:num_views, rows]
+        views = views.astype(self._extractor.choose_pooled_type(views[0]))  # as `extract` stores them
+        with threadpool_limits(1, "blas"):
+            head = cross_validate(views, labels, len(self.sample.classes), self.sample.folds[rows], groups=groups)
+        number, spent = np.sum(self._laps[1:], axis=0)
+        logits = log_softmax(head.logits.astype(np.float64), axis=1)
+        self.seconds += time.monotonic() - started
+        return Screened(
+            candidate=self,
+            rows=rows,
+            losses=-logits[np.arange(len(rows)), labels],
+            right=logits.argmax(axis=1) == labels,
+            head=head,
+            images_per_second=float(number / spent),
+            column_bytes=views[0, 0].nbytes,
+            seconds=self.seconds,
+        )
+
+    def _compute(self, view: int, rows: NDArray[np.intp]) -> None:
+        if len(rows):
+            started = time.monotonic()
+            batches = self._extractor.run(self._images[view], rows)
+            self._views[view, rows] = np.concatenate([batch[0] for batch in batches])
+            self._done[view, rows] = True
+            self._laps.append((len(rows), time.monotonic() - started))
+
+
 def race(
     bases: Sequence[BaseParams],
     samples: Callable[[int], Sample],
     *,
-    mirrored: bool,
     seed: int,
     work: Path,
-    report: Callable[[Screened, Sample], None] = lambda *_: None,
+    report: Callable[[Screened], None] = lambda _: None,
 ) -> tuple[list[Screened], list[Screened]]:
     """All candidates on FIRST images, and those that are not far behind there on all: (the ranking, who was left behind).
 
     samples: gives the sample at a size; report: is shown each candidate once it is judged. Those left behind were judged on
     fewer images. Successive elimination as in Hoeffding races (Maron and Moore, NIPS 1993), with a normal interval.
     """
-    places = {id(base): work / f"base-{number:02d}" for number, base in enumerate(bases)}
+    candidates: dict[str, Candidate] = {}
+    seen: set[str] = set()
 
     def judge(base: BaseParams, number: int | None = None) -> Screened:
-        whole = samples(base.image_size)
-        sample = whole.first(number or len(whole.labels))
-        found = screen(base, sample, mirrored=mirrored, seed=seed, work=places[id(base)])
-        report(found, sample)
+        sample, key = samples(base.image_size), base.model_dump_json()
+        if key not in candidates:
+            weights = base.model_dump_json(exclude={"image_size"})
+            place = work / f"base-{len(candidates):02d}"
+            candidates[key] = Candidate(base, sample, known=weights in seen, seed=seed, work=place)
+            seen.add(weights)
+        found = candidates[key].judge(sample.spread(number or len(sample.labels)))
+        report(found)
         return found
 
     first = rank([judge(base, FIRST) for base in bases])
@@ -191,48 +263,6 @@ def race(
         return first, []
     left = [each for each in first if each not in near]
     return rank([judge(each.base) for each in near]), left
-
-
-def screen(base: BaseParams, sample: Sample, *, mirrored: bool, seed: int, work: Path) -> Screened:
-    """One candidate on the sample: its prefix over the plain and, where `mirrored`, the mirrored images, then a head.
-
-    work: where its weights are put. Refused where the base cannot be had, or a file's weights do not know the images.
-    """
-    started = time.monotonic()
-    fetch_weights(base, work, seed)
-    network = load_base(base, work)
-    # What has a name was compared with a hash already.
-    warnings = () if base.weights in WEIGHTS else tuple(check_input(network, sample.images))
-    extractor = Extractor(network, [], min(BATCH, len(sample.images)))
-    list(extractor.run(sample.images[:BATCH]))  # compiled here, so that the pace is the prefix's own
-    passes = [sample.images, sample.images[:, :, ::-1]] if mirrored else [sample.images]
-    began = time.monotonic()
-    views = [np.concatenate([batch[0] for batch in extractor.run(images)]) for images in passes]
-    passed = time.monotonic() - began
-    # As `extract` stores them.
-    kind = extractor.types(sample.images)[0]
-    with threadpool_limits(1, "blas"):
-        head = cross_validate(
-            np.stack(views).astype(kind),
-            sample.labels,
-            len(sample.classes),
-            sample.folds,
-            groups=group_columns(network, "all"),
-        )
-    logits = log_softmax(head.logits.astype(np.float64), axis=1)
-    rows = np.arange(len(sample.labels))
-    return Screened(
-        base=base,
-        losses=-logits[rows, sample.labels],
-        right=logits.argmax(axis=1) == sample.labels,
-        head=head,
-        network=network,
-        images_per_second=len(passes) * len(sample.images) / passed,
-        flops=flops_of(network)["total"],
-        column_bytes=views[0].shape[1] * np.dtype(kind).itemsize,
-        seconds=time.monotonic() - started,
-        warnings=warnings,
-    )
 
 
 def rank(screened: Sequence[Screened]) -> list[Screened]:
