@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from frostline.evidence.speed import ALONE, BATCH, BATCHES, WARM_UP, describe_speed, measure_speed
+from frostline.evidence.speed import ALONE, BATCH, BATCHES, LEAST, WARM_UP, describe_speed, measure_speed, time_answers
 
 
 def test_single_images_and_batches_are_timed_and_the_file_is_weighed(tmp_path):
@@ -26,3 +26,16 @@ def test_single_images_and_batches_are_timed_and_the_file_is_weighed(tmp_path):
     text = describe_speed(speed)
     assert f"{speed.p50_ms:.1f} ms" in text and "2.5 MB" in text
     assert speed.images_per_s == pytest.approx(float(text.split(" images/s")[0].split()[-1]), abs=0.5)
+
+
+def test_of_a_slow_model_no_more_is_asked_than_is_enough():
+    asked: list[int] = []
+
+    def answer(images):
+        asked.append(len(images))
+        time.sleep(0.01)
+
+    images = np.zeros((7, 8, 8, 3), np.uint8)
+    assert len(time_answers(answer, images, 2, 100, enough_s=0.1)) < 11
+    assert len(time_answers(answer, images, 2, 100, enough_s=0.0)) == LEAST
+    assert len(time_answers(answer, images, 2, 12)) == 12

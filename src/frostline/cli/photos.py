@@ -44,7 +44,7 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     chosen = choose_settings(len(layout.entries), count_layout(layout)[2])
     wanted = chosen["augment.views"].value
     suits = apply_settings(default, {"fetch.source": data, **{name: setting.value for name, setting in chosen.items()}})
-    best, search, plan = choose_base(screening, suits, wanted, minutes)
+    best, search, plan = choose_base(screening, suits, wanted, minutes - screening.seconds / 60)
     settings: dict[str, Any] = {"fetch.source": data}
     settings |= {f"base.{name}": value for name, value in best.base.model_dump(mode="json").items()}
     reasons = {

@@ -12,6 +12,7 @@ from frostline.planning.storage import Storage, fit_views, flips, plan_storage, 
 from frostline.search.study import expect_epochs
 
 MODELS = 2  # that `evaluate` asks
+BESIDE = 400  # images that it asks the final model besides: strangers, and for its speed
 FIGURES = 10  # seconds to draw those of `evaluate`, about
 RECEIPTS = 2  # checks of a study, each compiles about what the deepest tail does
 
@@ -134,7 +135,7 @@ def _training(params: Params, counts: Counts, facts: Facts, storage: Storage, pa
 
 def _reporting(counts: Counts, pace: Pace, mirrored: bool) -> list[Step]:
     # The final model and that of both baselines; each is built, compiled, and asked for the mirror image, too.
-    asked = MODELS * counts.test * (1 + mirrored)
+    asked = (MODELS * counts.test + BESIDE) * (1 + mirrored)
     evaluated = pace.start["refit"] + MODELS * pace.build + asked * pace.prefix + FIGURES
     return [
         Step("evaluate", f"{counts.test} images through {MODELS} models, figures", 0, evaluated),
