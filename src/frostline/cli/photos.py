@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NAME = "photos"
 DEEPEST = 8  # blocks that are unfrozen at most
 WIDEST = 12  # classes that are shown one by one
+MARGIN = 0.9  # of the minutes that are left after the screening: the plan does not know all that other programs do
 SAMPLE_A_MINUTE, FEW = 100, 300  # images that bases are judged on, for each minute that the line may take, and at least
 
 
@@ -44,7 +45,7 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     chosen = choose_settings(len(layout.entries), count_layout(layout)[2])
     wanted = chosen["augment.views"].value
     suits = apply_settings(default, {"fetch.source": data, **{name: setting.value for name, setting in chosen.items()}})
-    best, search, plan = choose_base(screening, suits, wanted, minutes - screening.seconds / 60)
+    best, search, plan = choose_base(screening, suits, wanted, MARGIN * (minutes - screening.seconds / 60))
     settings: dict[str, Any] = {"fetch.source": data}
     settings |= {f"base.{name}": value for name, value in best.base.model_dump(mode="json").items()}
     reasons = {
