@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from secrets import token_hex
 
 from frostline.errors import Refused
@@ -22,9 +23,15 @@ def has_ray() -> bool:
 
 def _close_doors() -> dict[str, str]:
     """What a Ray of this stage's own is told, before it is loaded: nobody else may use it, and no other machine can."""
-    token = os.environ.get("RAY_AUTH_TOKEN") or token_hex(32)
+    token = os.environ.get("RAY_AUTH_TOKEN") or _draw_token()
     # Without clusters, which is what Ray does by itself on macOS, it listens at 127.0.0.1; else at every address of the machine.
     return {"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@cache
+def _draw_token() -> str:
+    """One for the whole process: Ray's library reads it once."""
+    return token_hex(32)
 
 
 @contextmanager
