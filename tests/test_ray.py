@@ -203,6 +203,34 @@ def test_what_an_own_ray_is_told_is_not_told_to_what_this_process_starts_later(p
 # --- what is raised ---------------------------------------------------------------------------------------------------
 
 
+def test_a_process_can_start_one_ray_after_another(tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(TWICE)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    done = subprocess.run(
+        [sys.executable, "twice.py"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.split() == ["0", "1"], done.stderr
+
+
+TWICE = """
+from types import SimpleNamespace
+import mortals
+from frostline.params import Scale
+from frostline.scale.engines import open_engine
+from frostline.scale.work import Work
+
+for number in range(2):
+    with open_engine(SimpleNamespace(scale=Scale(engine="ray", workers=1))) as engine:
+        for told, _ in engine.map(Work(mortals.tell_process, mortals.begin_nothing), [(number, 0.0)]):
+            print(told)
+"""
+
+
 def test_an_error_of_a_task_is_raised_as_it_is(cluster: Any) -> None:
     for kind in (Refused, FloatingPointError):
         with pytest.raises(kind, match=r"^so and so$"):
