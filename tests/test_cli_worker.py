@@ -19,7 +19,7 @@ from frostline.params import Params, load_params
 from frostline.planning.closure import code_of
 from frostline.process import run_stage
 from frostline.scale.engines import has_ray
-from frostline.search.depot import open_depot
+from frostline.search.depot import _open, open_depot
 from frostline.search.places import StudyServer, digest_of
 from frostline.search.starts import begin_study
 from frostline.search.study import announce, list_killed, list_records
@@ -39,6 +39,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     with cluster("postgres", "s3") as made:
         for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
+        _open.cache_clear()  # of the services of an earlier test
         yield made
         made.kill("s3")  # asked to end, it takes ten seconds
 
@@ -97,12 +98,13 @@ def test_rays_workers_without_the_data_take_it_from_the_store(
     params = load_params()
     params = params.model_copy(update={"scale": params.scale.model_copy(update={"engine": "ray", "workers": 1})})
     place, store, parent = begin(project, params)
-    bench = Bench(params, 2, {})
+    classes = tuple(load_json(Path(params.paths.prepared) / "classes.json"))
+    bench = Bench(params, len(classes), {})
     heads = fit_shared_heads(bench)
     (project / "data").rename(project / "elsewhere")
-    run_trials(Job(params, place, store, parent, ("a", "b"), heads), bench)
+    run_trials(Job(params, place, store, parent, classes, heads), bench)
     assert numbers(place) == list(range(TRIALS)) and not (project / "data").exists()
-    assert capfd.readouterr().out.count("tune: trial") == TRIALS
+    assert capfd.readouterr().out.count("\ntrial ") == TRIALS
 
 
 def test_a_worker_without_the_data_draws_what_is_left_and_ends(project: Path) -> None:
