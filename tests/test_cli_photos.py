@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -88,6 +89,34 @@ def test_what_takes_too_long_gives_way_depth_first_then_views(root):
         12: (1, 0, 2),  # the linear heads alone
         1: (1, 0, 2),
     }
+
+
+def test_a_base_that_there_is_no_time_for_gives_way_and_that_is_said(photos, run_cli, monkeypatch):
+    """The better of two sizes is said to take an hour."""
+    plan = screen.Screening.plan
+
+    def plan_slowly(self, found, params=None):
+        planned = plan(self, found, params)
+        if found is self.best:
+            planned.steps[0] = replace(planned.steps[0], seconds=3600.0)
+        return planned
+
+    monkeypatch.setattr(screen.Screening, "plan", plan_slowly)
+    sizes = (48, 64)
+    monkeypatch.setattr(
+        screen,
+        "list_bases",
+        lambda _, candidates, __: [
+            each.model_copy(update={"image_size": size}) for size in sizes for each in bases(candidates)
+        ],
+    )
+    answer = run_cli("use", "photos", "--data", "mine", *CANDIDATE, "--minutes", "30")
+    assert answer.code == 0, answer.err
+    (said,) = [line for line in answer.out.splitlines() if line.startswith("Taken is ")]
+    taken = load_params().base.image_size
+    (other,) = set(sizes) - {taken}
+    assert f"at {taken} px: " in said and f"at {other} px would take more than 30 minutes" in said
+    assert f"{other} px would take more than 30 minutes" in (photos / "params.yaml").read_text()
 
 
 def test_of_the_best_bases_the_first_is_taken_that_there_is_time_for(root):

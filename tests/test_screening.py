@@ -97,6 +97,7 @@ def test_a_base_that_knows_something_leaves_a_drawn_one_behind(raw, tmp_path, mo
     assert ranked[0].log_loss == pytest.approx(ranked[0].head.loss, rel=1e-4)
     by_class = ranked[0].accuracy_by_class()
     assert list(by_class.values()) == sorted(by_class.values()) and set(by_class) == set(sample.classes)
+    assert sum(number for number, _ in ranked[0].candidate._laps) == len(sample.labels)  # each went through once
     # Going on from some images to all gives what all at once give, and so it is where mirrored ones come to it.
     rows = np.arange(len(sample.labels))
     again = screening.Candidate(known, sample, known=True, seed=7, work=tmp_path / "again")

@@ -51,8 +51,11 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     reasons = {
         "base.name": f"out of fold {best.accuracy.value:.3f} on {len(best.losses)} images, by `frostline screen`"
     }
-    if best is not screening.best:
-        reasons["base.name"] += f"; {label_of(screening.best.base)} would take more than {minutes:g} minutes"
+    slower = (
+        "" if best is screening.best else f"{label_of(screening.best.base)} would take more than {minutes:g} minutes"
+    )
+    if slower:
+        reasons["base.name"] += f"; {slower}"
     for name, setting in chosen.items():
         settings[name], reasons[name] = setting.value, setting.reason
     settings |= search
@@ -66,6 +69,8 @@ def set_up(root: Path, data: str, candidates: tuple[str, ...], minutes: float, *
     text = apply_settings(default, settings, reasons)
     _checked(text, root, data)
     show(screening)
+    if slower:
+        click.echo(f"Taken is {label_of(best.base)}: {slower}.")
     log_result(params, screening, text)
     model, answer = save_first(screening.params, best)
     accuracy = answer.accuracy
